@@ -1,0 +1,2 @@
+//! ACPI and device-tree descriptions of IOMMUs, parsed into one topology
+#![no_std]

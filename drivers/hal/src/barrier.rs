@@ -1,0 +1,51 @@
+//! Memory barriers, named by what they are for.
+//!
+//! All order normal cacheable memory, as seen by an IOMMU that shares the outer-shareable domain. A walker that
+//! does not snoop needs [`Hal::clean_cache`](crate::Hal::clean_cache) as well.
+
+#![cfg_attr(target_arch = "aarch64", expect(unsafe_code, reason = "barrier instructions"))]
+
+#[cfg(target_arch = "aarch64")]
+macro_rules! barrier {
+    ($instruction:literal) => {
+        // SAFETY: a barrier has no operands and no effect but order.
+        unsafe { core::arch::asm!($instruction, options(nostack, preserves_flags)) }
+    };
+}
+
+/// Makes earlier stores to a structure visible before a later store that publishes it (the valid bit, the
+/// pointer to it, an index in memory).
+#[inline]
+pub fn publish_to_device() {
+    #[cfg(target_arch = "aarch64")]
+    barrier!("dmb oshst");
+    // x86 stores to write-back memory are seen in program order; elsewhere (host tests) threads play the device.
+    #[cfg(not(target_arch = "aarch64"))]
+    core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
+}
+
+/// Makes earlier stores (queue slots, table entries) visible before the register write that tells the device to
+/// look.
+#[inline]
+pub fn before_doorbell() {
+    #[cfg(target_arch = "aarch64")]
+    barrier!("dsb oshst");
+    #[cfg(not(target_arch = "aarch64"))]
+    core::sync::atomic::fence(core::sync::atomic::Ordering::Release);
+}
+
+/// Keeps later accesses from being done before the device's completion, which an earlier load observed.
+#[inline]
+pub fn after_completion() {
+    #[cfg(target_arch = "aarch64")]
+    barrier!("dmb osh");
+    #[cfg(not(target_arch = "aarch64"))]
+    core::sync::atomic::fence(core::sync::atomic::Ordering::Acquire);
+}
+
+/// Orders a store before a later load of something that another CPU changes in the opposite order: a page-table
+/// store against the read of who is attached, and the reverse.
+#[inline]
+pub fn store_then_load() {
+    core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+}

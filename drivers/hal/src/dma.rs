@@ -1,0 +1,363 @@
+//! I/O address spaces: what is mapped, and when the memory behind it is free again.
+
+#![expect(
+    unsafe_code,
+    reason = "mapping memory for a device is a contract of this crate"
+)]
+
+use crate::wait::Timeout;
+use crate::{FrameChain, FrameOrder, Hal, Iova, IovaRange, OutOfMemory, PhysAddr, PhysRange};
+use bitflags::bitflags;
+use core::any::Any;
+use core::fmt;
+use core::sync::atomic::{AtomicU64, Ordering};
+use thiserror::Error;
+
+bitflags! {
+    /// What a device may do.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Access: u8 {
+        /// Read memory.
+        const READ = 1;
+        /// Write memory.
+        const WRITE = 2;
+        /// Fetch instructions.
+        const EXECUTE = 4;
+    }
+}
+
+impl fmt::Display for Access {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (flag, letter) in [(Self::READ, 'r'), (Self::WRITE, 'w'), (Self::EXECUTE, 'x')] {
+            write!(f, "{}", if self.contains(flag) { letter } else { '-' })?;
+        }
+        Ok(())
+    }
+}
+
+/// How a mapping's memory is to be accessed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum MemoryKind {
+    /// Ordinary memory, write-back cacheable and snooped.
+    #[default]
+    WriteBack,
+    /// Memory that is not cached.
+    NonCacheable,
+    /// Device registers: peer-to-peer windows, interrupt doorbells.
+    Device,
+}
+
+/// The attributes of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Attributes {
+    /// What the device may do; not empty.
+    pub access: Access,
+    /// The kind of memory.
+    pub memory: MemoryKind,
+}
+
+impl Attributes {
+    /// Ordinary memory that the device reads and writes.
+    pub const READ_WRITE: Self = Self::memory(Access::READ.union(Access::WRITE));
+    /// Ordinary memory that the device reads.
+    pub const READ: Self = Self::memory(Access::READ);
+    /// Ordinary memory that the device writes and cannot read.
+    pub const WRITE: Self = Self::memory(Access::WRITE);
+    /// Registers that the device writes: an interrupt doorbell.
+    pub const DOORBELL: Self = Self {
+        access: Access::WRITE,
+        memory: MemoryKind::Device,
+    };
+
+    /// Ordinary memory with this access.
+    pub const fn memory(access: Access) -> Self {
+        Self {
+            access,
+            memory: MemoryKind::WriteBack,
+        }
+    }
+}
+
+/// One contiguous piece of a mapping request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// The first I/O virtual address.
+    pub iova: Iova,
+    /// The memory behind it.
+    pub memory: PhysRange,
+    /// The attributes.
+    pub attributes: Attributes,
+}
+
+/// Why nothing was mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum MapError {
+    /// An address or a length is not a multiple of the domain's smallest page.
+    #[error("{iova} is not aligned to the page size")]
+    Misaligned {
+        /// The start of the offending piece.
+        iova: Iova,
+    },
+    /// The piece reaches beyond the addresses that the domain translates, or the memory beyond what it can name.
+    #[error("{iova} is outside the domain's address range")]
+    OutOfRange {
+        /// The start of the offending piece.
+        iova: Iova,
+    },
+    /// Something is mapped there already.
+    #[error("{iova} is mapped already")]
+    Overlap {
+        /// An address that both mappings cover.
+        iova: Iova,
+    },
+    /// The format cannot express the attributes.
+    #[error("the domain cannot express these attributes")]
+    Attributes,
+    /// The domain has no mappings of its own (identity, blocked, shared).
+    #[error("the domain's mappings are not the driver's to change")]
+    NotPaging,
+    /// No memory for tables.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The mapping is made, but hardware that caches absent entries did not confirm it.
+    #[error(transparent)]
+    Sync(#[from] SyncError),
+}
+
+/// Why nothing was unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum UnmapError {
+    /// The range is not a multiple of the domain's smallest page.
+    #[error("{iova} is not aligned to the page size")]
+    Misaligned {
+        /// The start of the range.
+        iova: Iova,
+    },
+    /// The range reaches beyond the addresses that the domain translates.
+    #[error("{iova} is outside the domain's address range")]
+    OutOfRange {
+        /// The start of the range.
+        iova: Iova,
+    },
+    /// The range covers a part of a larger mapping entry.
+    #[error("{iova} lies inside a mapping of {size:#x} bytes that is only partly in the range")]
+    Partial {
+        /// The address of the larger entry.
+        iova: Iova,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// The domain has no mappings of its own.
+    #[error("the domain's mappings are not the driver's to change")]
+    NotPaging,
+    /// The gather still holds the unmaps of another domain.
+    #[error(transparent)]
+    Gather(#[from] GatherBusy),
+}
+
+/// The hardware did not confirm an invalidation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SyncError {
+    /// It did not answer in time.
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+    /// The unit reported an error, or had failed before.
+    #[error("the unit is out of order")]
+    Faulted,
+    /// The gather holds the unmaps of another domain.
+    #[error(transparent)]
+    Gather(#[from] GatherBusy),
+}
+
+/// A gather serves one domain between two syncs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[error("the gather holds unmaps of another domain")]
+pub struct GatherBusy;
+
+/// Where an I/O virtual address leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Translated {
+    /// The physical address.
+    pub phys: PhysAddr,
+    /// What the device may do there.
+    pub attributes: Attributes,
+    /// The size of the entry that maps it, in bytes.
+    pub size: u64,
+}
+
+/// An I/O address space into which memory is mapped for devices.
+///
+/// # Implementation safety
+///
+/// - A device attached to the space reaches nothing but what is mapped in it.
+/// - [`unmap`](Self::unmap) returns the bytes it really took out, and after [`sync`](Self::sync) of the same
+///   gather returned a proof, no device reaches them through this space, whatever it had cached.
+pub unsafe trait IoSpace: Any + Send + Sync {
+    /// The addresses that can be mapped.
+    fn aperture(&self) -> IovaRange;
+
+    /// The page sizes, as a bit mask in bytes.
+    fn page_sizes(&self) -> u64;
+
+    /// Maps all pieces of `list`, or none of them.
+    ///
+    /// # Safety
+    ///
+    /// Until a range is unmapped and the unmap synced, devices may read and write the memory behind it at any
+    /// time; the caller makes sure that this memory is nothing else meanwhile than DMA memory.
+    unsafe fn map(&self, list: &[Mapping]) -> Result<(), MapError>;
+
+    /// Takes out everything mapped in `range` and returns how many bytes that was. Devices may use the old
+    /// translations until `gather` is synced.
+    fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError>;
+
+    /// Returns when no device can use the translations that `gather` collected; the gather is empty afterwards.
+    /// After an error they may still be used, what was unmapped stays quarantined, and nothing is to be reused.
+    fn sync(&self, gather: &mut Gather) -> Result<SyncProof, SyncError>;
+
+    /// Where `iova` leads now, by the tables in memory.
+    fn iova_to_phys(&self, iova: Iova) -> Option<Translated>;
+}
+
+/// Unmaps that wait for one common sync.
+///
+/// It belongs to the first domain that uses it, until that domain syncs it. A dropped gather leaks the table
+/// frames it holds and the memory that was unmapped; nothing is reused without a sync.
+#[derive(Debug)]
+pub struct Gather {
+    round: u64,
+    owner: Option<u64>,
+    range: Option<IovaRange>,
+    leaf_shift: u8,
+    tables: FrameChain,
+    token: u64,
+}
+
+static NEXT_ROUND: AtomicU64 = AtomicU64::new(1);
+static NEXT_SPACE: AtomicU64 = AtomicU64::new(1);
+
+/// Identifies an I/O address space in a [`Gather`]; unique for the life of the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpaceKey(u64);
+
+impl SpaceKey {
+    /// A key that no other space has.
+    #[expect(clippy::new_without_default, reason = "a new key is an act, not a default")]
+    pub fn new() -> Self {
+        Self(NEXT_SPACE.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Gather {
+    /// An empty gather.
+    pub fn new() -> Self {
+        Self {
+            round: NEXT_ROUND.fetch_add(1, Ordering::Relaxed),
+            owner: None,
+            range: None,
+            leaf_shift: u8::MAX,
+            tables: FrameChain::new(FrameOrder::SINGLE),
+            token: 0,
+        }
+    }
+
+    /// The hull of all that was unmapped; `None` if nothing was.
+    pub fn range(&self) -> Option<IovaRange> {
+        self.range
+    }
+
+    /// The smallest entry that was unmapped, as a power of two in bytes.
+    pub fn leaf_shift(&self) -> u8 {
+        self.leaf_shift
+    }
+
+    /// The table frames that were cut off, to be freed after the sync.
+    pub fn tables(&mut self) -> &mut FrameChain {
+        &mut self.tables
+    }
+
+    /// Whether table frames were cut off, so that walk caches have to be invalidated too.
+    pub fn has_tables(&self) -> bool {
+        !self.tables.is_empty()
+    }
+
+    /// A word that the owning back end keeps between unmap and sync (the last request it queued, say).
+    pub fn token(&mut self) -> &mut u64 {
+        &mut self.token
+    }
+
+    /// For back ends: claims the gather for `space`.
+    pub fn claim(&mut self, space: SpaceKey) -> Result<(), GatherBusy> {
+        match self.owner {
+            Some(owner) if owner != space.0 => Err(GatherBusy),
+            _ => {
+                self.owner = Some(space.0);
+                Ok(())
+            }
+        }
+    }
+
+    /// For back ends: adds an unmapped range whose smallest entry has `2^leaf_shift` bytes. The gather has been
+    /// claimed.
+    pub fn record(&mut self, range: IovaRange, leaf_shift: u8) {
+        self.range = Some(self.range.map_or(range, |hull| hull.hull(&range)));
+        self.leaf_shift = self.leaf_shift.min(leaf_shift);
+    }
+
+    /// The round that the next sync ends.
+    pub(crate) fn round(&self) -> u64 {
+        self.round
+    }
+
+    /// For back ends: ends the round after the hardware confirmed it, and frees the table frames.
+    ///
+    /// # Safety
+    ///
+    /// All invalidations for the recorded ranges and tables have completed on every unit, with their device TLBs,
+    /// and the table frames came from `hal`.
+    pub unsafe fn finish<H: Hal>(&mut self, hal: &H) -> SyncProof {
+        let round = self.round;
+        // SAFETY: the caller vouches for the invalidations and the origin of the frames.
+        unsafe { self.tables.free(hal) };
+        *self = Self::new();
+        SyncProof { round }
+    }
+
+    /// For back ends: ends the round without an answer from the hardware. The table frames leak, and what was
+    /// unmapped in this round can never be reclaimed.
+    pub fn quarantine(&mut self) {
+        *self = Self::new();
+    }
+}
+
+impl Default for Gather {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Proof that a round of unmaps has been forgotten by all hardware. Made only by [`Gather::finish`].
+#[derive(Debug)]
+#[must_use]
+pub struct SyncProof {
+    pub(crate) round: u64,
+}
+
+/// Memory that may be given to devices.
+///
+/// # Implementation safety
+///
+/// [`range`](Self::range) always returns the same memory; it belongs to the value, stays where it is when the value
+/// moves, is not freed before the value is dropped, and is only reached by accesses that tolerate a device's
+/// concurrent reads and writes.
+pub unsafe trait DmaMemory {
+    /// The physical memory.
+    fn range(&self) -> PhysRange;
+}
+
+// SAFETY: frames are owned, do not move, and are only reached through atomics and volatile copies.
+unsafe impl<H: Hal> DmaMemory for crate::Frames<H> {
+    fn range(&self) -> PhysRange {
+        Self::range(self)
+    }
+}

@@ -1,0 +1,2 @@
+//! Adversarial hardware models of IOMMUs, for host tests
+#![no_std]

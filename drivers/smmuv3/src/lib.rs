@@ -1,0 +1,2 @@
+//! Arm SMMUv3 driver of the Portcullis IOMMU stack
+#![no_std]

@@ -1,0 +1,2 @@
+//! virtio-iommu driver of the Portcullis IOMMU stack
+#![no_std]

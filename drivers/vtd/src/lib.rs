@@ -1,0 +1,2 @@
+//! Intel VT-d (scalable mode) driver of the Portcullis IOMMU stack
+#![no_std]

@@ -1,0 +1,2 @@
+//! The Portcullis reference hypervisor kernel.
+fn main() {}
