@@ -361,3 +361,48 @@ unsafe impl<H: Hal> DmaMemory for crate::Frames<H> {
         Self::range(self)
     }
 }
+
+/// A mapping whose memory is nobody's to free: what firmware set aside for a device, or a device window such as an
+/// interrupt doorbell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedMapping(Mapping);
+
+impl FixedMapping {
+    /// Vouches for the memory.
+    ///
+    /// # Safety
+    ///
+    /// The memory behind `mapping` is never used as anything else than memory that devices may access as the
+    /// attributes say.
+    pub const unsafe fn new(mapping: Mapping) -> Self {
+        Self(mapping)
+    }
+
+    /// What is mapped.
+    pub const fn mapping(&self) -> &Mapping {
+        &self.0
+    }
+
+    /// The I/O virtual addresses.
+    pub fn range(&self) -> IovaRange {
+        // Both constructors of a range refuse what wraps; a mapping that would is cut at the top, and the map call
+        // refuses it.
+        let last = self.0.iova.get().saturating_add(self.0.memory.len() - 1);
+        IovaRange::from_bounds(self.0.iova, Iova::new(last)).unwrap_or(IovaRange::block(self.0.iova, 1))
+    }
+
+    /// Maps it in `space`, unless just that is mapped there already.
+    pub fn map_into<S: IoSpace + ?Sized>(&self, space: &S) -> Result<(), MapError> {
+        let mapping = self.0;
+        match space.iova_to_phys(mapping.iova) {
+            Some(now)
+                if now.phys == mapping.memory.start()
+                    && now.attributes.access.contains(mapping.attributes.access) =>
+            {
+                Ok(())
+            }
+            // SAFETY: `new` vouched for the memory, for ever.
+            _ => unsafe { space.map(&[mapping]) },
+        }
+    }
+}

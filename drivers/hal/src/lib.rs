@@ -29,12 +29,12 @@ pub mod wait;
 pub use addr::{AddressError, Iova, IovaRange, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 pub use arc::Arc;
 pub use dma::{
-    Access, Attributes, DmaMemory, Gather, GatherBusy, IoSpace, MapError, Mapping, MemoryKind, SpaceKey,
-    SyncError, SyncProof, Translated, UnmapError,
+    Access, Attributes, DmaMemory, FixedMapping, Gather, GatherBusy, IoSpace, MapError, Mapping, MemoryKind,
+    SpaceKey, SyncError, SyncProof, Translated, UnmapError,
 };
 pub use frames::{FrameChain, FrameOrder, Frames, OutOfMemory};
 pub use id::{Asid, DomainId, EndpointId, IdError, Pasid, RequesterId, StreamId, Vmid};
-pub use mapped::{Mapped, Quarantined, Refused, Unsynced};
+pub use mapped::{Mapped, QuarantineReason, Quarantined, Refused, Unsynced};
 pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier};
 pub use mmio::{Mmio, MmioRegion};
 pub use table::{Granule, SharedTable, TableFormat, TableRoot, TableWrites};

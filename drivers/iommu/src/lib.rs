@@ -1,2 +1,32 @@
-//! The vendor-neutral layer of the Portcullis IOMMU stack: units, devices, groups, domains, faults
-#![no_std]
+//! The vendor-neutral layer of the Portcullis IOMMU stack.
+//!
+//! - [`Unit`]: one IOMMU, behind an object-safe trait that the back ends implement. [`UnitInfo`] says what it can do.
+//! - [`Domain`]: an I/O address space; [`DomainSpec`] states the intent when one is made, and a unit refuses there
+//!   what it cannot do.
+//! - [`Device`]: a requester with its unit, endpoint ids, isolation group and reserved regions.
+//! - [`Iommu`]: the registry that a kernel keeps: it owns units and devices, enforces groups, prepares reserved
+//!   regions, and turns what units report into [`Fault`]s with an owner.
+//!
+//! Everything starts denied: a device that is not attached reaches nothing, and its attempts are recorded.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod device;
+mod domain;
+mod fault;
+mod ids;
+mod iova;
+mod registry;
+mod unit;
+
+pub use device::{Device, DeviceDescription, DeviceId, GroupId, PlatformName, ReservedKind, ReservedRegion};
+pub use domain::{Domain, DomainError, DomainInfo, DomainKind, DomainSpec, PagingSpec, Stage};
+pub use fault::{Fault, FaultHandler, FaultLog, FaultReason, FaultRecord, UnitEvent};
+pub use ids::IdPool;
+pub use iova::{IovaAllocator, IovaError};
+pub use registry::{AddDeviceError, Iommu};
+pub use unit::{
+    AttachError, Backend, FaultModels, Missing, Stages, Transition, Unit, UnitId, UnitInfo, UnitStats,
+    WalkCoherency,
+};

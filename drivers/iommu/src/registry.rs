@@ -1,0 +1,232 @@
+//! The registry: units and devices, and the rules that concern several of them.
+
+use crate::{
+    AttachError, Device, DeviceDescription, DeviceId, Domain, DomainError, DomainKind, DomainSpec, Fault,
+    FaultHandler, FaultLog, ReservedKind, Transition, Unit, UnitEvent, UnitId,
+};
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory};
+use spin::{Mutex, RwLock};
+use thiserror::Error;
+
+/// Why a device was not registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum AddDeviceError {
+    /// Its unit is not registered.
+    #[error("unit {0} is not registered")]
+    UnknownUnit(UnitId),
+    /// The name, or one of the endpoint ids on the same unit, is registered already.
+    #[error("the device or one of its endpoints is registered already")]
+    Duplicate,
+    /// No memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// All units and devices of a machine.
+///
+/// A kernel keeps one for its life. Everything but [`handle_interrupt`](Self::handle_interrupt) is for thread context.
+pub struct Iommu<H: Hal> {
+    hal: H,
+    units: RwLock<Vec<Arc<dyn Unit>>>,
+    devices: RwLock<Vec<Arc<Device>>>,
+    /// Serialises changes of attachments, so that the group rule is checked against a state that stays.
+    attaching: Mutex<()>,
+    faults: Mutex<FaultLog>,
+    lost: AtomicU64,
+}
+
+impl<H: Hal> Iommu<H> {
+    /// An empty registry.
+    pub const fn new(hal: H) -> Self {
+        Self {
+            hal,
+            units: RwLock::new(Vec::new()),
+            devices: RwLock::new(Vec::new()),
+            attaching: Mutex::new(()),
+            faults: Mutex::new(FaultLog::new()),
+            lost: AtomicU64::new(0),
+        }
+    }
+
+    /// Registers a unit that is set up and denies everything.
+    pub fn add_unit(&self, unit: Arc<dyn Unit>) -> Result<UnitId, OutOfMemory> {
+        self.hal.critical(|| {
+            let mut units = self.units.write();
+            let id = u16::try_from(units.len()).map_err(|_| OutOfMemory)?;
+            units.try_reserve(1).map_err(|_| OutOfMemory)?;
+            units.push(unit);
+            Ok(UnitId(id))
+        })
+    }
+
+    /// The unit with this number.
+    pub fn unit(&self, id: UnitId) -> Option<Arc<dyn Unit>> {
+        self.units.read().get(usize::from(id.0)).cloned()
+    }
+
+    /// Calls `visit` for each unit, in order of registration.
+    pub fn for_each_unit(&self, mut visit: impl FnMut(UnitId, &Arc<dyn Unit>)) {
+        for id in 0..u16::MAX {
+            match self.unit(UnitId(id)) {
+                Some(unit) => visit(UnitId(id), &unit),
+                None => break,
+            }
+        }
+    }
+
+    /// Registers a device; it stays unattached.
+    pub fn add_device(&self, description: DeviceDescription) -> Result<Arc<Device>, AddDeviceError> {
+        if self.unit(description.unit).is_none() {
+            return Err(AddDeviceError::UnknownUnit(description.unit));
+        }
+        let device = Arc::try_new(Device::new(description))?;
+        self.hal.critical(|| {
+            let mut devices = self.devices.write();
+            let same = |other: &Arc<Device>| {
+                let shares = |endpoint| other.endpoints().contains(endpoint);
+                other.id() == device.id()
+                    || (other.unit() == device.unit() && device.endpoints().iter().any(shares))
+            };
+            if devices.iter().any(same) {
+                return Err(AddDeviceError::Duplicate);
+            }
+            devices.try_reserve(1).map_err(|_| OutOfMemory)?;
+            devices.push(device.clone());
+            Ok(device.clone())
+        })
+    }
+
+    /// The device with this name.
+    pub fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
+        self.devices
+            .read()
+            .iter()
+            .find(|device| device.id() == id)
+            .cloned()
+    }
+
+    /// Calls `visit` for each device, in order of registration.
+    pub fn for_each_device(&self, mut visit: impl FnMut(&Arc<Device>)) {
+        let mut index = 0;
+        while let Some(device) = self.device_at(index) {
+            visit(&device);
+            index += 1;
+        }
+    }
+
+    fn device_at(&self, index: usize) -> Option<Arc<Device>> {
+        self.devices.read().get(index).cloned()
+    }
+
+    /// Makes a domain for `device` and its like.
+    pub fn new_domain(&self, device: &Device, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
+        let unit = self
+            .unit(device.unit())
+            .ok_or(DomainError::OutOfMemory(OutOfMemory))?;
+        unit.new_domain(spec)
+    }
+
+    /// Attaches `device` to `domain`, replacing what it was attached to in one step.
+    ///
+    /// Regions that the device needs are mapped in a paging domain first. On an error the old attachment still works,
+    /// except as [`AttachError::Timeout`] says.
+    pub fn attach(&self, device: &Device, domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
+        let _attaching = self.attaching.lock();
+        if !self.group_allows(device, domain) {
+            return Err(AttachError::GroupInUse);
+        }
+        let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        if domain.info().kind == DomainKind::Paging {
+            for region in device.reserved() {
+                if let ReservedKind::Direct(mapping) | ReservedKind::Msi(mapping) = &region.kind {
+                    mapping.map_into(&**domain).map_err(AttachError::Reserved)?;
+                }
+            }
+        }
+        let result = unit.attach(device.endpoints(), domain);
+        match result {
+            Ok(_) => *device.domain.lock() = Some(domain.clone()),
+            Err(AttachError::Timeout(_)) => *device.domain.lock() = None,
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Detaches `device`: it reaches nothing any more, and its attempts are recorded.
+    pub fn detach(&self, device: &Device) -> Result<(), AttachError> {
+        let _attaching = self.attaching.lock();
+        let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        let result = unit.detach(device.endpoints());
+        *device.domain.lock() = None;
+        result
+    }
+
+    /// Whether nobody in the device's group is attached to another domain.
+    fn group_allows(&self, device: &Device, domain: &Arc<dyn Domain>) -> bool {
+        self.devices.read().iter().all(|other| {
+            let stranger = other.group() == device.group() && other.id() != device.id();
+            !stranger || other.domain().is_none_or(|theirs| Arc::ptr_eq(&theirs, domain))
+        })
+    }
+
+    /// Sets who is told of the device's faults, besides the log.
+    pub fn set_fault_handler(&self, device: &Device, handler: Option<Arc<dyn FaultHandler>>) {
+        let old = self
+            .hal
+            .critical(|| core::mem::replace(&mut *device.handler.lock(), handler));
+        drop(old);
+    }
+
+    /// Reads what a unit has queued for software, logs faults and tells their owners. For interrupt handlers; it never
+    /// waits for hardware.
+    pub fn handle_interrupt(&self, unit: UnitId) {
+        self.hal.critical(|| {
+            let Some(hardware) = self.unit(unit) else { return };
+            hardware.handle_interrupt(&mut |event| match event {
+                UnitEvent::Fault(record) => {
+                    let device = self.owner(unit, record.endpoint);
+                    let fault = Fault {
+                        unit,
+                        device: device.as_ref().map(|device| device.id().clone()),
+                        record,
+                    };
+                    if let Some(device) = device {
+                        device.deliver(&fault);
+                    }
+                    self.faults.lock().push(fault);
+                }
+                UnitEvent::Overflow => {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    log::warn!("{unit}: faults were lost");
+                }
+                UnitEvent::QueueError => log::warn!("{unit}: the command queue stopped at an error"),
+                UnitEvent::UnitError { name, value } => log::error!("{unit}: {name} ({value:#x})"),
+            });
+        });
+    }
+
+    fn owner(&self, unit: UnitId, endpoint: EndpointId) -> Option<Arc<Device>> {
+        let devices = self.devices.read();
+        devices
+            .iter()
+            .find(|device| device.unit() == unit && device.endpoints().contains(&endpoint))
+            .cloned()
+    }
+
+    /// Takes the oldest fault from the log.
+    pub fn next_fault(&self) -> Option<Fault> {
+        self.hal.critical(|| self.faults.lock().pop())
+    }
+
+    /// Faults that the log had no room for.
+    pub fn faults_dropped(&self) -> u64 {
+        self.hal.critical(|| self.faults.lock().dropped())
+    }
+
+    /// How often hardware said that it lost faults.
+    pub fn overflows(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+}

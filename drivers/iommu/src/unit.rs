@@ -1,0 +1,243 @@
+//! What every IOMMU back end offers.
+
+use crate::{Domain, DomainError, DomainSpec, UnitEvent};
+use bitflags::bitflags;
+use core::any::Any;
+use core::fmt;
+use portcullis_hal::wait::Timeout;
+use portcullis_hal::{Arc, EndpointId, MapError, OutOfMemory, SyncError};
+use thiserror::Error;
+
+/// A unit's number in the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnitId(pub u16);
+
+impl fmt::Display for UnitId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "iommu{}", self.0)
+    }
+}
+
+/// The kind of hardware.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// Arm SMMUv3.
+    SmmuV3,
+    /// Intel VT-d in scalable mode.
+    VtdScalable,
+    /// virtio-iommu.
+    VirtioIommu,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SmmuV3 => "SMMUv3",
+            Self::VtdScalable => "VT-d",
+            Self::VirtioIommu => "virtio-iommu",
+        })
+    }
+}
+
+bitflags! {
+    /// The kinds of tables that a unit walks.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Stages: u8 {
+        /// Stage 1; first stage on VT-d.
+        const STAGE_1 = 1;
+        /// Stage 2; second stage on VT-d.
+        const STAGE_2 = 2;
+        /// No tables: the unit keeps mappings itself.
+        const MANAGED = 4;
+    }
+}
+
+bitflags! {
+    /// How a unit lets a device recover from a fault.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct FaultModels: u8 {
+        /// PCI page requests.
+        const PRI = 1;
+        /// Stalled transactions.
+        const STALL = 2;
+    }
+}
+
+/// Whether a unit's reads of tables in memory see the CPU's caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WalkCoherency {
+    /// They do.
+    Snooped,
+    /// They do not: every written line has to be cleaned to memory.
+    NotSnooped,
+}
+
+/// What a unit can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitInfo {
+    /// The kind of hardware.
+    pub backend: Backend,
+    /// The stages it translates with.
+    pub stages: Stages,
+    /// The page sizes, as a bit mask in bytes.
+    pub page_sizes: u64,
+    /// The width of I/O virtual addresses, in bits.
+    pub input_bits: u8,
+    /// The width of physical addresses, in bits.
+    pub output_bits: u8,
+    /// The width of PASIDs, in bits; 0 if there are none.
+    pub pasid_bits: u8,
+    /// How faults can be recovered.
+    pub fault_models: FaultModels,
+    /// Reads of stream, context and PASID tables.
+    pub entry_coherency: WalkCoherency,
+    /// Reads of page tables.
+    pub table_coherency: WalkCoherency,
+    /// Whether there is an identity domain.
+    pub identity: bool,
+    /// Whether both stages can be combined.
+    pub nesting: bool,
+}
+
+bitflags! {
+    /// What a unit lacks for a domain or an attachment.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Missing: u32 {
+        /// Stage-1 translation.
+        const STAGE_1 = 1 << 0;
+        /// Stage-2 translation.
+        const STAGE_2 = 1 << 1;
+        /// Pass-through.
+        const IDENTITY = 1 << 2;
+        /// The page-table format.
+        const FORMAT = 1 << 3;
+        /// The granule.
+        const GRANULE = 1 << 4;
+        /// The width of input addresses.
+        const INPUT_WIDTH = 1 << 5;
+        /// The width of output addresses.
+        const OUTPUT_WIDTH = 1 << 6;
+        /// Walks that snoop the CPU's caches.
+        const COHERENT_WALKS = 1 << 7;
+        /// The kind of unit that the domain was made for.
+        const BACKEND = 1 << 8;
+        /// Foreign page tables.
+        const SHARED_TABLES = 1 << 9;
+    }
+}
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        bitflags::parser::to_writer(self, f)
+    }
+}
+
+/// What the device saw while its translation was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Transition {
+    /// At every moment either the old or the new translation.
+    Hitless,
+    /// For a moment no translation: DMA in flight may have been aborted. Never anybody else's translation.
+    Disruptive,
+}
+
+/// Why an attachment was not changed. The old one still works, except after [`Timeout`](Self::Timeout).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum AttachError {
+    /// The unit cannot do what the domain needs.
+    #[error("the unit lacks {missing}")]
+    Incompatible {
+        /// What it lacks.
+        missing: Missing,
+    },
+    /// The unit cannot address this endpoint.
+    #[error("endpoint {0} is beyond what the unit can address")]
+    UnknownEndpoint(EndpointId),
+    /// A device of the same isolation group is attached to another domain.
+    #[error("a device of the same isolation group is attached elsewhere")]
+    GroupInUse,
+    /// A region that the device needs could not be mapped in the domain.
+    #[error("a reserved region cannot be mapped: {0}")]
+    Reserved(MapError),
+    /// No memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// All ASIDs, VMIDs or domain ids are in use.
+    #[error("no address-space id is free")]
+    NoFreeId,
+    /// The hardware did not confirm the change: the entry is invalid now and the device blocked, and the ids and
+    /// frames concerned are quarantined.
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+    /// The unit failed earlier and takes only blocking any more.
+    #[error("the unit is out of order")]
+    Faulted,
+    /// The unit refused, as a paravirtual one may.
+    #[error("the unit refused")]
+    Refused,
+}
+
+impl From<SyncError> for AttachError {
+    fn from(error: SyncError) -> Self {
+        match error {
+            SyncError::Timeout(timeout) => Self::Timeout(timeout),
+            SyncError::Faulted | SyncError::Gather(_) => Self::Faulted,
+        }
+    }
+}
+
+/// Counters of a unit, since it was set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct UnitStats {
+    /// Domains made.
+    pub domains: u64,
+    /// Attachments changed.
+    pub attaches: u64,
+    /// Faults read from the hardware.
+    pub faults: u64,
+    /// Times the hardware said that it lost faults.
+    pub overflows: u64,
+    /// Invalidation commands submitted (requests, on a paravirtual unit).
+    pub invalidations: u64,
+    /// Synchronisations waited for.
+    pub syncs: u64,
+    /// Writes of a queue's doorbell.
+    pub doorbells: u64,
+    /// Errors of the command or invalidation queue.
+    pub queue_errors: u64,
+}
+
+/// One IOMMU.
+///
+/// All methods may be called on any CPU at any time; only [`handle_interrupt`](Self::handle_interrupt) may be called
+/// from an interrupt handler.
+pub trait Unit: Any + Send + Sync {
+    /// What the unit can do.
+    fn info(&self) -> &UnitInfo;
+
+    /// Makes a domain for devices behind this unit, and behind any other of the same kind that can do as much.
+    fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError>;
+
+    /// Replaces the translation of all `endpoints` of one device. They go together: on an error none has changed,
+    /// except as [`AttachError::Timeout`] says. At no moment does the device use mappings of a third domain.
+    ///
+    /// With a [`Blocked`](crate::DomainKind::Blocked) domain it allocates nothing, and fails only if the hardware
+    /// does not answer.
+    fn attach(&self, endpoints: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError>;
+
+    /// Returns the endpoints to the state after start-up: all DMA is aborted, and recorded as a fault. Allocates
+    /// nothing, and fails only if the hardware does not answer; the entries are invalid even then.
+    fn detach(&self, endpoints: &[EndpointId]) -> Result<(), AttachError>;
+
+    /// Reads everything that the hardware has queued for software. Never waits for the hardware.
+    fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent));
+
+    /// The counters.
+    fn stats(&self) -> UnitStats;
+
+    /// Writes the decoded and raw table entries of an endpoint, one `name: value` per line.
+    fn describe_entry(&self, endpoint: EndpointId, out: &mut dyn fmt::Write) -> fmt::Result;
+
+    /// Writes the decoded and raw registers, one `name: value` per line.
+    fn describe_registers(&self, out: &mut dyn fmt::Write) -> fmt::Result;
+}
