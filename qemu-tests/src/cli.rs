@@ -1,0 +1,111 @@
+//! The command line of `cargo xtask`.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::profile::{Arch, Iommu};
+use crate::ui::{Style, paint};
+use crate::workspace::Workspace;
+use crate::{check, mutants, process, run, setup, shell, test};
+
+/// Set-up, QEMU runs and tests of Portcullis.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Installs what is missing (Rust targets, QEMU); the other commands do so by themselves
+    Setup,
+    /// Boots the reference kernel and runs the main job
+    Run {
+        /// One architecture only
+        arch: Option<Arch>,
+        /// Which IOMMU the machines have
+        #[arg(long, value_enum, default_value_t)]
+        iommu: Iommu,
+    },
+    /// Boots into the kernel's console
+    Shell(Machine),
+    /// Prints the QEMU command line that boots the kernel
+    Qemu(Machine),
+    /// Runs every test on the host and in QEMU
+    Test {
+        /// Only tests whose name contains this (`host/`, `qemu/` and `script/` begin the kinds)
+        filter: Option<String>,
+    },
+    /// Checks formatting, lints and documentation
+    Check,
+    /// Builds deliberate defects and sees that the tests catch them
+    Mutants {
+        /// Only mutants whose name contains this
+        filter: Option<String>,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Machine {
+    /// The architecture
+    arch: Arch,
+    /// Which IOMMU the machine has
+    #[arg(long, value_enum, default_value_t)]
+    iommu: Iommu,
+    /// One machine of qemu-tests/profiles.toml by name
+    #[arg(long)]
+    profile: Option<String>,
+}
+
+/// Does what the command line asks for.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    process::end_groups_on_interrupt();
+    match perform(cli.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{} {error:#}", paint(Style::Bad, "error:"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(action: Action) -> Result<bool> {
+    let workspace = Workspace::current();
+    match action {
+        Action::Setup => setup::command(&workspace).map(|()| true),
+        Action::Run { arch, iommu } => run::command(&workspace, arch, iommu),
+        Action::Shell(machine) => shell::command(
+            &workspace,
+            machine.arch,
+            machine.iommu,
+            machine.profile.as_deref(),
+        ),
+        Action::Qemu(machine) => run::print_command(
+            &workspace,
+            machine.arch,
+            machine.iommu,
+            machine.profile.as_deref(),
+        )
+        .map(|()| true),
+        Action::Test { filter } => test::command(&workspace, filter.as_deref()),
+        Action::Check => check::command(&workspace),
+        Action::Mutants { filter } => mutants::command(&workspace, filter.as_deref()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

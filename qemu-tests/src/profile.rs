@@ -1,0 +1,270 @@
+//! The machines that the kernel is run on: `profiles.toml`.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::qemu::Qemu;
+use crate::workspace::Workspace;
+
+/// A CPU architecture that the kernel is built for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize, clap::ValueEnum)]
+pub enum Arch {
+    /// 64-bit Arm.
+    #[serde(rename = "aarch64")]
+    #[value(name = "aarch64")]
+    Aarch64,
+    /// 64-bit x86.
+    #[serde(rename = "x86_64")]
+    #[value(name = "x86_64")]
+    X86_64,
+}
+
+impl Arch {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Aarch64, Self::X86_64];
+
+    /// The name, as in Rust's targets.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "aarch64",
+            Self::X86_64 => "x86_64",
+        }
+    }
+
+    /// The bare-metal target.
+    pub const fn triple(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "aarch64-unknown-none",
+            Self::X86_64 => "x86_64-unknown-none",
+        }
+    }
+
+    /// QEMU's program.
+    pub const fn qemu_name(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "qemu-system-aarch64",
+            Self::X86_64 => "qemu-system-x86_64",
+        }
+    }
+
+    /// The environment variable that names another QEMU.
+    pub const fn qemu_variable(self) -> &'static str {
+        match self {
+            Self::Aarch64 => "QEMU_AARCH64",
+            Self::X86_64 => "QEMU_X86_64",
+        }
+    }
+
+    /// QEMU's exit status after a kernel that reports success. The debug-exit port gives `(value << 1) | 1`.
+    pub const fn success_status(self) -> i32 {
+        match self {
+            Self::Aarch64 => 0,
+            Self::X86_64 => 0x10 << 1 | 1,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Which IOMMU the machine has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Iommu {
+    /// The architecture's own: SMMUv3 or VT-d.
+    #[default]
+    Native,
+    /// virtio-iommu.
+    Virtio,
+}
+
+/// One machine.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    /// Its name.
+    pub name: String,
+    /// What it has, in a few words.
+    pub about: String,
+    /// Its CPU.
+    pub arch: Arch,
+    /// Its IOMMU.
+    pub iommu: Iommu,
+    args: Vec<String>,
+    /// Words for the kernel's command line, after the job.
+    #[serde(default)]
+    append: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Optional {
+    device: String,
+    args: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Common {
+    args: Vec<String>,
+    #[serde(default)]
+    optional: Vec<Optional>,
+}
+
+/// All machines.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profiles {
+    common: Common,
+    profile: Vec<Profile>,
+}
+
+/// Where the kernel's serial port goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// Pipes of the harness.
+    Piped,
+    /// The user's terminal; Ctrl-A X ends QEMU.
+    Terminal,
+}
+
+impl Profiles {
+    /// Reads `profiles.toml`.
+    pub fn load(workspace: &Workspace) -> Result<Self> {
+        let path = workspace.harness_file("profiles.toml");
+        let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let profiles: Self = toml::from_str(text).context("profiles.toml")?;
+        for (index, profile) in profiles.profile.iter().enumerate() {
+            if profiles.profile[..index]
+                .iter()
+                .any(|other| other.name == profile.name)
+            {
+                bail!("profiles.toml: two profiles are called {}", profile.name);
+            }
+        }
+        Ok(profiles)
+    }
+
+    /// The machines with this IOMMU, of one architecture or of both.
+    pub fn select(&self, arch: Option<Arch>, iommu: Iommu) -> Vec<&Profile> {
+        let fits =
+            |profile: &&Profile| profile.iommu == iommu && arch.is_none_or(|arch| profile.arch == arch);
+        self.profile.iter().filter(fits).collect()
+    }
+
+    /// Every machine.
+    pub fn all(&self) -> &[Profile] {
+        &self.profile
+    }
+
+    /// The machine called `name`.
+    pub fn named(&self, name: &str) -> Result<&Profile> {
+        let names = || {
+            self.profile
+                .iter()
+                .map(|profile| profile.name.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        let found = self.profile.iter().find(|profile| profile.name == name);
+        found.with_context(|| format!("no profile {name:?}; there are {}", names()))
+    }
+
+    /// The whole command that boots `kernel` on a machine.
+    pub fn command(
+        &self,
+        profile: &Profile,
+        qemu: &Qemu,
+        console: Console,
+        kernel: &Path,
+        disk: &Path,
+        job: &str,
+    ) -> Command {
+        let mut command = qemu.command(None);
+        let optional = self
+            .common
+            .optional
+            .iter()
+            .filter(|optional| qemu.has_device(&optional.device));
+        let disk = disk.to_string_lossy().replace(',', ",,");
+        // The machine's own devices come first, so that they get the slots that they ask for.
+        for arg in profile
+            .args
+            .iter()
+            .chain(&self.common.args)
+            .chain(optional.flat_map(|optional| &optional.args))
+        {
+            command.arg(arg.replace("@DISK@", &disk));
+        }
+        match console {
+            Console::Piped => command.args(["-serial", "stdio"]),
+            Console::Terminal => command.args([
+                "-chardev",
+                "stdio,id=console,mux=on,signal=off",
+                "-serial",
+                "chardev:console",
+            ]),
+        };
+        command.arg("-kernel").arg(kernel);
+        let words: Vec<String> = std::iter::once(format!("job={job}"))
+            .chain(profile.append.iter().cloned())
+            .collect();
+        command.arg("-append").arg(words.join(" "));
+        command
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn profiles() -> Profiles {
+        Profiles::parse(include_str!("../profiles.toml")).unwrap()
+    }
+
+    #[test]
+    fn every_architecture_has_a_native_and_a_virtio_machine() {
+        for arch in Arch::ALL {
+            for iommu in [Iommu::Native, Iommu::Virtio] {
+                assert!(
+                    !profiles().select(Some(arch), iommu).is_empty(),
+                    "{arch} {iommu:?}"
+                );
+            }
+        }
+        assert_eq!(profiles().select(Some(Arch::X86_64), Iommu::Native).len(), 2);
+        assert_eq!(profiles().select(None, Iommu::Native).len(), 3);
+    }
+
+    #[test]
+    fn success_is_told_apart_from_a_plain_exit_on_x86() {
+        assert_eq!(Arch::X86_64.success_status(), 33);
+        assert_eq!(Arch::Aarch64.success_status(), 0);
+    }
+
+    #[test]
+    fn unknown_names_and_double_names_are_errors() {
+        assert!(
+            profiles()
+                .named("sparc")
+                .unwrap_err()
+                .to_string()
+                .contains("aarch64")
+        );
+        let twice = "[common]\nargs=[]\n".to_owned()
+            + &"[[profile]]\nname='a'\nabout=''\narch='x86_64'\niommu='native'\nargs=[]\n".repeat(2);
+        assert!(Profiles::parse(&twice).is_err());
+    }
+}
