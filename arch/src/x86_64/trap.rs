@@ -1,0 +1,231 @@
+//! Exceptions and interrupts: the descriptor table, the entry code, and what becomes of an exception.
+
+#![expect(unsafe_code, reason = "interrupt entry points")]
+
+use super::boot::Console;
+use super::percpu::Emergency;
+use super::power::{self, Outcome};
+use super::{console, cpu, interrupts};
+use core::arch::global_asm;
+use core::fmt::{self, Write};
+use spin::Once;
+use x86_64::VirtAddr;
+use x86_64::registers::control::Cr2;
+use x86_64::structures::idt::{
+    ExceptionVector, InterruptDescriptorTable, PageFaultErrorCode, SelectorErrorCode,
+};
+
+// One stub per vector, 16 bytes apart: each pushes an error code, where the CPU did not (SDM vol. 3, table 7-1), and
+// its vector, so that all frames look alike.
+global_asm!(
+    r#"
+    .section .text.trap, "ax"
+    .balign 16
+    .global trap_stubs
+trap_stubs:
+    .set vector, 0
+    .rept 256
+    .balign 16
+    .if vector != 8 && (vector < 10 || vector > 14) && vector != 17 && vector != 21 && vector != 29 && vector != 30
+    pushq $0
+    .endif
+    pushq $vector
+    jmp trap_common
+    .set vector, vector + 1
+    .endr
+
+trap_common:
+    cld
+    pushq %rax
+    pushq %rcx
+    pushq %rdx
+    pushq %rbx
+    pushq %rbp
+    pushq %rsi
+    pushq %rdi
+    pushq %r8
+    pushq %r9
+    pushq %r10
+    pushq %r11
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, %rdi
+    call {trap}
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %r11
+    popq %r10
+    popq %r9
+    popq %r8
+    popq %rdi
+    popq %rsi
+    popq %rbp
+    popq %rbx
+    popq %rdx
+    popq %rcx
+    popq %rax
+    addq $16, %rsp
+    iretq
+    "#,
+    trap = sym trap,
+    options(att_syntax)
+);
+
+unsafe extern "C" {
+    static trap_stubs: u8;
+}
+
+/// The distance between the entry points of two vectors, in bytes.
+const STUB_SIZE: u64 = 16;
+
+/// The first vector that is no exception.
+const FIRST_INTERRUPT: u8 = 32;
+
+/// All registers of the interrupted code, as the entry stubs push them.
+#[derive(Debug)]
+#[repr(C)]
+pub(super) struct TrapFrame {
+    pub(super) r15: u64,
+    pub(super) r14: u64,
+    pub(super) r13: u64,
+    pub(super) r12: u64,
+    pub(super) r11: u64,
+    pub(super) r10: u64,
+    pub(super) r9: u64,
+    pub(super) r8: u64,
+    pub(super) rdi: u64,
+    pub(super) rsi: u64,
+    pub(super) rbp: u64,
+    pub(super) rbx: u64,
+    pub(super) rdx: u64,
+    pub(super) rcx: u64,
+    pub(super) rax: u64,
+    pub(super) vector: u64,
+    pub(super) error_code: u64,
+    pub(super) rip: u64,
+    pub(super) cs: u64,
+    pub(super) rflags: u64,
+    pub(super) rsp: u64,
+    pub(super) ss: u64,
+}
+
+static TABLE: Once<InterruptDescriptorTable> = Once::new();
+
+/// Loads the descriptor table, which the first caller builds. The CPU's own GDT is in place.
+pub(super) fn load() {
+    TABLE.call_once(build).load();
+}
+
+fn build() -> InterruptDescriptorTable {
+    let base = (&raw const trap_stubs).addr() as u64;
+    let stub = |vector: u8| VirtAddr::new(base + u64::from(vector) * STUB_SIZE);
+    let mut table = InterruptDescriptorTable::new();
+    macro_rules! exceptions {
+        ($($entry:ident: $vector:ident $(on $stack:ident)?;)*) => {$({
+            // SAFETY: the stub of this vector makes a frame of the right form and saves all registers.
+            let options = unsafe { table.$entry.set_handler_addr(stub(ExceptionVector::$vector as u8)) };
+            // SAFETY: `PerCpu` fills this entry of each CPU's interrupt stack table, and no other vector uses it.
+            $(unsafe { options.set_stack_index(Emergency::$stack as u16) };)?
+            let _ = options;
+        })*};
+    }
+    exceptions! {
+        divide_error: Division;
+        debug: Debug;
+        non_maskable_interrupt: NonMaskableInterrupt on NonMaskable;
+        breakpoint: Breakpoint;
+        overflow: Overflow;
+        bound_range_exceeded: BoundRange;
+        invalid_opcode: InvalidOpcode;
+        device_not_available: DeviceNotAvailable;
+        double_fault: Double on DoubleFault;
+        invalid_tss: InvalidTss;
+        segment_not_present: SegmentNotPresent;
+        stack_segment_fault: Stack;
+        general_protection_fault: GeneralProtection;
+        page_fault: Page;
+        x87_floating_point: X87FloatingPoint;
+        alignment_check: AlignmentCheck;
+        machine_check: MachineCheck on MachineCheck;
+        simd_floating_point: SimdFloatingPoint;
+        virtualization: Virtualization;
+        cp_protection_exception: ControlProtection;
+    }
+    for vector in FIRST_INTERRUPT..=u8::MAX {
+        // SAFETY: as above.
+        unsafe { table[vector].set_handler_addr(stub(vector)) };
+    }
+    table
+}
+
+/// Called by the stubs.
+extern "C" fn trap(frame: &mut TrapFrame) {
+    let vector = frame.vector as u8;
+    if vector >= FIRST_INTERRUPT {
+        interrupts::dispatch(vector);
+    } else if vector == ExceptionVector::Breakpoint as u8 {
+        let _ = writeln!(Console, "breakpoint: cpu {} rip={:#x}", cpu::index(), frame.rip);
+    } else {
+        die(frame)
+    }
+}
+
+/// Prints an exception that nobody expects, and ends the run.
+fn die(frame: &TrapFrame) -> ! {
+    // The exception may have come in the middle of output.
+    console::force_unlock();
+    let _ = writeln!(Console, "panic: exception on cpu {}: {frame}", cpu::index());
+    power::exit(Outcome::Failure)
+}
+
+impl fmt::Display for TrapFrame {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match ExceptionVector::try_from(self.vector as u8) {
+            Ok(name) => write!(
+                f,
+                "{name:?} (vector {}), error code {:#x}",
+                self.vector, self.error_code
+            )?,
+            Err(_) => write!(f, "vector {}, error code {:#x}", self.vector, self.error_code)?,
+        }
+        match self.vector {
+            // Exceptions whose error code names a selector.
+            10..=13 => write!(f, " {:?}", SelectorErrorCode::new_truncate(self.error_code))?,
+            14 => {
+                let cause = PageFaultErrorCode::from_bits_truncate(self.error_code);
+                write!(f, " {cause:?} at {:#x}", Cr2::read_raw())?;
+            }
+            _ => {}
+        }
+        writeln!(f)?;
+        writeln!(
+            f,
+            "  rip={:#018x} cs={:#x} rflags={:#x} rsp={:#018x} ss={:#x}",
+            self.rip, self.cs, self.rflags, self.rsp, self.ss
+        )?;
+        writeln!(
+            f,
+            "  rax={:#018x} rbx={:#018x} rcx={:#018x} rdx={:#018x}",
+            self.rax, self.rbx, self.rcx, self.rdx
+        )?;
+        writeln!(
+            f,
+            "  rsi={:#018x} rdi={:#018x} rbp={:#018x}  r8={:#018x}",
+            self.rsi, self.rdi, self.rbp, self.r8
+        )?;
+        writeln!(
+            f,
+            "   r9={:#018x} r10={:#018x} r11={:#018x} r12={:#018x}",
+            self.r9, self.r10, self.r11, self.r12
+        )?;
+        write!(
+            f,
+            "  r13={:#018x} r14={:#018x} r15={:#018x}",
+            self.r13, self.r14, self.r15
+        )
+    }
+}
