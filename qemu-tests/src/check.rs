@@ -1,6 +1,141 @@
-//! stub
+//! `cargo xtask check`: formatting, lints and documentation, on the host and for both bare-metal targets.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+
+use crate::profile::Arch;
+use crate::setup::rustup;
+use crate::test::BARE_METAL_ONLY;
+use crate::ui::{self, Style, paint};
 use crate::workspace::Workspace;
-/// stub
-pub fn command(_: &Workspace) -> anyhow::Result<bool> {
-    Ok(true)
+
+/// Packages that need a host.
+const HOST_ONLY: [&str; 2] = ["portcullis-qemu-tests", "portcullis-model"];
+
+/// One thing that is checked.
+struct Step {
+    name: String,
+    command: Command,
+}
+
+/// Checks everything. Says whether it is all well.
+pub fn command(workspace: &Workspace) -> Result<bool> {
+    rustup::ensure_targets(workspace)?;
+    rustup::ensure_components(workspace)?;
+    let mut failed = Vec::new();
+    let steps = steps(workspace)?;
+    let count = steps.len();
+    for mut step in steps {
+        ui::say(&step.name);
+        let started = Instant::now();
+        let status = step
+            .command
+            .stdin(Stdio::null())
+            .status()
+            .context("cannot start cargo")?;
+        if status.success() {
+            println!(
+                "{} {} ({})",
+                paint(Style::Good, "ok  "),
+                step.name,
+                ui::seconds(started.elapsed())
+            );
+        } else {
+            println!("{} {}", paint(Style::Bad, "FAIL"), step.name);
+            failed.push(step.name);
+        }
+    }
+    if failed.is_empty() {
+        println!("check: all {count} steps passed");
+    } else {
+        println!(
+            "check: {} of {count} steps failed: {}",
+            failed.len(),
+            failed.join(", ")
+        );
+    }
+    Ok(failed.is_empty())
+}
+
+fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
+    let mut steps = Vec::new();
+    let mut step = |name: String, arguments: &[&str], tail: &[&str]| {
+        let mut command = workspace.cargo();
+        command
+            .args(arguments)
+            .args(tail)
+            .env("RUSTDOCFLAGS", "-D warnings");
+        steps.push(Step { name, command });
+    };
+    let exclude = |packages: &[&'static str]| -> Vec<&'static str> {
+        packages
+            .iter()
+            .flat_map(|package| ["--exclude", package])
+            .collect()
+    };
+    let deny = ["--", "-D", "warnings"];
+    step("formatting".to_owned(), &["fmt", "--all", "--check"], &[]);
+
+    let host = [
+        &["clippy", "--quiet", "--workspace", "--all-targets"][..],
+        &exclude(&BARE_METAL_ONLY),
+    ]
+    .concat();
+    step("clippy on the host".to_owned(), &host, &deny);
+    for arch in Arch::ALL {
+        let target = ["--target", arch.triple()];
+        let bare = [
+            &["clippy", "--quiet", "--workspace"][..],
+            &exclude(&HOST_ONLY),
+            &target,
+        ]
+        .concat();
+        step(format!("clippy for {}", arch.triple()), &bare, &deny);
+    }
+
+    let drivers = driver_packages(workspace)?;
+    let packages: Vec<&str> = drivers
+        .iter()
+        .flat_map(|package| ["--package", package])
+        .collect();
+    for arch in Arch::ALL {
+        let arguments = [&["build", "--quiet", "--target", arch.triple()][..], &packages].concat();
+        step(format!("drivers for {}", arch.triple()), &arguments, &[]);
+    }
+
+    let host = [
+        &["doc", "--quiet", "--no-deps", "--workspace"][..],
+        &exclude(&BARE_METAL_ONLY),
+    ]
+    .concat();
+    step("documentation on the host".to_owned(), &host, &[]);
+    for arch in Arch::ALL {
+        let mut arguments = vec!["doc", "--quiet", "--no-deps", "--target", arch.triple()];
+        arguments.extend(BARE_METAL_ONLY.iter().flat_map(|package| ["--package", package]));
+        step(format!("documentation for {}", arch.triple()), &arguments, &[]);
+    }
+    Ok(steps)
+}
+
+/// The library packages below `drivers/`, which embedders build for bare metal.
+fn driver_packages(workspace: &Workspace) -> Result<Vec<String>> {
+    let folder = workspace.root().join("drivers");
+    let entries = fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut names = Vec::new();
+    for manifest in entries.filter_map(|entry| entry.ok().map(|entry| entry.path().join("Cargo.toml"))) {
+        let Ok(text) = fs::read_to_string(&manifest) else {
+            continue;
+        };
+        let table: toml::Table = text.parse().with_context(|| format!("{}", manifest.display()))?;
+        let name = table
+            .get("package")
+            .and_then(|package| package.get("name"))
+            .and_then(toml::Value::as_str);
+        names.extend(name.filter(|name| !HOST_ONLY.contains(name)).map(str::to_owned));
+    }
+    names.sort();
+    Ok(names)
 }

@@ -2,7 +2,7 @@
 //!
 //! It installs what is missing ([`setup`]), boots the reference kernel in QEMU ([`profile`], [`session`]), reads what
 //! the kernel says on its serial port ([`protocol`]) and holds it against what the host knows ([`verdict`], [`disk`]).
-//! On top of that stand the commands: [`run`], [`shell`], [`test`], [`check`] and [`mutants`].
+//! On top of that stand the commands: [`run`], [`shell`], [`mod@test`], [`check`] and [`mutants`].
 
 pub mod build;
 pub mod check;

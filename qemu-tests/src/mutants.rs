@@ -1,6 +1,192 @@
-//! stub
+//! `cargo xtask mutants`: deliberate defects, each built alone, each to be caught by the check it names.
+
+pub mod judge;
+pub mod list;
+pub mod tree;
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::host_tests::{self, HostRun};
+use crate::profile::{Arch, Profiles};
+use crate::run::{Judged, Lab};
+use crate::setup::{self, Tools};
+use crate::ui::{self, Style, paint};
 use crate::workspace::Workspace;
-/// stub
-pub fn command(_: &Workspace, _: Option<&str>) -> anyhow::Result<bool> {
-    Ok(true)
+use judge::Judgement;
+use list::{Mutant, Trial};
+use tree::Tree;
+
+/// A limit for building and running one package's host tests.
+const HOST_LIMIT: Duration = Duration::from_secs(600);
+
+/// A place to build mutants in, and what the unmutated build does there.
+struct Bench {
+    tree: Tree,
+    tools: Tools,
+    /// The names of the checks or tests that pass unmutated.
+    passing: HashMap<Trial, Vec<String>>,
+}
+
+/// Tries every mutant whose name contains `filter`. Says whether all were caught.
+pub fn command(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
+    let mutants: Vec<Mutant> = list::load(workspace)?
+        .into_iter()
+        .filter(|mutant| filter.is_none_or(|filter| mutant.name.contains(filter)))
+        .collect();
+    if mutants.is_empty() {
+        println!(
+            "no mutant {}",
+            if filter.is_some() {
+                "matches"
+            } else {
+                "is listed in qemu-tests/mutants.toml"
+            }
+        );
+        println!("0 caught, 0 missed");
+        // A filter that matches nothing is a slip of the keyboard; an empty list is an honest state.
+        return Ok(filter.is_none());
+    }
+    let tools = setup::ensure(workspace)?;
+    let tree = Tree::copy(workspace)?;
+    let mut bench = Bench {
+        tree,
+        tools,
+        passing: HashMap::new(),
+    };
+    for mutant in &mutants {
+        bench.learn(&mutant.trial()?)?;
+    }
+    let mut rows = vec![
+        ["mutant", "caught by", "time", "verdict"]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    let mut missed = 0usize;
+    for mutant in &mutants {
+        ui::say(&format!("{}: {}", mutant.name, mutant.why));
+        let started = Instant::now();
+        let judgement = bench
+            .attempt(workspace, mutant)
+            .unwrap_or_else(|error| Judgement::Missed(format!("{error:#}")));
+        let (style, verdict) = match &judgement {
+            Judgement::Caught => (Style::Good, "caught".to_owned()),
+            Judgement::Missed(why) => (Style::Bad, format!("MISSED: {why}")),
+        };
+        missed += usize::from(judgement != Judgement::Caught);
+        println!("{} {verdict} ({})", mutant.name, ui::seconds(started.elapsed()));
+        let caught_by = mutant.caught_by.clone();
+        rows.push(vec![
+            mutant.name.clone(),
+            caught_by,
+            ui::seconds(started.elapsed()),
+            paint(style, &verdict),
+        ]);
+    }
+    println!("\n{}", ui::table(&rows));
+    println!("{} caught, {missed} missed", mutants.len() - missed);
+    Ok(missed == 0)
+}
+
+impl Bench {
+    /// Runs the unmutated build and remembers what passes.
+    fn learn(&mut self, trial: &Trial) -> Result<()> {
+        if self.passing.contains_key(trial) {
+            return Ok(());
+        }
+        ui::say(&format!("unmutated: {trial}"));
+        let passing = match trial {
+            Trial::Kernel { .. } => {
+                let judged = self.run_kernel(trial)?;
+                if !judged.held() {
+                    bail!(
+                        "the unmutated build does not hold ({trial}): {}",
+                        judged.problems.join("; ")
+                    );
+                }
+                judge::passed_checks(&judged)
+            }
+            Trial::Host { .. } => {
+                let run = self.run_host(trial)?;
+                if !run.held() {
+                    bail!(
+                        "the unmutated build does not hold ({trial}): see host-tests in {:?}",
+                        self.logs()
+                    );
+                }
+                judge::passed_tests(&run)
+            }
+        };
+        self.passing.insert(trial.clone(), passing);
+        Ok(())
+    }
+
+    fn logs(&self) -> std::path::PathBuf {
+        self.tree.workspace().log_dir()
+    }
+
+    /// Builds and runs one mutant. The tree is whole again afterwards, whatever happens.
+    fn attempt(&self, workspace: &Workspace, mutant: &Mutant) -> Result<Judgement> {
+        let trial = mutant.trial()?;
+        let known = self
+            .passing
+            .get(&trial)
+            .is_some_and(|passing| passing.contains(&mutant.caught_by));
+        if !known {
+            bail!(
+                "`{}` is not among what passes in the unmutated build",
+                mutant.caught_by
+            );
+        }
+        let _patched = self.tree.patch(&mutant.edits())?;
+        let keep = |text: &[u8]| -> Result<()> {
+            fs::create_dir_all(workspace.log_dir())?;
+            fs::write(
+                workspace.log_dir().join(format!("mutant-{}.log", mutant.name)),
+                text,
+            )?;
+            Ok(())
+        };
+        match &trial {
+            Trial::Kernel { .. } => {
+                let judged = self.run_kernel(&trial)?;
+                keep(&fs::read(&judged.outcome.log).unwrap_or_default())?;
+                Ok(judge::kernel(&mutant.caught_by, &judged.outcome, &judged.host))
+            }
+            Trial::Host { .. } => {
+                let run = self.run_host(&trial)?;
+                keep(run.output.as_bytes())?;
+                Ok(judge::host(&mutant.caught_by, &mutant.also, &run))
+            }
+        }
+    }
+
+    fn run_kernel(&self, trial: &Trial) -> Result<Judged> {
+        let Trial::Kernel { profile, job } = trial else {
+            bail!("{trial} is not a kernel run")
+        };
+        let workspace = self.tree.workspace();
+        let arch: Arch = Profiles::load(workspace)?.named(profile)?.arch;
+        let lab = Lab::with_tools(workspace, &self.tools, &[arch])?;
+        lab.job(lab.profiles.named(profile)?, job, |_| {})
+            .with_context(|| trial.to_string())
+    }
+
+    fn run_host(&self, trial: &Trial) -> Result<HostRun> {
+        let Trial::Host { package } = trial else {
+            bail!("{trial} is not a host test")
+        };
+        // One by one, so that "earlier" means something.
+        let arguments = ["--package", package, "--no-fail-fast", "--", "--test-threads=1"];
+        host_tests::run(
+            self.tree.workspace(),
+            &arguments,
+            "host-tests.log",
+            HOST_LIMIT,
+            |_| {},
+        )
+    }
 }

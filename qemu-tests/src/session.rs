@@ -142,8 +142,9 @@ impl Session {
         }
     }
 
-    /// Waits for QEMU's end, and ends it at `deadline`.
+    /// Waits for QEMU's end, and ends it at `deadline`. What it still says goes to the log.
     pub fn finish(&mut self, deadline: Instant) -> Result<Option<ExitStatus>> {
+        while let Ok(Some(_)) = self.next(deadline) {}
         let status = self.group.wait_until(deadline).context("cannot wait for QEMU")?;
         if status.is_none() {
             let _ = self.group.kill();
