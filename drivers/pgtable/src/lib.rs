@@ -1,2 +1,58 @@
-//! Page tables for IOMMUs and CPUs: VMSAv8-64, x86-64 and VT-d second stage under one walker
+//! Page tables for IOMMUs and CPUs: VMSAv8-64 stages 1 and 2, x86-64 and VT-d's first stage, and VT-d's second
+//! stage, under one walker that is monomorphised per format.
+//!
+//! ```
+//! # use portcullis_hal::{Attributes, Gather, Iova, IovaRange, Mapping, PhysAddr, PhysRange, TableWrites};
+//! # let hal = portcullis_hal::host::HostHal::new();
+//! use portcullis_pgtable::{Config, PageTable, VmsaStage1};
+//!
+//! let table = PageTable::new(&hal, VmsaStage1::<12>::new(), Config {
+//!     input_bits: 48,
+//!     output_bits: 44,
+//!     page_sizes: u64::MAX,
+//!     writes: TableWrites::Cached,
+//! })?;
+//! let iova = Iova::new(0x10_0000);
+//! let memory = PhysRange::new(PhysAddr::new(0x8000_0000), 0x20_0000)?;
+//! table.map(&[Mapping { iova, memory, attributes: Attributes::READ_WRITE }])?;
+//! assert_eq!(table.translate(Iova::new(0x10_0123)).unwrap().phys, PhysAddr::new(0x8000_0123));
+//!
+//! // table.root() goes to the hardware. After an unmap, the gather says what has to be invalidated.
+//! let mut gather = Gather::new();
+//! table.unmap(IovaRange::new(iova, 0x20_0000)?, &mut gather)?;
+//! assert_eq!(gather.range(), Some(IovaRange::new(iova, 0x20_0000)?));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! | format | levels | pages | refuses |
+//! |---|---|---|---|
+//! | [`VmsaStage1`] | by width, 32 to 48 bits | 4K 2M 1G; 16K 32M; 64K 512M | write-only |
+//! | [`VmsaStage2`] | by width, concatenated roots | as above | |
+//! | [`X86`] | 4, 5 | 4K 2M 1G | write-only |
+//! | [`VtdSecondStage`] | 3, 4, 5 | 4K 2M 1G | execute |
+//!
+//! No format maps registers ([`MemoryKind::Device`](portcullis_hal::MemoryKind)) executable, and none maps
+//! executable what cannot be read.
+//!
+//! Order of stores: a table is complete, and cleaned where the walker does not snoop, before the entry that
+//! references it is written; leaves are complete and cleaned, by cache lines, before a call returns.
+//!
+//! All unsafe code is in one module, `tree`.
 #![no_std]
+
+mod format;
+mod map;
+pub mod spec;
+mod table;
+mod tree;
+mod unmap;
+mod vmsa;
+mod vtd;
+mod walk;
+mod x86;
+
+pub use format::{Config, ConfigError, Format, Geometry, Kind, Levels};
+pub use table::PageTable;
+pub use vmsa::{MAIR, Stage, Stage1, Stage2, Vmsa, VmsaStage1, VmsaStage2};
+pub use vtd::VtdSecondStage;
+pub use x86::{AccessedDirty, X86};

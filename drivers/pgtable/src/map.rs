@@ -1,0 +1,343 @@
+//! Mapping a list of pieces: all or nothing, and nothing that hardware can see before it is certain.
+//!
+//! A list is walked twice: once to check that all places are free and to install the tables that are missing,
+//! which may fail, and once to write the leaves, which cannot. So a mapping that is refused was never visible,
+//! and needs no invalidation. Between the walks nothing else can take the places: they are the caller's.
+//!
+//! In a list whose pieces do not ascend, a piece may overlap an earlier one, which the tables do not show yet.
+//! Such lists leave a mark in each place as they check it.
+
+use crate::format::{Format, Kind, level_shift, low_bits};
+use crate::table::PageTable;
+use crate::tree::Below;
+use crate::walk::Cursor;
+use core::sync::atomic::{AtomicU64, Ordering};
+use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, barrier};
+
+/// A place that a map call has taken and not written yet. In every format the word is absent to hardware.
+pub(crate) const RESERVED: u64 = 1 << 3;
+
+/// Leaf runs from this length on are worth a look at the table's leaf count.
+const LONG_RUN: usize = 16;
+
+/// A valid piece of a list.
+#[derive(Clone, Copy)]
+struct Piece {
+    iova: u64,
+    phys: u64,
+    len: u64,
+    attribute_bits: u64,
+}
+
+/// Entries of one table for leaves that follow each other.
+struct Run<'w> {
+    slots: &'w [AtomicU64],
+    level: u32,
+    iova: u64,
+    /// The first leaf, and what has to be added for the next.
+    leaf: u64,
+    step: u64,
+}
+
+impl Run<'_> {
+    fn overlap(&self, index: usize) -> MapError {
+        overlap(self.iova.wrapping_add(self.step.wrapping_mul(index as u64)))
+    }
+}
+
+fn overlap(iova: u64) -> MapError {
+    MapError::Overlap {
+        iova: Iova::new(iova),
+    }
+}
+
+/// What one walk over the pieces does.
+trait Pass {
+    /// Goes down through the cursor's entry, which is not to hold a leaf.
+    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError>;
+
+    /// Handles a run, up to an entry that references a table, and returns how many entries these were.
+    fn leaves<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, run: &Run<'_>)
+    -> Result<usize, MapError>;
+}
+
+/// Finds out whether the places are free, and installs missing tables.
+struct Check;
+/// As [`Check`], and marks the places.
+struct Reserve;
+/// Takes the marks of [`Reserve`] away.
+struct Release;
+/// Writes the leaves.
+struct Write;
+
+fn grow<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, iova: u64) -> Result<(), MapError> {
+    match cursor.descend_or_grow()? {
+        Below::Table(_) => Ok(()),
+        Below::Leaf(_) | Below::Absent => Err(overlap(iova)),
+    }
+}
+
+/// The tables are there, unless somebody else works on the same range.
+fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, iova: u64) -> Result<(), MapError> {
+    match cursor.descend() {
+        Below::Table(_) => Ok(()),
+        Below::Leaf(_) | Below::Absent => Err(overlap(iova)),
+    }
+}
+
+impl Pass for Check {
+    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
+        grow(cursor, cursor.address())
+    }
+
+    #[inline]
+    fn leaves<H: Hal, F: Format>(
+        cursor: &mut Cursor<'_, '_, H, F>,
+        run: &Run<'_>,
+    ) -> Result<usize, MapError> {
+        if run.level == 0 && run.slots.len() >= LONG_RUN && cursor.leaf_count() == 0 {
+            return Ok(run.slots.len());
+        }
+        for (i, slot) in run.slots.iter().enumerate() {
+            let entry = slot.load(Ordering::Relaxed);
+            if entry != 0 {
+                return taken::<F>(run, i, entry);
+            }
+        }
+        Ok(run.slots.len())
+    }
+}
+
+impl Pass for Reserve {
+    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
+        grow(cursor, cursor.address())
+    }
+
+    fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
+        for (i, slot) in run.slots.iter().enumerate() {
+            if let Err(entry) = slot.compare_exchange(0, RESERVED, Ordering::Relaxed, Ordering::Relaxed) {
+                return taken::<F>(run, i, entry);
+            }
+        }
+        Ok(run.slots.len())
+    }
+}
+
+impl Pass for Release {
+    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
+        descend(cursor, cursor.address())
+    }
+
+    fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
+        for (i, slot) in run.slots.iter().enumerate() {
+            let free = slot.compare_exchange(RESERVED, 0, Ordering::Relaxed, Ordering::Relaxed);
+            if let Err(entry) = free
+                && F::kind(entry, run.level) == Kind::Table
+            {
+                return Ok(i);
+            }
+        }
+        Ok(run.slots.len())
+    }
+}
+
+impl Pass for Write {
+    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
+        descend(cursor, cursor.address())
+    }
+
+    #[inline]
+    fn leaves<H: Hal, F: Format>(
+        cursor: &mut Cursor<'_, '_, H, F>,
+        run: &Run<'_>,
+    ) -> Result<usize, MapError> {
+        let mut leaf = run.leaf;
+        let mut written = run.slots.len();
+        if run.level == 0 {
+            for slot in run.slots {
+                slot.store(leaf, Ordering::Relaxed);
+                leaf = leaf.wrapping_add(run.step);
+            }
+        } else {
+            for (i, slot) in run.slots.iter().enumerate() {
+                if F::kind(slot.load(Ordering::Relaxed), run.level) == Kind::Table {
+                    written = i;
+                    break;
+                }
+                slot.store(leaf, Ordering::Relaxed);
+                leaf = leaf.wrapping_add(run.step);
+            }
+        }
+        cursor.changed(written, written as i64);
+        Ok(written)
+    }
+}
+
+/// A run meets an entry that is not empty.
+#[cold]
+fn taken<F: Format>(run: &Run<'_>, index: usize, entry: u64) -> Result<usize, MapError> {
+    match F::kind(entry, run.level) {
+        Kind::Table => Ok(index),
+        Kind::Leaf | Kind::Absent => Err(run.overlap(index)),
+    }
+}
+
+/// Whether the pieces of a list come in ascending order without overlap.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Ascending,
+    Mixed,
+}
+
+impl<H: Hal, F: Format> PageTable<H, F> {
+    pub(crate) fn map_list(&self, list: &[Mapping]) -> Result<(), MapError> {
+        let walk = self.tree.walk();
+        let mut cursor = Cursor::new(&walk);
+        if self.check(&mut cursor, list)? == Order::Mixed {
+            self.reserve(&mut cursor, list)?;
+        }
+        let mut sealer = Sealer::new(self);
+        for mapping in list {
+            let piece = sealer.piece(mapping)?;
+            self.place::<Write>(&mut cursor, piece)?;
+        }
+        drop(cursor);
+        // The caller goes on to tell a device.
+        barrier::before_doorbell();
+        Ok(())
+    }
+
+    /// Checks pieces until one does not come after the one before.
+    fn check(&self, cursor: &mut Cursor<'_, '_, H, F>, list: &[Mapping]) -> Result<Order, MapError> {
+        let mut sealer = Sealer::new(self);
+        let mut end = 0;
+        for mapping in list {
+            let piece = sealer.piece(mapping)?;
+            if piece.iova < end {
+                return Ok(Order::Mixed);
+            }
+            end = piece.iova.wrapping_add(piece.len);
+            self.place::<Check>(cursor, piece)?;
+        }
+        Ok(Order::Ascending)
+    }
+
+    #[cold]
+    fn reserve(&self, cursor: &mut Cursor<'_, '_, H, F>, list: &[Mapping]) -> Result<(), MapError> {
+        let mut sealer = Sealer::new(self);
+        for mapping in list {
+            sealer.piece(mapping)?;
+        }
+        for (i, mapping) in list.iter().enumerate() {
+            let piece = sealer.piece(mapping)?;
+            if let Err(error) = self.place::<Reserve>(cursor, piece) {
+                for mapping in list.iter().take(i.saturating_add(1)) {
+                    let piece = sealer.piece(mapping)?;
+                    // The piece that failed is marked up to the failure, and so its release fails there too.
+                    let _ = self.place::<Release>(cursor, piece);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Walks over the places of a piece, choosing the largest leaf that is possible at each step: by alignment,
+    /// by the sizes allowed, and by the tables that are there already.
+    #[inline]
+    fn place<P: Pass>(&self, cursor: &mut Cursor<'_, '_, H, F>, piece: Piece) -> Result<(), MapError> {
+        let Piece {
+            mut iova,
+            mut phys,
+            mut len,
+            attribute_bits,
+        } = piece;
+        while len != 0 {
+            cursor.seek(iova);
+            let level = self.leaf_level(iova | phys, len, cursor.level());
+            while cursor.level() > level {
+                P::descend(cursor)?;
+            }
+            let shift = level_shift::<F>(level);
+            let run = Run {
+                slots: cursor.run(len >> shift),
+                level,
+                iova,
+                leaf: self
+                    .tree
+                    .format
+                    .leaf(portcullis_hal::PhysAddr::new(phys), level, attribute_bits),
+                step: 1 << shift,
+            };
+            let done = P::leaves(cursor, &run)?;
+            if done < run.slots.len() {
+                // A table is in the way: fill it.
+                cursor.seek(iova.wrapping_add((done as u64) << shift));
+                P::descend(cursor)?;
+            }
+            let bytes = (done as u64) << shift;
+            iova = iova.wrapping_add(bytes);
+            phys = phys.wrapping_add(bytes);
+            len = len.wrapping_sub(bytes);
+        }
+        Ok(())
+    }
+
+    /// The highest level, up to `highest`, whose leaves fit an address and a physical address, merged in
+    /// `addresses`, and a length.
+    #[inline]
+    fn leaf_level(&self, addresses: u64, len: u64, highest: u32) -> u32 {
+        let mut level = highest.min(u32::from(F::LEAF_LEVELS.saturating_sub(1)));
+        while level > 0 {
+            let size = 1_u64 << level_shift::<F>(level);
+            if self.page_sizes & size != 0 && addresses & size.wrapping_sub(1) == 0 && len >= size {
+                break;
+            }
+            level = level.wrapping_sub(1);
+        }
+        level
+    }
+}
+
+/// Checks the pieces of a list against the table's limits. Pieces in a row mostly have the same attributes.
+struct Sealer<'t, H: Hal, F: Format> {
+    table: &'t PageTable<H, F>,
+    attributes: Option<Attributes>,
+    attribute_bits: u64,
+}
+
+impl<'t, H: Hal, F: Format> Sealer<'t, H, F> {
+    fn new(table: &'t PageTable<H, F>) -> Self {
+        Self {
+            table,
+            attributes: None,
+            attribute_bits: 0,
+        }
+    }
+
+    #[inline]
+    fn piece(&mut self, mapping: &Mapping) -> Result<Piece, MapError> {
+        let iova = mapping.iova;
+        let (first, last) = (mapping.memory.start().get(), mapping.memory.last().get());
+        // One less than the length, which itself does not fit for the whole address space.
+        let reach = last.wrapping_sub(first);
+        if (iova.get() | first | reach.wrapping_add(1)) & low_bits(F::GRANULE_SHIFT) != 0 {
+            return Err(MapError::Misaligned { iova });
+        }
+        let last_iova = iova.get().checked_add(reach);
+        if last_iova.is_none_or(|address| address > self.table.last_iova) || last > self.table.last_phys {
+            return Err(MapError::OutOfRange { iova });
+        }
+        if self.attributes != Some(mapping.attributes) {
+            let bits = self.table.tree.format.attribute_bits(mapping.attributes);
+            self.attribute_bits = bits.ok_or(MapError::Attributes)?;
+            self.attributes = Some(mapping.attributes);
+        }
+        Ok(Piece {
+            iova: iova.get(),
+            phys: first,
+            len: reach.wrapping_add(1),
+            attribute_bits: self.attribute_bits,
+        })
+    }
+}

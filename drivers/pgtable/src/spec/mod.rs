@@ -1,0 +1,9 @@
+//! Layouts of table words: data only.
+//!
+//! Addresses are masked in and out by [`Format`](crate::Format), since their low end moves with the level; the
+//! fields here are those of the widest address.
+#![forbid(unsafe_code)]
+
+pub mod vmsa;
+pub mod vtd;
+pub mod x86;

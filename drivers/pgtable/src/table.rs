@@ -1,0 +1,161 @@
+//! The page table as its users see it.
+
+use crate::format::{Config, ConfigError, Format, level_shift, low_bits};
+use crate::tree::{Below, Tree};
+use crate::walk::Cursor;
+use portcullis_hal::{
+    Gather, Hal, Iova, IovaRange, MapError, Mapping, PhysAddr, TableRoot, Translated, UnmapError, barrier,
+};
+
+/// A page table of format `F`, which owns its tables.
+///
+/// # Hardware
+///
+/// [`root`](Self::root) is a plain value; who gives it to hardware sees to it that no hardware walks the table,
+/// nor caches anything of it, any more when the table is dropped. Where hardware did not confirm that,
+/// [`quarantine`](Self::quarantine) keeps the tables allocated for ever.
+///
+/// # Concurrency
+///
+/// All methods but [`trim`](Self::trim) work on a shared table, without a lock; distinct ranges can be mapped
+/// and unmapped at the same time by any number of CPUs. If calls on overlapping ranges race, nothing outside of
+/// these ranges changes and no freed memory is touched, but which of the calls wins, and where, is left open,
+/// and tables may be lost until the end of the program.
+///
+/// A call that finds another one in progress cannot cut off tables and clears the entries one by one instead.
+#[derive(Debug)]
+pub struct PageTable<H: Hal, F: Format> {
+    pub(crate) tree: Tree<H, F>,
+    pub(crate) page_sizes: u64,
+    pub(crate) last_iova: u64,
+    pub(crate) last_phys: u64,
+    input_bits: u8,
+    output_bits: u8,
+}
+
+impl<H: Hal, F: Format> PageTable<H, F> {
+    /// An empty table.
+    pub fn new(hal: &H, format: F, config: Config) -> Result<Self, ConfigError> {
+        let geometry = format.geometry(config.input_bits)?;
+        let output_bits = config.output_bits.min(F::OUTPUT_BITS);
+        if u32::from(output_bits) <= F::GRANULE_SHIFT {
+            return Err(ConfigError::OutputBits(config.output_bits));
+        }
+        let page_sizes = config.page_sizes & sizes::<F>();
+        if page_sizes & (1 << F::GRANULE_SHIFT) == 0 {
+            return Err(ConfigError::PageSizes(config.page_sizes));
+        }
+        Ok(Self {
+            tree: Tree::new(hal, format, geometry, config.writes)?,
+            page_sizes,
+            last_iova: low_bits(u32::from(geometry.aperture_bits)),
+            last_phys: low_bits(u32::from(output_bits)),
+            input_bits: config.input_bits,
+            output_bits,
+        })
+    }
+
+    /// What a walker has to know.
+    pub fn root(&self) -> TableRoot {
+        TableRoot {
+            format: self.tree.format.table_format(self.tree.geometry),
+            root: self.tree.root_address(),
+            input_bits: self.input_bits,
+            output_bits: self.output_bits,
+            writes: self.tree.writes,
+        }
+    }
+
+    /// The addresses that can be mapped.
+    pub fn aperture(&self) -> IovaRange {
+        IovaRange::block(Iova::new(0), self.last_iova.wrapping_add(1))
+    }
+
+    /// The page sizes in use, as a bit mask in bytes.
+    pub fn page_sizes(&self) -> u64 {
+        self.page_sizes
+    }
+
+    /// Maps all pieces of `list`, or none of them, with the largest pages that alignment and
+    /// [`page_sizes`](Self::page_sizes) permit.
+    ///
+    /// When the call returns, the mapping is visible to a walker that looks because of a later store or register
+    /// write of this CPU. When it fails, no walker has seen any part of it; tables that were installed for it
+    /// stay, empty, until a [`trim`](Self::trim). A place whose table was left empty by earlier unmaps is filled
+    /// with the smaller pages of that table.
+    ///
+    /// # Errors
+    ///
+    /// [`Misaligned`](MapError::Misaligned), [`OutOfRange`](MapError::OutOfRange) (the address beyond the
+    /// aperture, or the memory beyond the output width), [`Attributes`](MapError::Attributes),
+    /// [`Overlap`](MapError::Overlap) with what is mapped or within the list, and
+    /// [`OutOfMemory`](MapError::OutOfMemory).
+    pub fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
+        self.map_list(list)
+    }
+
+    /// Takes out what is mapped in `range` and returns how many bytes that was. Not all of the range needs to
+    /// be mapped.
+    ///
+    /// The addresses taken out and the smallest page among them are recorded in `gather`. Tables that lie wholly
+    /// in the range move to [`Gather::tables`]; they are free again after the sync. The caller has claimed the
+    /// gather for this table, and invalidates.
+    ///
+    /// # Errors
+    ///
+    /// [`Misaligned`](UnmapError::Misaligned), [`OutOfRange`](UnmapError::OutOfRange), and
+    /// [`Partial`](UnmapError::Partial) if a larger page reaches out of the range. Nothing has changed then.
+    pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+        self.unmap_range(range, gather)
+    }
+
+    /// Where `iova` leads by the tables in memory; hardware may still know an older answer.
+    pub fn translate(&self, iova: Iova) -> Option<Translated> {
+        if iova.get() > self.last_iova {
+            return None;
+        }
+        let walk = self.tree.walk();
+        let mut cursor = Cursor::new(&walk);
+        cursor.seek(iova.get());
+        loop {
+            let level = cursor.level();
+            match cursor.descend() {
+                Below::Table(_) => {}
+                Below::Absent => return None,
+                Below::Leaf(leaf) => {
+                    let size = 1_u64 << level_shift::<F>(level);
+                    let offset = iova.get() & size.wrapping_sub(1);
+                    return Some(Translated {
+                        phys: PhysAddr::new(F::leaf_address(leaf, level).get() | offset),
+                        attributes: self.tree.format.attributes(leaf),
+                        size,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Takes out all tables in which nothing is mapped and returns how many these were.
+    ///
+    /// They move to [`Gather::tables`] and are free again after the sync; the gather records the whole aperture.
+    /// The caller has claimed the gather for this table, and invalidates. If the gather holds tables of another
+    /// size, nothing is done.
+    pub fn trim(&mut self, gather: &mut Gather) -> usize {
+        let count = self.tree.trim(gather.tables());
+        if count != 0 {
+            barrier::publish_to_device();
+            gather.record(self.aperture(), F::GRANULE_SHIFT as u8);
+        }
+        count
+    }
+
+    /// Gives the table up without freeing it, because hardware may still walk it.
+    pub fn quarantine(self) {
+        core::mem::forget(self);
+    }
+}
+
+/// All page sizes of a format.
+fn sizes<F: Format>() -> u64 {
+    (0..u32::from(F::LEAF_LEVELS)).fold(0, |sizes, level| sizes | 1 << level_shift::<F>(level))
+}

@@ -1,0 +1,102 @@
+//! VT-d second stage (VT-d specification, sections 3.7 and 9.9).
+
+use crate::format::{ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
+use crate::spec::vtd::{Leaf, Table};
+use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
+
+/// VT-d second-stage tables.
+///
+/// Entries carry no memory kind: EMT is only used in nested translation, so all kinds are accepted and read back
+/// as [`MemoryKind::WriteBack`]. SNP is clear, since not every unit has snoop control. Execute requests are not
+/// supported and refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VtdSecondStage {
+    levels: Levels,
+}
+
+impl VtdSecondStage {
+    /// The format with three, four or five levels (CAP_REG.SAGAW).
+    pub const fn new(levels: Levels) -> Self {
+        Self { levels }
+    }
+}
+
+/// R, W and X: an entry without any of them is absent.
+const PERMISSIONS: u64 = 0b111;
+/// PS above level 0.
+const PAGE_SIZE: u64 = 1 << 7;
+
+impl Sealed for VtdSecondStage {}
+
+impl Format for VtdSecondStage {
+    const GRANULE_SHIFT: u32 = 12;
+    const LEAF_LEVELS: u8 = 3;
+    const OUTPUT_BITS: u8 = 52;
+    const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
+
+    fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
+        let levels = self.levels.get();
+        if !(32..=12 + 9 * levels).contains(&input_bits) {
+            return Err(ConfigError::InputBits(input_bits));
+        }
+        Ok(Geometry {
+            levels,
+            aperture_bits: input_bits,
+        })
+    }
+
+    fn table_format(&self, geometry: Geometry) -> TableFormat {
+        TableFormat::VtdSecondStage {
+            levels: geometry.levels,
+        }
+    }
+
+    fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
+        let access = attributes.access;
+        if access.is_empty() || access.contains(Access::EXECUTE) {
+            return None;
+        }
+        let leaf = Leaf::new()
+            .with_read(access.contains(Access::READ))
+            .with_write(access.contains(Access::WRITE));
+        Some(leaf.into())
+    }
+
+    fn attributes(&self, leaf: u64) -> Attributes {
+        let leaf = Leaf::from(leaf);
+        let mut access = Access::empty();
+        access.set(Access::READ, leaf.read());
+        access.set(Access::WRITE, leaf.write());
+        Attributes {
+            access,
+            memory: MemoryKind::WriteBack,
+        }
+    }
+
+    fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
+        let page_size = if level == 0 { 0 } else { PAGE_SIZE };
+        phys.get() | attribute_bits | page_size
+    }
+
+    fn table(&self, phys: PhysAddr) -> u64 {
+        phys.get() | u64::from(Table::new().with_read(true).with_write(true))
+    }
+
+    fn kind(entry: u64, level: u32) -> Kind {
+        if entry & PERMISSIONS == 0 {
+            Kind::Absent
+        } else if level == 0 || entry & PAGE_SIZE != 0 {
+            Kind::Leaf
+        } else {
+            Kind::Table
+        }
+    }
+
+    fn leaf_count(entry: u64) -> u64 {
+        Table::from(entry).leaves()
+    }
+
+    fn with_leaf_count(entry: u64, count: u64) -> u64 {
+        Table::from(entry).with_leaves(count & 0x3ff).into()
+    }
+}

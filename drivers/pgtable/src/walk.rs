@@ -1,0 +1,205 @@
+//! A position in the tables that moves from address to address with as few steps as possible.
+
+use crate::format::{Format, level_shift};
+use crate::tree::{Below, Table, Walk};
+use core::sync::atomic::{AtomicU64, Ordering};
+use portcullis_hal::{Hal, OutOfMemory, TableWrites};
+
+/// The number of levels that a cursor has room for, a power of two.
+const LEVELS: usize = 8;
+/// Entries per cache line, for batches of cleaning.
+const LINE: usize = 8;
+
+/// A position: an address, and the tables on the way to it down to some level.
+///
+/// What was written to a level-0 table is accounted for in its parent, and cleaned, when the cursor leaves it or
+/// is dropped.
+pub(crate) struct Cursor<'w, 't, H: Hal, F: Format> {
+    walk: &'w Walk<'t, H, F>,
+    path: [Table<'w>; LEVELS],
+    level: u32,
+    top: u32,
+    at: u64,
+    /// Leaves added to the current level-0 table less those removed.
+    added: i64,
+    /// The first and the first-but-last entry of the current level-0 table that are to be cleaned.
+    dirty: (usize, usize),
+}
+
+impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
+    /// The root.
+    pub(crate) fn new(walk: &'w Walk<'t, H, F>) -> Self {
+        let top = walk.tree.top();
+        Self {
+            walk,
+            path: [walk.root(); LEVELS],
+            level: top,
+            top,
+            at: 0,
+            added: 0,
+            dirty: (0, 0),
+        }
+    }
+
+    /// The level of the current table.
+    pub(crate) fn level(&self) -> u32 {
+        self.level
+    }
+
+    /// The current address.
+    pub(crate) fn address(&self) -> u64 {
+        self.at
+    }
+
+    /// Moves to `iova`: up to the lowest table on the way that covers it too.
+    #[inline]
+    pub(crate) fn seek(&mut self, iova: u64) {
+        let moved = self.at ^ iova;
+        while self.level < self.top && moved >> level_shift::<F>(self.level.wrapping_add(1)) != 0 {
+            self.up();
+        }
+        self.at = iova;
+    }
+
+    /// Moves up from a table that begins at the current address while `len` bytes cover it.
+    pub(crate) fn rise(&mut self, len: u64) {
+        while self.level < self.top {
+            let span = 1 << level_shift::<F>(self.level.wrapping_add(1));
+            if self.at & (span - 1) != 0 || len < span {
+                return;
+            }
+            self.up();
+        }
+    }
+
+    fn up(&mut self) {
+        if self.level == 0 {
+            self.settle();
+        }
+        self.level = self.level.wrapping_add(1);
+    }
+
+    /// The table at `level`, which is not below the current one.
+    fn table(&self, level: u32) -> Table<'w> {
+        self.path[level as usize % LEVELS]
+    }
+
+    /// The index of the current address in tables at `level`; high bits are left to the table to mask.
+    fn index(&self, level: u32) -> usize {
+        (self.at >> level_shift::<F>(level)) as usize
+    }
+
+    /// The current address' entry in the current table.
+    pub(crate) fn slot(&self) -> &'w AtomicU64 {
+        self.table(self.level).entry(self.index(self.level))
+    }
+
+    /// Up to `count` entries of the current table, from that of the current address on.
+    #[inline]
+    pub(crate) fn run(&self, count: u64) -> &'w [AtomicU64] {
+        self.table(self.level).entries(
+            self.index(self.level),
+            usize::try_from(count).unwrap_or(usize::MAX),
+        )
+    }
+
+    /// Goes down through the current entry, if it references a table.
+    pub(crate) fn descend(&mut self) -> Below<'w> {
+        let below = self.walk.below(self.slot(), self.level);
+        self.follow(below)
+    }
+
+    /// Goes down through the current entry, into a new table if it is empty.
+    pub(crate) fn descend_or_grow(&mut self) -> Result<Below<'w>, OutOfMemory> {
+        let below = self.walk.grow(self.slot(), self.level)?;
+        Ok(self.follow(below))
+    }
+
+    fn follow(&mut self, below: Below<'w>) -> Below<'w> {
+        if let Below::Table(table) = below {
+            self.level = self.level.saturating_sub(1);
+            self.path[self.level as usize % LEVELS] = table;
+        }
+        below
+    }
+
+    /// The walk.
+    pub(crate) fn walk(&self) -> &'w Walk<'t, H, F> {
+        self.walk
+    }
+
+    /// The parent's entry for the current level-0 table.
+    fn parent(&self) -> &'w AtomicU64 {
+        self.table(1).entry(self.index(1))
+    }
+
+    /// The leaves in the current level-0 table, but for changes of walks in progress.
+    pub(crate) fn leaf_count(&self) -> u64 {
+        F::leaf_count(self.parent().load(Ordering::Relaxed))
+    }
+
+    /// Notes that the first `count` entries from the current address were changed and that there are now
+    /// `added` more leaves (or fewer).
+    #[inline]
+    pub(crate) fn changed(&mut self, count: usize, added: i64) {
+        if self.level != 0 {
+            let written = self.run(count as u64);
+            self.walk.tree.clean(written);
+            return;
+        }
+        self.added = self.added.wrapping_add(added);
+        if self.walk.tree.writes == TableWrites::Cleaned {
+            let first = self.index(0) & self.table(0).last_index();
+            let end = first.wrapping_add(count);
+            let near = self.dirty.0 <= first && first <= self.dirty.1.wrapping_add(LINE);
+            if near && self.dirty.1 != 0 {
+                self.dirty.1 = self.dirty.1.max(end);
+            } else {
+                self.clean();
+                self.dirty = (first, end);
+            }
+        }
+    }
+
+    /// Cleans what is dirty in the current level-0 table.
+    fn clean(&mut self) {
+        let (first, end) = core::mem::take(&mut self.dirty);
+        if end > first {
+            let written = self.table(0).entries(first, end.wrapping_sub(first));
+            self.walk.tree.clean(written);
+        }
+    }
+
+    /// Completes what was noted for the current level-0 table.
+    fn settle(&mut self) {
+        self.clean();
+        let added = core::mem::take(&mut self.added);
+        if added == 0 {
+            return;
+        }
+        let parent = self.parent();
+        let full = 1_u64 << F::STRIDE;
+        let mut entry = parent.load(Ordering::Relaxed);
+        // Saturation matters only when calls on overlapping ranges race: the count may become wrong then, the
+        // rest of the entry must not.
+        loop {
+            if F::kind(entry, 1) != crate::format::Kind::Table {
+                return;
+            }
+            let count = F::leaf_count(entry).saturating_add_signed(added).min(full);
+            let new = F::with_leaf_count(entry, count);
+            match parent.compare_exchange_weak(entry, new, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return,
+                Err(found) => entry = found,
+            }
+        }
+    }
+}
+
+impl<H: Hal, F: Format> Drop for Cursor<'_, '_, H, F> {
+    fn drop(&mut self) {
+        if self.level == 0 {
+            self.settle();
+        }
+    }
+}
