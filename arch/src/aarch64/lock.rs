@@ -1,0 +1,65 @@
+//! A spin lock that keeps interrupts off its holder, for data that interrupt handlers use too.
+
+use super::cpu;
+use core::ops::{Deref, DerefMut};
+use portcullis_hal::InterruptMask;
+use spin::{Mutex, MutexGuard};
+
+/// Data behind a spin lock; interrupts are masked on the holder's CPU.
+pub(super) struct InterruptLock<T>(Mutex<T>);
+
+impl<T> InterruptLock<T> {
+    pub(super) const fn new(data: T) -> Self {
+        Self(Mutex::new(data))
+    }
+
+    /// Masks interrupts, then takes the lock.
+    pub(super) fn lock(&self) -> Guard<'_, T> {
+        let mask = cpu::mask_interrupts();
+        Guard {
+            guard: Some(self.0.lock()),
+            mask,
+        }
+    }
+
+    /// Opens the lock whoever holds it, for a kernel that is about to stop.
+    #[expect(unsafe_code, reason = "the last words of a kernel must not wait")]
+    pub(super) fn force_unlock(&self) {
+        // SAFETY: the caller is about to stop the kernel; the holder, if it still runs, may garble console output
+        // and nothing else, since only the console is opened so.
+        unsafe { self.0.force_unlock() }
+    }
+}
+
+/// Exclusive access; dropping it opens the lock and then restores the interrupt mask.
+pub(super) struct Guard<'a, T> {
+    guard: Option<MutexGuard<'a, T>>,
+    mask: InterruptMask,
+}
+
+impl<T> Drop for Guard<'_, T> {
+    fn drop(&mut self) {
+        self.guard = None;
+        cpu::restore_interrupts(self.mask);
+    }
+}
+
+impl<T> Deref for Guard<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match &self.guard {
+            Some(guard) => guard,
+            None => unreachable!("the guard is taken only by drop"),
+        }
+    }
+}
+
+impl<T> DerefMut for Guard<'_, T> {
+    fn deref_mut(&mut self) -> &mut T {
+        match &mut self.guard {
+            Some(guard) => guard,
+            None => unreachable!("the guard is taken only by drop"),
+        }
+    }
+}
