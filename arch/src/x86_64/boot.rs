@@ -6,7 +6,7 @@ use super::paging::{self, KERNEL_OFFSET};
 use super::percpu::PerCpu;
 use super::power::{self, Outcome};
 use super::pvh::{self, COMMAND_LINE_SIZE, StartInfo};
-use super::{console, cpu, interrupts, time, trap};
+use super::{console, interrupts, time, trap};
 use crate::{BootInfo, Firmware};
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
@@ -162,7 +162,6 @@ extern "C" fn start(start_info: u32) -> ! {
     unsafe { PerCpu::write(&mut *BOOT_BLOCK.0.get(), 0).install() };
     trap::load();
     console::init();
-    cpu::init();
     interrupts::mask_legacy();
     time::init();
     match boot_info(start_info) {
@@ -209,7 +208,9 @@ fn boot_info(start_info: u32) -> Result<BootInfo, BootError> {
     // The first MiB has firmware's data and the trampoline of further CPUs. The loader's structures were copied.
     memory.remove(PhysRange::block(PhysAddr::new(0), 1 << 20));
     memory.remove(paging::image()?);
-    modules.iter().for_each(|module| memory.remove(module));
+    modules
+        .iter()
+        .for_each(|module| memory.remove(paging::enclosing_pages(module)));
     let line = COMMAND_LINE.call_once(|| CommandLine {
         bytes: command_line,
         len: command_line_len,

@@ -6,8 +6,8 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::fmt;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use portcullis_hal::InterruptMask;
+use spin::Once;
 use x86_64::instructions::interrupts;
 
 /// `InterruptMask` of a CPU that took interrupts.
@@ -42,68 +42,74 @@ pub fn enable_interrupts() {
     interrupts::enable();
 }
 
-/// The instruction that writes a cache line back, in order of preference.
-#[derive(Clone, Copy)]
-#[repr(u8)]
+/// The instruction that writes a cache line back.
+#[derive(Clone, Copy, Debug)]
 enum WriteBack {
     Clflush,
     Clflushopt,
     Clwb,
 }
 
-static WRITE_BACK: AtomicU8 = AtomicU8::new(WriteBack::Clflush as u8);
-static LINE_SIZE: AtomicUsize = AtomicUsize::new(MIN_LINE_SIZE);
-/// What CLFLUSH acts on at least; correct, if slow, until `init` has asked.
-const MIN_LINE_SIZE: usize = 16;
+/// How caches are written back.
+#[derive(Clone, Copy, Debug)]
+struct Caches {
+    instruction: WriteBack,
+    /// The bytes on which the instruction acts, a power of two.
+    line_size: usize,
+}
 
-/// Looks up how caches are written back. Once, on the boot CPU.
-pub(super) fn init() {
-    let line = (__cpuid(1).ebx >> 8 & 0xff) as usize * 8;
-    LINE_SIZE.store(line.next_power_of_two().max(MIN_LINE_SIZE), Ordering::Relaxed);
-    if __cpuid(0).eax >= 7 {
-        let features = __cpuid_count(7, 0).ebx;
-        let best = if features & 1 << 24 != 0 {
-            WriteBack::Clwb
-        } else if features & 1 << 23 != 0 {
-            WriteBack::Clflushopt
+static CACHES: Once<Caches> = Once::new();
+
+fn caches() -> &'static Caches {
+    CACHES.call_once(|| {
+        let features = if __cpuid(0).eax >= 7 {
+            __cpuid_count(7, 0).ebx
         } else {
-            WriteBack::Clflush
+            0
         };
-        WRITE_BACK.store(best as u8, Ordering::Relaxed);
-    }
+        // CPUID.1 states the line size in units of 8 bytes.
+        let line_size = (__cpuid(1).ebx >> 8 & 0xff) as usize * 8;
+        Caches {
+            instruction: match features {
+                features if features & 1 << 24 != 0 => WriteBack::Clwb,
+                features if features & 1 << 23 != 0 => WriteBack::Clflushopt,
+                _ => WriteBack::Clflush,
+            },
+            line_size: if line_size.is_power_of_two() {
+                line_size
+            } else {
+                16
+            },
+        }
+    })
 }
 
 /// Writes the cache lines of `len` bytes from `start` back to memory; returns when that is done.
 ///
-/// Unmapped addresses in the range fault.
+/// The bytes are mapped: other addresses fault.
 pub fn clean_cache(start: NonNull<u8>, len: usize) {
-    const CLWB: u8 = WriteBack::Clwb as u8;
-    const CLFLUSHOPT: u8 = WriteBack::Clflushopt as u8;
-    let line_size = LINE_SIZE.load(Ordering::Relaxed);
-    let first = start.addr().get() & !(line_size - 1);
+    let &Caches {
+        instruction,
+        line_size,
+    } = caches();
+    let mut line = start.addr().get() & !(line_size - 1);
     let end = start.addr().get().saturating_add(len);
-    // SAFETY: writing lines back changes no memory.
-    match WRITE_BACK.load(Ordering::Relaxed) {
-        CLWB => each_line(first, end, line_size, |line| unsafe {
-            asm!("clwb [{}]", in(reg) line, options(nostack, preserves_flags));
-        }),
-        CLFLUSHOPT => each_line(first, end, line_size, |line| unsafe {
-            asm!("clflushopt [{}]", in(reg) line, options(nostack, preserves_flags));
-        }),
-        _ => each_line(first, end, line_size, |line| unsafe {
-            asm!("clflush [{}]", in(reg) line, options(nostack, preserves_flags));
-        }),
+    macro_rules! each_line {
+        ($instruction:literal) => {
+            while line < end {
+                // SAFETY: writing a line back changes no memory.
+                unsafe { asm!(concat!($instruction, " [{}]"), in(reg) line, options(nostack, preserves_flags)) };
+                line = line.saturating_add(line_size);
+            }
+        };
     }
-    // SAFETY: a barrier; it waits for the write-backs (SDM vol. 2, CLWB).
+    match instruction {
+        WriteBack::Clwb => each_line!("clwb"),
+        WriteBack::Clflushopt => each_line!("clflushopt"),
+        WriteBack::Clflush => each_line!("clflush"),
+    }
+    // SAFETY: a barrier, which waits for the write-backs (SDM vol. 2, CLWB).
     unsafe { asm!("mfence", options(nostack, preserves_flags)) };
-}
-
-fn each_line(first: usize, end: usize, size: usize, mut write_back: impl FnMut(usize)) {
-    let mut line = first;
-    while line < end {
-        write_back(line);
-        line = line.saturating_add(size);
-    }
 }
 
 /// The width of physical addresses in bits (CPUID leaf 0x8000_0008).
@@ -128,14 +134,9 @@ pub fn describe(out: &mut dyn fmt::Write) -> fmt::Result {
         "long mode, {}-bit physical addresses, pages up to {largest}, ",
         physical_bits()
     )?;
-    let instruction = match WRITE_BACK.load(Ordering::Relaxed) {
-        x if x == WriteBack::Clwb as u8 => "CLWB",
-        x if x == WriteBack::Clflushopt as u8 => "CLFLUSHOPT",
-        _ => "CLFLUSH",
-    };
-    write!(
-        out,
-        "{instruction} by {} bytes",
-        LINE_SIZE.load(Ordering::Relaxed)
-    )
+    let Caches {
+        instruction,
+        line_size,
+    } = caches();
+    write!(out, "{instruction:?} by {line_size} bytes")
 }

@@ -14,8 +14,11 @@
 //!
 //! `boot` enters in 32-bit mode with `hvm_start_info` in EBX, goes to long mode on tables that map the first
 //! 4 GiB, and there `pvh` reads the loader's description and `paging` builds the tables that stay. The boot tables
-//! serve once more, for each further CPU that comes up in `smp`, since they map its trampoline page at its own
-//! address.
+//! serve once more, for each further CPU that comes up in `smp`, since they map its trampoline page (0x8000) at its
+//! own address; they allow everything, and no CPU stays on them.
+//!
+//! Neither firmware tables nor device registers are mapped until the kernel asks. Page tables come from a pool in
+//! the image; RAM that it does not suffice for is left out of the memory map.
 //!
 //! # Per CPU
 //!

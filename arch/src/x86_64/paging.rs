@@ -90,6 +90,7 @@ struct Tables {
     mapper: OffsetPageTable<'static>,
     root: PhysFrame,
     pool: PoolFrames,
+    gigabyte_pages: bool,
 }
 
 static TABLES: Mutex<Option<Tables>> = Mutex::new(None);
@@ -134,15 +135,17 @@ fn map_outside_ram(range: PhysRange, flags: PageTableFlags) -> Result<NonNull<u8
     if range.last().get() >= reach {
         return Err(MapDeviceError::OutOfReach(range));
     }
-    let first = range.start().align_down(PAGE_SIZE).get();
-    let last = range.last().get() | (PAGE_SIZE - 1);
+    let pages = enclosing_pages(range);
+    with_tables(|tables| tables.map_direct(pages, flags)).unwrap_or(Err(MapDeviceError::NoTable))?;
+    Ok(phys_to_virt(range.start()))
+}
+
+/// Runs `action` on the kernel's tables, once [`init`] has built them, with interrupts masked.
+fn with_tables<R>(action: impl FnOnce(&mut Tables) -> R) -> Option<R> {
     let mask = cpu::mask_interrupts();
-    let result = match TABLES.lock().as_mut() {
-        Some(tables) => tables.map(DIRECT_MAP + first, first, last - first + 1, flags),
-        None => Err(MapDeviceError::NoTable),
-    };
+    let result = TABLES.lock().as_mut().map(action);
     cpu::restore_interrupts(mask);
-    result.map(|()| phys_to_virt(range.start()))
+    result
 }
 
 /// Builds the kernel's tables, goes over to them and returns the RAM that the direct map holds.
@@ -158,7 +161,12 @@ pub(super) unsafe fn init(ram: &MemoryMap) -> Result<MemoryMap, MapDeviceError> 
     let table = phys_to_virt(PhysAddr::new(root.start_address().as_u64())).cast::<PageTable>();
     // SAFETY: the frame was just taken from the pool, is zero, and is in reach of the boot tables' direct map.
     let mapper = unsafe { OffsetPageTable::new(&mut *table.as_ptr(), VirtAddr::new(DIRECT_MAP)) };
-    let mut tables = Tables { mapper, root, pool };
+    let mut tables = Tables {
+        mapper,
+        root,
+        pool,
+        gigabyte_pages: cpu::has_gigabyte_pages(),
+    };
     tables.map_image()?;
     let mut mapped = MemoryMap::new();
     for range in ram.iter() {
@@ -175,21 +183,17 @@ pub(super) unsafe fn init(ram: &MemoryMap) -> Result<MemoryMap, MapDeviceError> 
     Ok(mapped)
 }
 
-/// The root of the kernel's tables, in the first 4 GiB, once [`init`] has built them.
+/// The root of the kernel's tables, in the first 4 GiB.
 pub(super) fn root() -> Option<PhysAddr> {
-    TABLES
-        .lock()
-        .as_ref()
-        .map(|tables| PhysAddr::new(tables.root.start_address().as_u64()))
+    with_tables(|tables| PhysAddr::new(tables.root.start_address().as_u64()))
 }
 
 /// Whether the direct map holds `phys`.
 pub(super) fn is_mapped(phys: PhysAddr) -> bool {
     let virt = VirtAddr::from_ptr(phys_to_virt(phys).as_ptr());
-    TABLES
-        .lock()
-        .as_ref()
-        .is_some_and(|tables| tables.mapper.translate_addr(virt).is_some())
+    with_tables(|tables| tables.mapper.translate_addr(virt))
+        .flatten()
+        .is_some()
 }
 
 /// Lets entries marked global outlive a change of the tables in the lower half. On the kernel's tables, so that
@@ -272,10 +276,7 @@ impl Tables {
         flags: PageTableFlags,
     ) -> Result<u64, MapDeviceError> {
         let fits = |size| len >= size && virt.is_aligned(size) && phys.is_aligned(size);
-        if cpu::has_gigabyte_pages()
-            && fits(Size1GiB::SIZE)
-            && self.map_page::<Size1GiB>(virt, phys, flags)?
-        {
+        if self.gigabyte_pages && fits(Size1GiB::SIZE) && self.map_page::<Size1GiB>(virt, phys, flags)? {
             return Ok(Size1GiB::SIZE);
         }
         if fits(Size2MiB::SIZE) && self.map_page::<Size2MiB>(virt, phys, flags)? {
@@ -321,6 +322,13 @@ fn frame_size(frame: &MappedFrame) -> u64 {
         MappedFrame::Size2MiB(_) => Size2MiB::SIZE,
         MappedFrame::Size1GiB(_) => Size1GiB::SIZE,
     }
+}
+
+/// All pages that `range` touches.
+pub(super) fn enclosing_pages(range: PhysRange) -> PhysRange {
+    range
+        .hull(&PhysRange::block(range.start(), PAGE_SIZE))
+        .hull(&PhysRange::block(range.last(), PAGE_SIZE))
 }
 
 /// The whole pages inside `range`.

@@ -193,3 +193,129 @@ fn word64(bytes: &[u8], offset: usize) -> u64 {
         .and_then(|rest| rest.first_chunk())
         .map_or(0, |&word| u64::from_le_bytes(word))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    extern crate std;
+    use std::vec;
+    use std::vec::Vec;
+
+    const START_INFO: usize = 0x1000;
+    const MAP: usize = 0x2000;
+    const MODULES: usize = 0x3000;
+    const LINE: usize = 0x4000;
+
+    /// Two MiB of memory with the structures that QEMU makes for a machine with 1 GiB.
+    fn machine() -> Vec<u8> {
+        let mut memory = vec![0; 2 << 20];
+        put(&mut memory, START_INFO, &[MAGIC, 1, 0, 1]);
+        put64(
+            &mut memory,
+            START_INFO + 16,
+            &[MODULES as u64, LINE as u64, 0xf5270, MAP as u64],
+        );
+        put(&mut memory, START_INFO + 48, &[3, 0]);
+        put64(&mut memory, MAP, &[0, 0x9_fc00, 1]);
+        put64(&mut memory, MAP + 24, &[0x10_0000, 0x3ff0_0000, 1]);
+        put64(&mut memory, MAP + 48, &[0x3ffe_0000, 0x2_0000, 2]);
+        put64(&mut memory, MODULES, &[0x20_0000, 0x1234]);
+        memory[LINE..LINE + 8].copy_from_slice(b"job=main");
+        memory
+    }
+
+    fn put(memory: &mut [u8], at: usize, words: &[u32]) {
+        for (slot, word) in memory[at..].chunks_exact_mut(4).zip(words) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn put64(memory: &mut [u8], at: usize, words: &[u64]) {
+        for (slot, word) in memory[at..].chunks_exact_mut(8).zip(words) {
+            slot.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+
+    fn read_from(memory: &[u8]) -> Result<StartInfo, StartInfoError> {
+        let copy = |address: u64, buffer: &mut [u8]| {
+            let start = usize::try_from(address).ok()?;
+            buffer.copy_from_slice(memory.get(start..start.checked_add(buffer.len())?)?);
+            Some(())
+        };
+        read(&copy, START_INFO as u64)
+    }
+
+    fn range(start: u64, len: u64) -> PhysRange {
+        PhysRange::new(PhysAddr::new(start), len).unwrap()
+    }
+
+    #[test]
+    fn ram_modules_root_pointer_and_command_line_are_found() {
+        let info = read_from(&machine()).unwrap();
+        let ram = [range(0, 0x9_fc00), range(0x10_0000, 0x3fee_0000)];
+        assert!(
+            info.ram.iter().eq(ram),
+            "reserved memory wins over RAM: {:?}",
+            info.ram
+        );
+        assert!(info.modules.iter().eq([range(0x20_0000, 0x1234)]));
+        assert_eq!(info.rsdp, Some(PhysAddr::new(0xf5270)));
+        assert_eq!(&info.command_line[..info.command_line_len], b"job=main");
+    }
+
+    #[test]
+    fn memory_that_is_listed_twice_counts_once() {
+        let mut memory = machine();
+        put64(&mut memory, MAP, &[0x20_0000, 0x10_0000, 1]);
+        let info = read_from(&memory).unwrap();
+        assert_eq!(info.ram.iter().map(|ram| ram.len()).sum::<u64>(), 0x3fee_0000);
+    }
+
+    #[test]
+    fn the_root_pointer_is_looked_for_with_its_checksum_when_the_loader_names_none() {
+        let mut memory = machine();
+        put64(&mut memory, START_INFO + 32, &[0]);
+        assert_eq!(read_from(&memory).unwrap().rsdp, None);
+        memory[0xe_0010..0xe_0018].copy_from_slice(b"RSD PTR ");
+        assert_eq!(read_from(&memory).unwrap().rsdp, None);
+        let sum = b"RSD PTR ".iter().fold(0_u8, |sum, &byte| sum.wrapping_add(byte));
+        memory[0xe_0018] = sum.wrapping_neg();
+        assert_eq!(read_from(&memory).unwrap().rsdp, Some(PhysAddr::new(0xe_0010)));
+        // The EBDA is looked at first.
+        memory[0x40e..0x410].copy_from_slice(&0x9fc0_u16.to_le_bytes());
+        memory.copy_within(0xe_0010..0xe_0024, 0x9_fc00);
+        assert_eq!(read_from(&memory).unwrap().rsdp, Some(PhysAddr::new(0x9_fc00)));
+    }
+
+    #[test]
+    fn what_is_no_start_info_is_refused() {
+        let mut memory = machine();
+        put(&mut memory, START_INFO, &[0x1234]);
+        assert_eq!(read_from(&memory).unwrap_err(), StartInfoError::Magic(0x1234));
+        put(&mut memory, START_INFO, &[MAGIC, 0]);
+        assert_eq!(read_from(&memory).unwrap_err(), StartInfoError::Version(0));
+        assert_eq!(
+            read_from(&memory[..START_INFO + 55]).unwrap_err(),
+            StartInfoError::OutOfReach
+        );
+    }
+
+    #[test]
+    fn pointers_and_counts_that_lie_lead_to_errors_not_to_faults() {
+        let mut memory = machine();
+        put(&mut memory, START_INFO + 12, &[u32::MAX]);
+        put64(&mut memory, START_INFO + 16, &[u64::MAX - 8, u64::MAX]);
+        let info = read_from(&memory).unwrap();
+        assert_eq!((info.modules.iter().count(), info.command_line_len), (0, 0));
+        put64(&mut memory, START_INFO + 40, &[u64::MAX - 4]);
+        put(&mut memory, START_INFO + 48, &[u32::MAX]);
+        assert_eq!(read_from(&memory).unwrap_err(), StartInfoError::NoMemory);
+    }
+
+    #[test]
+    fn a_command_line_without_end_is_cut_off() {
+        let mut memory = machine();
+        memory[LINE..LINE + 2 * COMMAND_LINE_SIZE].fill(b'x');
+        assert_eq!(read_from(&memory).unwrap().command_line_len, COMMAND_LINE_SIZE);
+    }
+}

@@ -150,6 +150,7 @@ pub fn boot_cpu() -> CpuId {
 /// APIC enabled.
 ///
 /// The top of the stack is taken for the CPU's descriptor tables and emergency stacks: 64 KiB in all is a good size.
+/// There is no guard page below it.
 /// After an error the stack is lost, since the CPU might still be about to use it.
 pub fn start(
     cpu: CpuId,

@@ -8,6 +8,7 @@ use super::power::{self, Outcome};
 use super::{console, cpu, interrupts};
 use core::arch::global_asm;
 use core::fmt::{self, Write};
+use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
 use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
@@ -176,32 +177,67 @@ extern "C" fn trap(frame: &mut TrapFrame) {
 
 /// Prints an exception that nobody expects, and ends the run.
 fn die(frame: &TrapFrame) -> ! {
+    static DYING: AtomicBool = AtomicBool::new(false);
+    if DYING.swap(true, Ordering::Relaxed) {
+        // Printing the first one failed, or two CPUs die at once.
+        power::exit(Outcome::Failure)
+    }
     // The exception may have come in the middle of output.
     console::force_unlock();
     let _ = writeln!(Console, "panic: exception on cpu {}: {frame}", cpu::index());
     power::exit(Outcome::Failure)
 }
 
+impl TrapFrame {
+    /// The exception's name (SDM vol. 3, table 7-1).
+    fn name(&self) -> &'static str {
+        match self.vector {
+            0 => "divide error #DE",
+            1 => "debug exception #DB",
+            2 => "non-maskable interrupt",
+            3 => "breakpoint #BP",
+            4 => "overflow #OF",
+            5 => "bound range exceeded #BR",
+            6 => "invalid opcode #UD",
+            7 => "device not available #NM",
+            8 => "double fault #DF",
+            10 => "invalid TSS #TS",
+            11 => "segment not present #NP",
+            12 => "stack fault #SS",
+            13 => "general protection #GP",
+            14 => "page fault #PF",
+            16 => "x87 error #MF",
+            17 => "alignment check #AC",
+            18 => "machine check #MC",
+            19 => "SIMD error #XM",
+            20 => "virtualization exception #VE",
+            21 => "control protection #CP",
+            _ => "reserved exception",
+        }
+    }
+}
+
 impl fmt::Display for TrapFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match ExceptionVector::try_from(self.vector as u8) {
-            Ok(name) => write!(
-                f,
-                "{name:?} (vector {}), error code {:#x}",
-                self.vector, self.error_code
-            )?,
-            Err(_) => write!(f, "vector {}, error code {:#x}", self.vector, self.error_code)?,
-        }
+        write!(
+            f,
+            "{} (vector {}), error code {:#x}",
+            self.name(),
+            self.vector,
+            self.error_code
+        )?;
         match self.vector {
-            // Exceptions whose error code names a selector.
-            10..=13 => write!(f, " {:?}", SelectorErrorCode::new_truncate(self.error_code))?,
-            14 => {
-                let cause = PageFaultErrorCode::from_bits_truncate(self.error_code);
-                write!(f, " {cause:?} at {:#x}", Cr2::read_raw())?;
+            10..=13 if self.error_code != 0 => {
+                write!(f, " {:?}", SelectorErrorCode::new_truncate(self.error_code))?
             }
+            14 => write!(
+                f,
+                " {:?}",
+                PageFaultErrorCode::from_bits_truncate(self.error_code)
+            )?,
             _ => {}
         }
-        writeln!(f)?;
+        writeln!(f, ", cr2={:#018x}", Cr2::read_raw())?;
         writeln!(
             f,
             "  rip={:#018x} cs={:#x} rflags={:#x} rsp={:#018x} ss={:#x}",
