@@ -4,6 +4,7 @@
 #![expect(unsafe_code, reason = "APIC registers and MSRs")]
 
 use super::paging::{self, MapDeviceError};
+use core::arch::asm;
 use portcullis_hal::{Mmio, MmioRegion, PAGE_SIZE, PhysAddr, PhysRange};
 use spin::Once;
 use thiserror::Error;
@@ -146,6 +147,10 @@ impl LocalApic {
             }
             Self::Msrs => {
                 let value = u64::from(id) << 32 | u64::from(command.encode());
+                // Unlike a store to memory, the write may overtake earlier stores, which the receiver is to see
+                // (SDM vol. 3, 12.12.3).
+                // SAFETY: barriers only.
+                unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
                 // SAFETY: the command register takes all 64 bits in one write; INIT and start-up go to other CPUs.
                 unsafe { msr(Register::CommandLow).write(value) };
             }

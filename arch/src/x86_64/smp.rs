@@ -150,8 +150,8 @@ pub fn boot_cpu() -> CpuId {
 /// APIC enabled.
 ///
 /// The top of the stack is taken for the CPU's descriptor tables and emergency stacks: 64 KiB in all is a good size.
-/// There is no guard page below it.
-/// After an error the stack is lost, since the CPU might still be about to use it.
+/// There is no guard page below it. After an error the stack is lost, since the CPU might still be about to use it.
+/// A CPU that was started before is reset, whatever it is doing.
 pub fn start(
     cpu: CpuId,
     index: usize,
@@ -227,8 +227,6 @@ fn write_trampoline(tables: PhysAddr, stack: u64) -> Result<(), StartError> {
             page.add(offset(variable)).cast::<u64>().write_volatile(value);
         }
     }
-    // The CPU must not see the page before it is complete; the IPI itself may overtake stores in x2APIC mode.
-    core::sync::atomic::fence(Ordering::SeqCst);
     Ok(())
 }
 
