@@ -9,9 +9,9 @@
 //!
 //! | firmware | function |
 //! |---|---|
-//! | ACPI, RSDP known (PVH, UEFI) | `acpi::from_rsdp(&memory, rsdp)`, tables mapped by [`PhysMemory`] |
-//! | ACPI, tables at hand | `acpi::from_tables(&[&[u8]])` |
-//! | ACPI through QEMU's fw_cfg | `acpi::loader::run`, then `acpi::from_rsdp(&memory, rsdp)` |
+//! | ACPI, RSDP known (PVH, UEFI) | [`acpi::from_rsdp`], tables mapped by [`PhysMemory`] |
+//! | ACPI, tables at hand | [`acpi::from_tables`] |
+//! | ACPI through QEMU's fw_cfg | [`acpi::loader::run`], then [`acpi::from_rsdp`] |
 //! | device tree | `devicetree::parse(&[u8])` |
 //!
 //! # The types
@@ -50,10 +50,11 @@ extern crate alloc;
 pub mod acpi;
 pub mod devicetree;
 mod error;
-#[allow(dead_code)]
+
 mod list;
 mod memory;
 pub mod topology;
+mod view;
 
 pub use error::{FirmwareError, Location, Signature, Table, Warning};
 pub use memory::PhysMemory;

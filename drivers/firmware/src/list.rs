@@ -5,7 +5,7 @@ use alloc::{string::String, vec::Vec};
 
 /// The most entries any list of a topology may have. It bounds the work of the quadratic overlap checks;
 /// the largest servers stay some two orders of magnitude below it.
-pub(crate) const LIMIT: usize = 16 * 1024;
+pub(crate) const LIMIT: usize = 8 * 1024;
 
 /// Appends `item`, or reports that memory or the bound is exhausted.
 pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), FirmwareError> {
