@@ -9,7 +9,7 @@
 //! | `[data] KEY VALUE` | a fact for the harness |
 //! | `panic: TEXT` | the kernel gave up; QEMU is ended after a short grace |
 //! | `result: N passed, N failed` | the job is over; skipped checks count in neither number |
-//! | `console: ready` | the console reads commands from now on (`job=shell` only) |
+//! | `console ready...` | the console reads commands from now on (`job=shell` only) |
 //!
 //! NAME and KEY consist of lower-case letters, digits, `.`, `-` and `_` (`disk.hash`). A line counts only if it begins
 //! like this in its first column; everything else is text for people. After `result:` the kernel ends QEMU: on x86_64
@@ -20,7 +20,8 @@
 //! - `[data] disk.sha256 HEX`: the hash of the whole disk as the kernel read it;
 //! - `[data] disk.written sector=N count=N sha256=HEX`: a region (in sectors of 512 bytes) that the kernel wrote.
 //!
-//! The kernel is told what to do on its command line: `job=main`, `job=shell` or `job=NAME`.
+//! The kernel is told what to do on its command line: `job=main`, `job=shell` or `job=NAME`, then the words that the
+//! profile adds (`semihosting` on aarch64).
 
 use std::fmt;
 
@@ -120,7 +121,7 @@ impl Event {
         if let Some(rest) = line.strip_prefix("result:") {
             return Counts::parse(rest.trim()).map_or_else(malformed, Self::Result);
         }
-        if line == "console: ready" {
+        if line.starts_with("console ready") {
             return Self::ConsoleReady;
         }
         Self::Text(line.to_owned())
@@ -202,7 +203,14 @@ impl Report {
             }
             Event::Result(counts) => self.results.push(*counts),
             Event::Malformed(line) => self.malformed.push(line.clone()),
-            Event::Section(_) | Event::ConsoleReady | Event::Text(_) => {}
+            // Rust's panics tell the place on one line and the message on the next.
+            Event::Text(text) => {
+                if let Some(panic) = self.panic.as_mut().filter(|panic| panic.ends_with(':')) {
+                    panic.push(' ');
+                    panic.push_str(text.trim());
+                }
+            }
+            Event::Section(_) | Event::ConsoleReady => {}
         }
     }
 
@@ -301,7 +309,7 @@ mod tests {
                 failed: 1
             })
         );
-        assert_eq!(Event::parse("console: ready"), Event::ConsoleReady);
+        assert_eq!(Event::parse("console ready, try `help`"), Event::ConsoleReady);
     }
 
     #[test]
@@ -309,6 +317,23 @@ mod tests {
         assert_eq!(clean(b"\x1bc\x1b[?7l\x1b[2J[ ok ] a\r"), "[ ok ] a");
         assert_eq!(clean(b"\xff ok  "), "\u{fffd} ok");
         assert_eq!(clean(b"\x1b["), "");
+    }
+
+    #[test]
+    fn a_panic_has_its_place_and_its_message() {
+        let mut report = Report::default();
+        for line in [
+            "text",
+            "panic: panicked at kernel/src/x.rs:1:2:",
+            "index out of bounds",
+            "more",
+        ] {
+            report.add(&Event::parse(line));
+        }
+        assert_eq!(
+            report.panic.as_deref(),
+            Some("panicked at kernel/src/x.rs:1:2: index out of bounds")
+        );
     }
 
     #[test]

@@ -12,7 +12,6 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::profile::Arch;
 use crate::setup::NEEDED;
 use crate::setup::version::Version;
-use crate::ui;
 
 /// A QEMU for one architecture.
 #[derive(Clone, Debug)]
@@ -151,19 +150,9 @@ pub fn find(arch: Arch) -> Result<Option<Qemu>> {
     let Some(program) = on_path(env::var_os("PATH").as_deref(), arch.qemu_name()) else {
         return Ok(None);
     };
-    match version_of(&program) {
-        Ok(version) if version >= NEEDED => Ok(Some(installed(program, version))),
-        Ok(version) => {
-            if ui::interactive() {
-                ui::say(&format!(
-                    "{} is {version}, older than {NEEDED}: not used",
-                    program.display()
-                ));
-            }
-            Ok(None)
-        }
-        Err(_) => Ok(None),
-    }
+    // One that is too old or does not start is as good as none.
+    let version = version_of(&program).ok().filter(|version| *version >= NEEDED);
+    Ok(version.map(|version| installed(program, version)))
 }
 
 fn installed(program: PathBuf, version: Version) -> Qemu {
