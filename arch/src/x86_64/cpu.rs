@@ -138,5 +138,10 @@ pub fn describe(out: &mut dyn fmt::Write) -> fmt::Result {
         instruction,
         line_size,
     } = caches();
-    write!(out, "{instruction:?} by {line_size} bytes")
+    let instruction = match instruction {
+        WriteBack::Clwb => "CLWB",
+        WriteBack::Clflushopt => "CLFLUSHOPT",
+        WriteBack::Clflush => "CLFLUSH",
+    };
+    write!(out, "{instruction} by {line_size} bytes")
 }
