@@ -12,7 +12,7 @@ pub enum Firmware {
 }
 
 /// Most ranges of RAM that the memory map holds; further ones are left unused.
-pub const MEMORY_RANGES: usize = 32;
+const MEMORY_RANGES: usize = 32;
 
 /// The usable RAM: without the kernel's image, the device tree and what firmware keeps.
 #[derive(Clone, Copy, Debug)]
@@ -23,7 +23,9 @@ pub struct MemoryMap {
 impl MemoryMap {
     /// A map without memory.
     pub const fn new() -> Self {
-        Self { ranges: [None; MEMORY_RANGES] }
+        Self {
+            ranges: [None; MEMORY_RANGES],
+        }
     }
 
     /// Adds usable RAM; ignored when the map is full.
@@ -35,7 +37,7 @@ impl MemoryMap {
 
     /// Takes `hole` out of the usable RAM.
     pub fn remove(&mut self, hole: PhysRange) {
-        let old = core::mem::replace(self, Self::new());
+        let old = core::mem::take(self);
         for range in old.iter() {
             if !range.overlaps(&hole) {
                 self.add(range);

@@ -189,7 +189,7 @@ impl<H: Hal> Iommu<H> {
                     let device = self.owner(unit, record.endpoint);
                     let fault = Fault {
                         unit,
-                        device: device.as_ref().map(|device| device.id().clone()),
+                        device: device.as_ref().map(|device| device.id()),
                         record,
                     };
                     if let Some(device) = device {

@@ -14,7 +14,11 @@ pub struct UnitId(pub u16);
 
 impl fmt::Display for UnitId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "iommu{}", self.0)
+        match f.width() {
+            // Tables want the whole name padded.
+            Some(width) => write!(f, "iommu{:<1$}", self.0, width.saturating_sub(5)),
+            None => write!(f, "iommu{}", self.0),
+        }
     }
 }
 
@@ -31,7 +35,7 @@ pub enum Backend {
 
 impl fmt::Display for Backend {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::SmmuV3 => "SMMUv3",
             Self::VtdScalable => "VT-d",
             Self::VirtioIommu => "virtio-iommu",
