@@ -8,9 +8,9 @@
 //! = ok                            a line of the answer is exactly this
 //! ! panic                         no line of the answer contains this
 //! ```
-//! `=` and `~` lines must be found in their order. Every answer ends with `ok` or `error: REASON`; it must be `ok` unless an
-//! expectation speaks of the closing line itself (its text begins with `error:`). What the kernel logs between two
-//! commands belongs to the second one's answer. After the last command the harness types `poweroff`.
+//! `=` and `~` lines must be found in their order. Every answer ends with `ok` or `error: REASON`; it must be `ok`
+//! unless an expectation speaks of the closing line itself (its text begins with `error:`). What the kernel logs between
+//! two commands belongs to the second one's answer. After the last command the harness types `poweroff`.
 
 use std::fs;
 use std::time::{Duration, Instant};

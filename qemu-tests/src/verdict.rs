@@ -14,8 +14,8 @@ use crate::workspace::Workspace;
 
 /// The checks that a job must make: `expect/PROFILE.txt` for the main job, `expect/PROFILE.JOB.txt` for others.
 ///
-/// One name per line; `?name` may be skipped or missing (a device that not every QEMU has), no other check may; `@file` takes in another
-/// list of the same folder; `#` begins a remark.
+/// One name per line; `?name` may be skipped or missing (a device that not every QEMU has), no other check may;
+/// `@file` takes in another list of the same folder; `#` begins a remark.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Expected {
     required: Vec<String>,

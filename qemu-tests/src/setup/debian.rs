@@ -187,23 +187,22 @@ impl PrivateApt {
         let done = output_of(&mut update);
         spinner.finish_and_clear();
         done?;
-        let plan = Plan::parse(&output_of(self.install().arg("--print-uris"))?);
+        // apt leaves out what it has already, from a set-up that was interrupted; the plan is to be complete.
+        let nothing = format!("Dir::Cache::archives={}", self.dir.join("nothing").display());
+        let plan = Plan::parse(&output_of(self.install().args(["--print-uris", "-o", &nothing]))?);
         let version = plan.qemu.ok_or_else(|| refused("the mirror offers no QEMU"))?;
         if version < NEEDED {
             return Err(refused(&format!("the newest QEMU of {} is {version}", SUITES[1])));
         }
         ui::say(&format!(
             "downloading QEMU {version}: {} packages, {} MB",
-            plan.packages,
+            plan.files.len(),
             plan.bytes / 1_000_000
         ));
         self.fetch(&plan)?;
-        let mut archives: Vec<PathBuf> = fs::read_dir(self.dir.join("cache/archives"))?
-            .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-            .filter(|path| path.extension().is_some_and(|extension| extension == "deb"))
-            .collect();
-        archives.sort();
-        Ok(archives)
+        // Exactly what was planned: an older set-up may have left other versions behind.
+        let folder = self.dir.join("cache/archives");
+        Ok(plan.files.iter().map(|file| folder.join(file)).collect())
     }
 
     fn fetch(&self, plan: &Plan) -> Result<()> {
@@ -277,7 +276,7 @@ fn configuration(dir: &Path) -> Result<String> {
 /// What `apt-get --print-uris` announces.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Plan {
-    packages: usize,
+    files: Vec<String>,
     bytes: u64,
     qemu: Option<Version>,
 }
@@ -291,7 +290,7 @@ impl Plan {
             let (Some(file), Some(Ok(size))) = (words.next(), words.next().map(str::parse::<u64>)) else {
                 continue;
             };
-            plan.packages += 1;
+            plan.files.push(file.to_owned());
             plan.bytes += size;
             if let Some(version) = file.strip_prefix("qemu-system-x86_") {
                 plan.qemu = Version::from_debian(&version.replace("%3a", ":"));
@@ -356,12 +355,15 @@ mod tests {
             'http://m.example/q.deb' qemu-system-x86_1%3a11.1.3+ds-1~bpo13+1_amd64.deb 10400000 SHA256:11\n";
         let plan = Plan::parse(text);
         assert_eq!(
-            plan,
-            Plan {
-                packages: 2,
-                bytes: 10_561_000,
-                qemu: Some(Version::new(11, 1, 3))
-            }
+            plan.files,
+            [
+                "seabios_1.17.0-1_all.deb",
+                "qemu-system-x86_1%3a11.1.3+ds-1~bpo13+1_amd64.deb"
+            ]
+        );
+        assert_eq!(
+            (plan.bytes, plan.qemu),
+            (10_561_000, Some(Version::new(11, 1, 3)))
         );
         assert_eq!(Plan::parse("E: nothing\n"), Plan::default());
     }
