@@ -11,6 +11,7 @@ mod iort_trace;
 pub mod loader;
 mod madt;
 mod mcfg;
+pub(crate) use mcfg::{ECAM_BYTES_PER_BUS, add_host_bridge};
 mod platform;
 mod rsdp;
 pub(crate) mod spec;
