@@ -63,9 +63,10 @@ impl Attributes {
     pub const READ: Self = Self::memory(Access::READ);
     /// Ordinary memory that the device writes and cannot read.
     pub const WRITE: Self = Self::memory(Access::WRITE);
-    /// Registers that the device writes: an interrupt doorbell.
+    /// Registers that the device writes: an interrupt doorbell. Readable too, since stage-1 formats have no
+    /// write-only entries.
     pub const DOORBELL: Self = Self {
-        access: Access::WRITE,
+        access: Access::READ.union(Access::WRITE),
         memory: MemoryKind::Device,
     };
 

@@ -1,0 +1,6 @@
+//! Drivers for the devices that move data in the demonstrations.
+
+pub(crate) mod disk;
+pub(crate) mod edu;
+pub(crate) mod test_device;
+mod virtio;

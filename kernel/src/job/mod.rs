@@ -1,0 +1,70 @@
+//! The main job: what the stack claims, shown with real DMA.
+
+mod disk;
+mod engine;
+mod kinds;
+mod processors;
+mod revocation;
+mod rogue;
+mod table;
+
+use crate::devices::edu::pause;
+use crate::machine::{KernelIommu, Machine};
+use crate::report::{self, Report};
+use alloc::format;
+use alloc::string::String;
+use portcullis_hal::{Frames, Hal};
+use portcullis_iommu::{Device, Fault};
+
+/// How a check ended: what to say if it held, and why it did not.
+pub(crate) type Outcome = Result<String, String>;
+
+/// How long a fault may take to be reported, in nanoseconds.
+const FAULT_TIMEOUT_NS: u64 = 2_000_000_000;
+
+/// Runs all sections on a machine whose units are up and whose devices are unattached.
+pub(crate) fn main(machine: &'static Machine, report: &mut Report) {
+    disk::run(machine, report);
+    engine::run(machine, report);
+    rogue::run(machine, report);
+    revocation::run(machine, report);
+    kinds::run(machine, report);
+    processors::run(machine, report);
+    table::run(machine, report);
+}
+
+/// Takes all faults out of the log, so that the next one is the one to come.
+pub(crate) fn drain_faults(iommu: &KernelIommu) {
+    while iommu.next_fault().is_some() {}
+}
+
+/// Waits until the fault interrupt's handler has logged a fault of `device`, and prints it. Never looks at the
+/// hardware itself.
+pub(crate) fn await_fault(iommu: &KernelIommu, device: &Device) -> Result<Fault, String> {
+    let hal = crate::memory::KernelHal;
+    let start = hal.now_ns();
+    loop {
+        while let Some(fault) = iommu.next_fault() {
+            if fault.device == Some(device.id()) {
+                report::text(format_args!("  {fault}"));
+                return Ok(fault);
+            }
+        }
+        if hal.now_ns().saturating_sub(start) > FAULT_TIMEOUT_NS {
+            return Err(format!("no fault of {} was reported", device.id()));
+        }
+        pause(10_000);
+    }
+}
+
+/// A byte pattern that depends on `seed`, so that stale data does not pass for new.
+pub(crate) fn pattern<const N: usize>(seed: u8) -> [u8; N] {
+    core::array::from_fn(|i| (i as u8).wrapping_mul(31) ^ (i >> 8) as u8 ^ seed)
+}
+
+/// Whether the frames begin with just these bytes.
+pub(crate) fn holds<H: Hal, const N: usize>(frames: &Frames<H>, expected: &[u8; N]) -> bool {
+    let mut found = [0; N];
+    frames.read(0, &mut found);
+    found == *expected
+}

@@ -1,0 +1,198 @@
+//! Two CPUs map, unmap and attach while DMA runs.
+
+use super::Outcome;
+use crate::devices::edu::{Completion, Direction};
+use crate::devices::test_device::Outcome as Written;
+use crate::dma::{DmaError, DmaSpace};
+use crate::machine::{Machine, TestRig};
+use crate::memory::KernelHal;
+use crate::report::Report;
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::sync::atomic::{AtomicU32, Ordering};
+use portcullis_arch::cpu;
+use portcullis_hal::{Attributes, FrameOrder, Hal};
+use portcullis_iommu::DomainSpec;
+use spin::{Mutex, Once};
+
+/// Rounds per CPU.
+const ROUNDS: u32 = 150;
+
+/// How long the other CPU may take, in nanoseconds.
+const TIMEOUT_NS: u64 = 60_000_000_000;
+
+/// What the second CPU works with, once there is work.
+static WORK: Once<Work> = Once::new();
+
+struct Work {
+    machine: &'static Machine,
+    /// The domain in which both CPUs map and unmap.
+    common: DmaSpace,
+    arrived: AtomicU32,
+    result: Mutex<Option<Outcome>>,
+}
+
+pub(super) fn run(machine: &'static Machine, report: &mut Report) {
+    report.section("Two CPUs");
+    let started = machine.start_second_cpu(second_cpu);
+    if !report.check("cpus.start", started) {
+        return;
+    }
+    match together(machine) {
+        Ok(lines) => lines
+            .into_iter()
+            .zip(["cpus.first", "cpus.second"])
+            .for_each(|(outcome, name)| {
+                report.check(name, outcome);
+            }),
+        Err(reason) => report.fail("cpus.first", format_args!("{reason}")),
+    }
+    super::drain_faults(machine.iommu);
+}
+
+fn second_cpu(_index: usize) -> ! {
+    cpu::enable_interrupts();
+    loop {
+        if let Some(work) = WORK.get() {
+            let outcome = share_of_work(work, 1);
+            *work.result.lock() = Some(outcome);
+            break;
+        }
+        KernelHal.relax();
+    }
+    loop {
+        cpu::wait_for_interrupt();
+    }
+}
+
+fn together(machine: &'static Machine) -> Result<[Outcome; 2], String> {
+    let [rig, ..] = machine.test_devices.as_slice() else {
+        return Err("no iommu-testdev".to_string());
+    };
+    let common = DmaSpace::new(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
+    let work = WORK.call_once(|| Work {
+        machine,
+        common,
+        arrived: AtomicU32::new(0),
+        result: Mutex::new(None),
+    });
+    let first = share_of_work(work, 0);
+    let start = KernelHal.now_ns();
+    loop {
+        if let Some(second) = work.result.lock().take() {
+            return Ok([first, second]);
+        }
+        if KernelHal.now_ns() - start > TIMEOUT_NS {
+            return Err(format!("the second CPU did not finish; the first: {first:?}"));
+        }
+        KernelHal.relax();
+    }
+}
+
+/// One CPU's rounds, on the device with its number: map, DMA, unmap and refused DMA in the common domain, blocked and
+/// attached again every few rounds, while the CPU's `edu` moves data all the time.
+fn share_of_work(work: &Work, index: usize) -> Outcome {
+    let machine = work.machine;
+    let rig = machine
+        .test_devices
+        .get(index)
+        .ok_or("no iommu-testdev for this CPU")?;
+    let background = machine.edus.get(index).ok_or("no edu for this CPU")?;
+    let text = |error: DmaError| error.to_string();
+
+    // Both CPUs begin together.
+    work.arrived.fetch_add(1, Ordering::AcqRel);
+    let start = KernelHal.now_ns();
+    while work.arrived.load(Ordering::Acquire) < 2 {
+        if KernelHal.now_ns() - start > TIMEOUT_NS {
+            return Err("the other CPU did not come".to_string());
+        }
+        KernelHal.relax();
+    }
+
+    let blocked = machine
+        .iommu
+        .new_domain(&rig.device, &DomainSpec::Blocked)
+        .map_err(|error| error.to_string())?;
+    work.common.attach(machine.iommu, &rig.device).map_err(text)?;
+    work.common
+        .attach(machine.iommu, &background.device)
+        .map_err(text)?;
+    machine.enable_bus_master(rig.function);
+    machine.enable_bus_master(background.function);
+    let stream = work
+        .common
+        .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
+        .map_err(text)?;
+    let mut transfers = 0;
+    for round in 0..ROUNDS {
+        if !background.edu.busy() {
+            background.edu.start(
+                Direction::ToMemory,
+                stream.range().start(),
+                4096,
+                Completion::Poll,
+            );
+            transfers += 1;
+        }
+        one_round(work, rig, round).map_err(|reason| format!("round {round}: {reason}"))?;
+        if round % 8 == 7 {
+            machine
+                .iommu
+                .attach(&rig.device, &blocked)
+                .map_err(|error| error.to_string())?;
+            let (iova, phys) = (stream.range().start(), stream.memory().phys());
+            expect(rig.test.write(iova, 64, phys), Written::Refused, "blocked")?;
+            work.common.attach(machine.iommu, &rig.device).map_err(text)?;
+        }
+    }
+    let start = KernelHal.now_ns();
+    while background.edu.busy() && KernelHal.now_ns() - start < TIMEOUT_NS {
+        KernelHal.relax();
+    }
+    machine
+        .iommu
+        .detach(&rig.device)
+        .map_err(|error| error.to_string())?;
+    machine
+        .iommu
+        .detach(&background.device)
+        .map_err(|error| error.to_string())?;
+    work.common.unmap(stream).map_err(text)?;
+    Ok(format!(
+        "CPU {}: {ROUNDS} rounds on {} beside {transfers} transfers",
+        cpu::index(),
+        rig.device.id()
+    ))
+}
+
+fn one_round(work: &Work, rig: &TestRig, round: u32) -> Result<(), String> {
+    let text = |error: DmaError| error.to_string();
+    // Now and then a block large enough that tables come and go.
+    let order = if round % 16 == 0 { 9 } else { (round % 4) as u8 };
+    let order = FrameOrder::new(order).ok_or("order out of range")?;
+    let buffer = work.common.buffer(order, Attributes::READ_WRITE).map_err(text)?;
+    let offset = order.bytes() - 4096;
+    let iova = portcullis_hal::Iova::new(buffer.range().start().get() + offset);
+    let phys = portcullis_hal::PhysAddr::new(buffer.memory().phys().get() + offset);
+    expect(rig.test.write(iova, 64, phys), Written::Arrived, "mapped")?;
+    let frames = work.common.unmap(buffer).map_err(text)?;
+    frames.write(offset as usize, &[0; 64]);
+    // The other CPU may have taken the address in the meantime, so what counts is the old page.
+    rig.test.write(iova, 64, phys);
+    let mut found = [1; 64];
+    frames.read(offset as usize, &mut found);
+    if found == [0; 64] {
+        Ok(())
+    } else {
+        Err("written after unmap".to_string())
+    }
+}
+
+fn expect(found: Written, wanted: Written, when: &str) -> Result<(), String> {
+    if found == wanted {
+        Ok(())
+    } else {
+        Err(format!("{when}: {found}"))
+    }
+}
