@@ -50,6 +50,14 @@ impl Scenario<'_> {
         }
     }
 
+    /// Where its console is kept, as [`Lab::job`] and [`Script::play`] name it.
+    fn log(&self) -> String {
+        match self {
+            Self::Job { profile, job } => format!("{}-{job}.log", profile.name),
+            Self::Script { profile, script } => format!("script-{}-{}.log", script.name, profile.name),
+        }
+    }
+
     /// What is wrong, and a remark for the line.
     fn run(&self, lab: &Lab) -> (Vec<String>, String) {
         let result = match self {
@@ -265,6 +273,10 @@ fn qemu(workspace: &Workspace, tools: &setup::Tools, arches: &[Arch], scenarios:
                         for problem in problems {
                             println!("       {problem}");
                         }
+                        println!(
+                            "       console: {}",
+                            workspace.log_dir().join(scenario.log()).display()
+                        );
                     }
                 }
             });
