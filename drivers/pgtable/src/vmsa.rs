@@ -230,13 +230,14 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
 
     fn leaf_count(entry: u64) -> u64 {
         let entry = Table::from(entry);
-        entry.leaves_low() | entry.leaves_high() << 6
+        entry.leaves_low() | entry.leaves_high() << 6 | entry.leaves_top() << 13
     }
 
     fn with_leaf_count(entry: u64, count: u64) -> u64 {
         let entry = Table::from(entry)
             .with_leaves_low(count & 0x3f)
-            .with_leaves_high(count >> 6 & 0xff);
+            .with_leaves_high(count >> 6 & 0x7f)
+            .with_leaves_top(count >> 13 & 1);
         entry.into()
     }
 }

@@ -1,0 +1,303 @@
+//! A decoder of page tables in memory, written from the manuals and independent of the crate's formats.
+
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(unsafe_code, reason = "reads tables as hardware does, by physical address")]
+
+use portcullis_hal::host::HostHal;
+use portcullis_hal::{
+    Access, Attributes, Granule, Hal, Iova, IovaRange, Mapping, MemoryKind, PhysAddr, PhysRange, TableFormat,
+    TableRoot, TableWrites,
+};
+use portcullis_pgtable::{AccessedDirty, Config, Levels, VmsaStage1, VmsaStage2, VtdSecondStage, X86};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A leaf as hardware understands it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    pub phys: u64,
+    pub size: u64,
+    pub access: Access,
+    /// What the format says about the memory, if it says anything.
+    pub memory: Option<MemoryKind>,
+}
+
+pub fn word(hal: &HostHal, phys: u64) -> u64 {
+    assert!(
+        hal.is_allocated(PhysAddr::new(phys), 8),
+        "{phys:#x} is not allocated"
+    );
+    // SAFETY: just checked to be allocated; the words of tables are accessed as atomics.
+    unsafe { hal.phys_to_virt(PhysAddr::new(phys)).cast::<AtomicU64>().as_ref() }.load(Ordering::Relaxed)
+}
+
+/// All leaves of a table, by input address.
+pub fn leaves(hal: &HostHal, root: &TableRoot) -> BTreeMap<u64, Leaf> {
+    let mut out = BTreeMap::new();
+    let input = u32::from(root.input_bits);
+    match root.format {
+        TableFormat::VmsaStage1 { granule, mair } => {
+            assert_eq!(mair & 0xff_ffff, 0x04_44ff);
+            // Arm ARM, section D8.2: the initial lookup level by granule and input width.
+            let start = match (granule, input) {
+                (Granule::Size4K, 40..=48) => 0,
+                (Granule::Size4K, 31..=39) => 1,
+                (Granule::Size16K, 48) => 0,
+                (Granule::Size16K, 37..=47) => 1,
+                (Granule::Size16K, 26..=36) => 2,
+                (Granule::Size64K, 43..=48) => 1,
+                (Granule::Size64K, 30..=42) => 2,
+                other => panic!("no start level for {other:?}"),
+            };
+            vmsa(
+                hal,
+                root.root.get(),
+                u32::from(granule.shift()),
+                start,
+                input,
+                stage1,
+                0,
+                &mut out,
+            );
+        }
+        TableFormat::VmsaStage2 { granule, start_level } => {
+            let start = u32::from(start_level);
+            vmsa(
+                hal,
+                root.root.get(),
+                u32::from(granule.shift()),
+                start,
+                input,
+                stage2,
+                0,
+                &mut out,
+            );
+        }
+        TableFormat::X86 { levels } => intel(hal, root.root.get(), u32::from(levels), &FIRST, 0, &mut out),
+        TableFormat::VtdSecondStage { levels } => {
+            intel(hal, root.root.get(), u32::from(levels), &SECOND, 0, &mut out);
+        }
+    }
+    out
+}
+
+type Decode = fn(u64) -> (Access, Option<MemoryKind>);
+
+fn stage1(entry: u64) -> (Access, Option<MemoryKind>) {
+    assert_eq!(entry >> 10 & 1, 1, "AF");
+    assert_eq!(entry >> 11 & 1, 1, "nG");
+    assert_eq!(entry >> 8 & 3, 3, "SH");
+    assert_eq!(entry >> 6 & 1, 1, "AP[1]: DMA is unprivileged");
+    assert_eq!(entry >> 53 & 1, 1, "PXN");
+    let mut access = Access::READ;
+    access.set(Access::WRITE, entry >> 7 & 1 == 0);
+    access.set(Access::EXECUTE, entry >> 54 & 1 == 0);
+    let memory = match entry >> 2 & 7 {
+        0 => MemoryKind::WriteBack,
+        1 => MemoryKind::NonCacheable,
+        2 => MemoryKind::Device,
+        other => panic!("MAIR index {other}"),
+    };
+    (access, Some(memory))
+}
+
+fn stage2(entry: u64) -> (Access, Option<MemoryKind>) {
+    assert_eq!(entry >> 10 & 1, 1, "AF");
+    assert_eq!(entry >> 8 & 3, 3, "SH");
+    let mut access = Access::empty();
+    access.set(Access::READ, entry >> 6 & 1 == 1);
+    access.set(Access::WRITE, entry >> 7 & 1 == 1);
+    access.set(Access::EXECUTE, entry >> 53 & 3 == 0);
+    let memory = match entry >> 2 & 15 {
+        15 => MemoryKind::WriteBack,
+        5 => MemoryKind::NonCacheable,
+        1 => MemoryKind::Device,
+        other => panic!("MemAttr {other}"),
+    };
+    (access, Some(memory))
+}
+
+#[allow(clippy::too_many_arguments, reason = "the state of a recursive walk")]
+fn vmsa(
+    hal: &HostHal,
+    table: u64,
+    granule: u32,
+    level: u32,
+    input: u32,
+    decode: Decode,
+    base: u64,
+    out: &mut BTreeMap<u64, Leaf>,
+) {
+    let stride = granule - 3;
+    let shift = granule + (3 - level) * stride;
+    for i in 0..1_u64 << (input - shift) {
+        let entry = word(hal, table + i * 8);
+        let iova = base + (i << shift);
+        let address = entry & 0x0000_ffff_ffff_f000;
+        match entry & 3 {
+            1 if level != 3 => {
+                assert!(
+                    granule == 12 && level >= 1 || level == 2,
+                    "no block at level {level}"
+                );
+                insert(out, iova, address, shift, entry, decode);
+            }
+            3 if level == 3 => insert(out, iova, address, shift, entry, decode),
+            3 => {
+                assert_eq!(address & ((1 << granule) - 1), 0);
+                vmsa(hal, address, granule, level + 1, shift, decode, iova, out);
+            }
+            1 => panic!("reserved descriptor {entry:#x}"),
+            _ => {}
+        }
+    }
+}
+
+fn x86(entry: u64) -> (Access, Option<MemoryKind>) {
+    assert_eq!(entry >> 2 & 1, 1, "U/S");
+    assert_eq!(entry >> 8 & 1, 0, "G");
+    let mut access = Access::READ;
+    access.set(Access::WRITE, entry >> 1 & 1 == 1);
+    access.set(Access::EXECUTE, entry >> 63 & 1 == 0);
+    // IA32_PAT at reset: WB, WT, UC-, UC.
+    let memory = match entry >> 3 & 3 {
+        0 => MemoryKind::WriteBack,
+        2 => MemoryKind::NonCacheable,
+        3 => MemoryKind::Device,
+        other => panic!("PAT index {other}"),
+    };
+    (access, Some(memory))
+}
+
+fn second_stage(entry: u64) -> (Access, Option<MemoryKind>) {
+    assert_eq!(entry & 0x4, 0, "X");
+    assert_eq!(entry & 0x4000_0000_0000_0878, 0, "SNP, TM, IPAT, EMT");
+    let mut access = Access::empty();
+    access.set(Access::READ, entry & 1 != 0);
+    access.set(Access::WRITE, entry & 2 != 0);
+    (access, None)
+}
+
+/// What the two formats of Intel's do differently.
+struct Intel {
+    /// Bits of which one makes an entry present.
+    present: u64,
+    /// Table entries: bits that decide, and what they are to be.
+    table: (u64, u64),
+    decode: Decode,
+}
+
+/// P, R/W and U/S in every table entry; PS and XD clear.
+const FIRST: Intel = Intel {
+    present: 1,
+    table: (0x8000_0000_0000_0087, 7),
+    decode: x86,
+};
+
+/// R and W in every table entry; PS clear, and X, 11 and 62, which some units reserve.
+const SECOND: Intel = Intel {
+    present: 7,
+    table: (0x4000_0000_0000_0887, 3),
+    decode: second_stage,
+};
+
+fn intel(hal: &HostHal, table: u64, level: u32, format: &Intel, base: u64, out: &mut BTreeMap<u64, Leaf>) {
+    let shift = 12 + 9 * (level - 1);
+    for i in 0..512 {
+        let entry = word(hal, table + i * 8);
+        if entry & format.present == 0 {
+            continue;
+        }
+        let (iova, address) = (base + (i << shift), entry & 0x000f_ffff_ffff_f000);
+        if level == 1 || entry & 0x80 != 0 {
+            assert!(level <= 3, "no page at level {level}");
+            insert(out, iova, address, shift, entry, format.decode);
+        } else {
+            let (mask, expected) = format.table;
+            assert_eq!(entry & mask, expected, "table entry {entry:#x}");
+            intel(hal, address, level - 1, format, iova, out);
+        }
+    }
+}
+
+fn insert(out: &mut BTreeMap<u64, Leaf>, iova: u64, phys: u64, shift: u32, entry: u64, decode: Decode) {
+    let (access, memory) = decode(entry);
+    let size = 1 << shift;
+    assert_eq!(phys & (size - 1), 0, "bits below the page in {entry:#x}");
+    out.insert(
+        iova,
+        Leaf {
+            phys,
+            size,
+            access,
+            memory,
+        },
+    );
+}
+
+pub const STAGE1_4K: VmsaStage1<12> = VmsaStage1::new();
+pub const STAGE1_16K: VmsaStage1<14> = VmsaStage1::new();
+pub const STAGE1_64K: VmsaStage1<16> = VmsaStage1::new();
+pub const STAGE2_4K: VmsaStage2<12> = VmsaStage2::new();
+pub const STAGE2_16K: VmsaStage2<14> = VmsaStage2::new();
+pub const STAGE2_64K: VmsaStage2<16> = VmsaStage2::new();
+pub const X86_4: X86 = X86::new(Levels::Four, AccessedDirty::Preset);
+pub const X86_5: X86 = X86::new(Levels::Five, AccessedDirty::Hardware);
+pub const SECOND_3: VtdSecondStage = VtdSecondStage::new(Levels::Three);
+pub const SECOND_4: VtdSecondStage = VtdSecondStage::new(Levels::Four);
+pub const SECOND_5: VtdSecondStage = VtdSecondStage::new(Levels::Five);
+
+/// All page sizes, coherent.
+pub const fn config(input_bits: u8) -> Config {
+    Config {
+        input_bits,
+        output_bits: 48,
+        page_sizes: u64::MAX,
+        writes: TableWrites::Cached,
+    }
+}
+
+/// Names every format once: `for_each_format!(check)` calls `check(format, input_bits)`.
+#[macro_export]
+macro_rules! for_each_format {
+    ($check:ident) => {{
+        use $crate::common::*;
+        $check(STAGE1_4K, 39);
+        $check(STAGE1_4K, 48);
+        $check(STAGE1_16K, 47);
+        $check(STAGE1_16K, 48);
+        $check(STAGE1_64K, 42);
+        $check(STAGE1_64K, 48);
+        $check(STAGE2_4K, 40);
+        $check(STAGE2_4K, 48);
+        $check(STAGE2_16K, 48);
+        $check(STAGE2_64K, 44);
+        $check(X86_4, 48);
+        $check(X86_5, 57);
+        $check(SECOND_3, 39);
+        $check(SECOND_4, 48);
+        $check(SECOND_5, 57);
+    }};
+}
+
+pub fn range(start: u64, len: u64) -> IovaRange {
+    IovaRange::new(Iova::new(start), len).unwrap()
+}
+
+pub fn mapping(iova: u64, phys: u64, len: u64, attributes: Attributes) -> Mapping {
+    Mapping {
+        iova: Iova::new(iova),
+        memory: PhysRange::new(PhysAddr::new(phys), len).unwrap(),
+        attributes,
+    }
+}
+
+pub fn rw(iova: u64, phys: u64, len: u64) -> Mapping {
+    mapping(iova, phys, len, Attributes::READ_WRITE)
+}
+
+/// Ends a gather's round as a driver does after the invalidation.
+pub fn sync(hal: &HostHal, gather: &mut portcullis_hal::Gather) {
+    // SAFETY: no hardware in these tests.
+    let _ = unsafe { gather.finish(hal) };
+}
