@@ -1,0 +1,326 @@
+//! The registry's rules: groups, reserved regions, owners of faults.
+
+#![expect(unsafe_code, reason = "an address space for the tests")]
+
+use core::fmt;
+use portcullis_hal::host::HostHal;
+use portcullis_hal::{
+    Arc, Attributes, EndpointId, FixedMapping, Gather, IoSpace, Iova, IovaRange, MapError, Mapping,
+    PAGE_SIZE, PhysAddr, PhysRange, RequesterId, SyncError, SyncProof, Translated, UnmapError, unsize_arc,
+};
+use portcullis_iommu::*;
+use std::sync::Mutex;
+
+struct FakeDomain {
+    kind: DomainKind,
+    mapped: Mutex<Vec<Mapping>>,
+}
+
+// SAFETY: there is no device behind this space.
+unsafe impl IoSpace for FakeDomain {
+    fn aperture(&self) -> IovaRange {
+        IovaRange::new(Iova::new(0), 1 << 39).unwrap()
+    }
+
+    fn page_sizes(&self) -> u64 {
+        PAGE_SIZE
+    }
+
+    unsafe fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
+        let mut mapped = self.mapped.lock().unwrap();
+        if let Some(taken) = list
+            .iter()
+            .find(|new| mapped.iter().any(|old| old.iova == new.iova))
+        {
+            return Err(MapError::Overlap { iova: taken.iova });
+        }
+        mapped.extend(list);
+        Ok(())
+    }
+
+    fn unmap(&self, _range: IovaRange, _gather: &mut Gather) -> Result<u64, UnmapError> {
+        Ok(0)
+    }
+
+    fn sync(&self, _gather: &mut Gather) -> Result<SyncProof, SyncError> {
+        Err(SyncError::Faulted)
+    }
+
+    fn iova_to_phys(&self, iova: Iova) -> Option<Translated> {
+        let mapped = self.mapped.lock().unwrap();
+        let found = mapped.iter().find(|mapping| mapping.iova == iova)?;
+        Some(Translated {
+            phys: found.memory.start(),
+            attributes: found.attributes,
+            size: PAGE_SIZE,
+        })
+    }
+}
+
+impl Domain for FakeDomain {
+    fn info(&self) -> DomainInfo {
+        DomainInfo {
+            kind: self.kind,
+            stage: None,
+            root: None,
+        }
+    }
+
+    fn describe(&self, _out: &mut dyn fmt::Write) -> fmt::Result {
+        Ok(())
+    }
+}
+
+fn domain(kind: DomainKind) -> Arc<dyn Domain> {
+    let domain = Arc::try_new(FakeDomain {
+        kind,
+        mapped: Mutex::default(),
+    })
+    .unwrap();
+    unsize_arc!(domain => dyn Domain)
+}
+
+struct FakeUnit {
+    info: UnitInfo,
+    events: Mutex<Vec<UnitEvent>>,
+    answer: Mutex<Result<Transition, AttachError>>,
+}
+
+impl Unit for FakeUnit {
+    fn info(&self) -> &UnitInfo {
+        &self.info
+    }
+
+    fn new_domain(&self, _spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
+        Ok(domain(DomainKind::Paging))
+    }
+
+    fn attach(
+        &self,
+        _endpoints: &[EndpointId],
+        _domain: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        *self.answer.lock().unwrap()
+    }
+
+    fn detach(&self, _endpoints: &[EndpointId]) -> Result<(), AttachError> {
+        self.answer.lock().unwrap().map(drop)
+    }
+
+    fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
+        self.events.lock().unwrap().drain(..).for_each(report);
+    }
+
+    fn stats(&self) -> UnitStats {
+        UnitStats::default()
+    }
+
+    fn describe_entry(&self, _endpoint: EndpointId, _out: &mut dyn fmt::Write) -> fmt::Result {
+        Ok(())
+    }
+
+    fn describe_registers(&self, _out: &mut dyn fmt::Write) -> fmt::Result {
+        Ok(())
+    }
+}
+
+fn unit() -> FakeUnit {
+    let info = UnitInfo {
+        backend: Backend::VirtioIommu,
+        stages: Stages::MANAGED,
+        page_sizes: PAGE_SIZE,
+        input_bits: 39,
+        output_bits: 48,
+        pasid_bits: 0,
+        fault_models: FaultModels::empty(),
+        entry_coherency: WalkCoherency::Snooped,
+        table_coherency: WalkCoherency::Snooped,
+        identity: false,
+        nesting: false,
+    };
+    FakeUnit {
+        info,
+        events: Mutex::default(),
+        answer: Mutex::new(Ok(Transition::Hitless)),
+    }
+}
+
+struct Rig {
+    iommu: Iommu<HostHal>,
+    unit: Arc<FakeUnit>,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let iommu = Iommu::new(HostHal::new());
+        let unit = Arc::try_new(unit()).unwrap();
+        iommu.add_unit(unsize_arc!(unit.clone() => dyn Unit)).unwrap();
+        Self { iommu, unit }
+    }
+
+    fn device(
+        &self,
+        bdf: u16,
+        group: u32,
+        reserved: Vec<ReservedRegion>,
+    ) -> Result<Arc<Device>, AddDeviceError> {
+        self.iommu.add_device(DeviceDescription {
+            id: DeviceId::Pci(RequesterId::from_bdf(0, bdf)),
+            unit: UnitId(0),
+            endpoints: vec![EndpointId::new(u32::from(bdf))],
+            group: GroupId(group),
+            reserved,
+        })
+    }
+}
+
+#[test]
+fn a_group_shares_one_domain() {
+    let rig = Rig::new();
+    let (a, b) = (
+        rig.device(8, 1, vec![]).unwrap(),
+        rig.device(9, 1, vec![]).unwrap(),
+    );
+    let (one, other) = (domain(DomainKind::Paging), domain(DomainKind::Paging));
+    rig.iommu.attach(&a, &one).unwrap();
+    assert_eq!(rig.iommu.attach(&b, &other), Err(AttachError::GroupInUse));
+    assert!(b.domain().is_none());
+    rig.iommu.attach(&b, &one).unwrap();
+    rig.iommu.detach(&a).unwrap();
+    rig.iommu.detach(&b).unwrap();
+    rig.iommu.attach(&b, &other).unwrap();
+}
+
+#[test]
+fn a_device_and_an_endpoint_are_registered_once_and_behind_a_known_unit() {
+    let rig = Rig::new();
+    rig.device(8, 1, vec![]).unwrap();
+    assert_eq!(rig.device(8, 2, vec![]).unwrap_err(), AddDeviceError::Duplicate);
+    let stranger = DeviceDescription {
+        id: DeviceId::Platform(PlatformName::new("dma")),
+        unit: UnitId(1),
+        endpoints: vec![EndpointId::new(1)],
+        group: GroupId(7),
+        reserved: vec![],
+    };
+    assert_eq!(
+        rig.iommu.add_device(stranger).unwrap_err(),
+        AddDeviceError::UnknownUnit(UnitId(1))
+    );
+    let alias = DeviceDescription {
+        id: DeviceId::Platform(PlatformName::new("dma")),
+        unit: UnitId(0),
+        endpoints: vec![EndpointId::new(1), EndpointId::new(8)],
+        group: GroupId(7),
+        reserved: vec![],
+    };
+    assert_eq!(
+        rig.iommu.add_device(alias).unwrap_err(),
+        AddDeviceError::Duplicate
+    );
+}
+
+#[test]
+fn reserved_regions_are_mapped_before_an_attachment_and_only_once() {
+    let rig = Rig::new();
+    let memory = PhysRange::new(PhysAddr::new(0x8000_0000), PAGE_SIZE).unwrap();
+    let mapping = Mapping {
+        iova: Iova::new(0x8000_0000),
+        memory,
+        attributes: Attributes::READ_WRITE,
+    };
+    // SAFETY: no device is behind this space.
+    let fixed = unsafe { FixedMapping::new(mapping) };
+    let reserved = vec![ReservedRegion {
+        range: fixed.range(),
+        kind: ReservedKind::Direct(fixed),
+    }];
+    let device = rig.device(8, 1, reserved).unwrap();
+    let paging = domain(DomainKind::Paging);
+    rig.iommu.attach(&device, &paging).unwrap();
+    rig.iommu.attach(&device, &paging).unwrap();
+    assert_eq!(paging.iova_to_phys(mapping.iova).unwrap().phys, memory.start());
+    let blocked = domain(DomainKind::Blocked);
+    rig.iommu.attach(&device, &blocked).unwrap();
+    assert!(blocked.iova_to_phys(mapping.iova).is_none());
+
+    let taken = domain(DomainKind::Paging);
+    let elsewhere = PhysRange::new(PhysAddr::new(0x9000_0000), PAGE_SIZE).unwrap();
+    // SAFETY: no device is behind this space.
+    unsafe {
+        taken.map(&[Mapping {
+            memory: elsewhere,
+            ..mapping
+        }])
+    }
+    .unwrap();
+    let overlap = MapError::Overlap { iova: mapping.iova };
+    assert_eq!(
+        rig.iommu.attach(&device, &taken),
+        Err(AttachError::Reserved(overlap))
+    );
+    assert!(Arc::ptr_eq(&device.domain().unwrap(), &blocked));
+}
+
+#[test]
+fn a_refused_attachment_leaves_the_old_one_and_a_timed_out_one_none() {
+    let rig = Rig::new();
+    let device = rig.device(8, 1, vec![]).unwrap();
+    let (one, other) = (domain(DomainKind::Paging), domain(DomainKind::Paging));
+    rig.iommu.attach(&device, &one).unwrap();
+    *rig.unit.answer.lock().unwrap() = Err(AttachError::NoFreeId);
+    assert_eq!(rig.iommu.attach(&device, &other), Err(AttachError::NoFreeId));
+    assert!(Arc::ptr_eq(&device.domain().unwrap(), &one));
+    let late = portcullis_hal::wait::Timeout {
+        register: "CONS",
+        mask: 1,
+        expected: 1,
+        last: 0,
+    };
+    *rig.unit.answer.lock().unwrap() = Err(AttachError::Timeout(late));
+    assert_eq!(rig.iommu.attach(&device, &other), Err(AttachError::Timeout(late)));
+    assert!(device.domain().is_none());
+}
+
+#[test]
+fn faults_find_their_owner_and_the_log() {
+    struct Handler(Mutex<Vec<Fault>>);
+    impl FaultHandler for Handler {
+        fn fault(&self, fault: &Fault) {
+            self.0.lock().unwrap().push(*fault);
+        }
+    }
+    let rig = Rig::new();
+    let device = rig.device(8, 1, vec![]).unwrap();
+    let handler = Arc::try_new(Handler(Mutex::default())).unwrap();
+    rig.iommu
+        .set_fault_handler(&device, Some(unsize_arc!(handler.clone() => dyn FaultHandler)));
+    let record = |endpoint| FaultRecord {
+        endpoint: EndpointId::new(endpoint),
+        pasid: None,
+        address: None,
+        access: None,
+        stage: None,
+        reason: FaultReason::Unattached,
+        code: 2,
+        name: "C_BAD_STREAMID",
+        raw: [0; 4],
+    };
+    let events = [
+        UnitEvent::Fault(record(8)),
+        UnitEvent::Overflow,
+        UnitEvent::Fault(record(9)),
+    ];
+    rig.unit.events.lock().unwrap().extend(events);
+    rig.iommu.handle_interrupt(UnitId(0));
+    let told = handler.0.lock().unwrap().clone();
+    assert_eq!(
+        told.iter().map(|fault| fault.device).collect::<Vec<_>>(),
+        [Some(device.id())]
+    );
+    let logged: Vec<_> = core::iter::from_fn(|| rig.iommu.next_fault())
+        .map(|fault| fault.device)
+        .collect();
+    assert_eq!(logged, [Some(device.id()), None]);
+    assert_eq!(rig.iommu.overflows(), 1);
+}
