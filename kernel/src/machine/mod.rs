@@ -18,7 +18,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use portcullis_arch::{BootInfo, interrupts, smp};
-use portcullis_firmware::{CpuState, ReservedKind as FirmwareReserved, Topology};
+use portcullis_firmware::{CpuState, ReservedKind as FirmwareReserved, Topology, UnitKind, VirtioTransport};
 use portcullis_hal::{
     Arc, Attributes, FixedMapping, Iova, IovaRange, Mapping, MmioRegion, MsiMessage, PAGE_SIZE, PhysAddr,
     PhysRange,
@@ -91,10 +91,16 @@ impl Machine {
         portcullis_arch::cpu::enable_interrupts();
         let bus = Bus::discover(&mut topology)?;
         describe(&topology, &bus);
+        let units = topology.units.len();
         report.check(
-            "discover.bus",
-            Ok::<_, String>(format!("{} functions", bus.functions.len())),
+            "discover.units",
+            if units > 0 {
+                Ok(format!("{units} found"))
+            } else {
+                Err("no IOMMU")
+            },
         );
+        report.check("discover.covered", all_covered(&topology, &bus));
 
         report.section("Deny by default");
         let canary = deny::Canary::new()?;
@@ -216,6 +222,23 @@ fn what_is(function: &Function) -> String {
         function.device,
         function.class.device_type()
     )
+}
+
+/// Whether every function that can issue DMA is behind a unit. A unit that is a PCI function itself is behind none.
+fn all_covered(topology: &Topology, bus: &Bus) -> Result<String, String> {
+    let is_unit = |function: &Function| {
+        topology.units.iter().any(|unit| match &unit.kind {
+            UnitKind::VirtioIommu(virtio) => virtio.transport == VirtioTransport::Pci(function.id),
+            UnitKind::Smmuv3(_) | UnitKind::Vtd(_) => false,
+        })
+    };
+    let bare = |function: &&Function| {
+        !function.class.is_host_bridge() && topology.unit_of(function.id).is_none() && !is_unit(function)
+    };
+    match bus.functions.iter().find(bare) {
+        Some(function) => Err(format!("{} is behind no unit", function.id)),
+        None => Ok(format!("each of {} functions", bus.functions.len())),
+    }
 }
 
 fn describe(topology: &Topology, bus: &Bus) {
