@@ -209,6 +209,23 @@ mod tests {
     const GOOD: Exit = Exit::Ended(Some(33));
 
     #[test]
+    fn the_lists_in_the_tree_can_be_read() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .unwrap()
+            .to_path_buf();
+        let workspace = Workspace::at(root.clone(), root.join("target"));
+        for profile in crate::profile::Profiles::load(&workspace).unwrap().all() {
+            let expected = Expected::load(&workspace, profile, "main").unwrap();
+            assert!(
+                expected.required.iter().any(|name| name == "harness.disk.hash"),
+                "{}",
+                profile.name
+            );
+        }
+    }
+
+    #[test]
     fn a_complete_run_holds() {
         let lines = [
             "[ ok ] a",
