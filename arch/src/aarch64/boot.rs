@@ -139,9 +139,16 @@ enter_host_mode:
     b.eq    2f
     mov     x21, #{not_el2}
     b.lo    3f
+    mrs     x0, mpidr_el1                   // no firmware, so all CPUs come here: one is enough to complain
+    tst     x0, #0xffffff
+    b.ne    park
     mov     x0, #0x431                      // SCR_EL3: RW, RES1, NS
     msr     scr_el3, x0
     msr     cptr_el3, xzr
+    mov     x0, #(1 << 31)                  // HCR_EL2: EL1 is AArch64
+    msr     hcr_el2, x0
+    mov     x0, #0x33ff                     // CPTR_EL2: RES1, no traps
+    msr     cptr_el2, x0
     msr     sctlr_el1, x1
     msr     spsr_el3, x2
     msr     elr_el3, x30
@@ -158,9 +165,9 @@ enter_host_mode:
     isb
     ret
 4:  mov     x21, #{no_vhe}
-    mov     x0, #(1 << 31)                  // HCR_EL2: EL1 is AArch64
+    mov     x0, #(1 << 31)                  // as above
     msr     hcr_el2, x0
-    mov     x0, #0x33ff                     // CPTR_EL2: RES1, no traps
+    mov     x0, #0x33ff
     msr     cptr_el2, x0
     msr     sctlr_el1, x1
     msr     spsr_el2, x2

@@ -14,6 +14,7 @@ use aarch64_cpu::registers::{ICC_SRE_EL2, Writeable};
 use arm_gic::gicv3::registers::{Gicd, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicDistributor, GicRedistributor, HIGHEST_NS_PRIORITY};
 use arm_gic::{IntId, UniqueMmioPointer};
+use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, Ordering};
 use portcullis_hal::wait::Timeout;
@@ -274,6 +275,8 @@ pub(super) fn walk(region: PhysRange) -> impl Iterator<Item = Redistributor> {
 pub(super) fn start_cpu_interface() {
     ICC_SRE_EL2.write(ICC_SRE_EL2::SRE::SET + ICC_SRE_EL2::ENABLE::SET);
     barrier::isb(barrier::SY);
+    // SAFETY: without EOImode, the end of an interrupt also deactivates it; no interrupt is active yet.
+    unsafe { asm!("msr icc_ctlr_el1, xzr", options(nostack, preserves_flags)) };
     GicCpuInterface::set_priority_mask(0xff);
     GicCpuInterface::enable_group1(true);
     barrier::isb(barrier::SY);

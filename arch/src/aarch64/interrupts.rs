@@ -43,11 +43,11 @@ pub struct Config<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum InitError {
     /// It was started before.
-    #[error("the interrupt controller was initialised before")]
-    AlreadyInitialised,
+    #[error("the interrupt controller was initialized before")]
+    AlreadyInitialized,
     /// It was not started by the boot CPU yet.
-    #[error("the interrupt controller is not initialised")]
-    NotInitialised,
+    #[error("the interrupt controller is not initialized")]
+    NotInitialized,
     /// The registers cannot be mapped.
     #[error(transparent)]
     Map(#[from] MapDeviceError),
@@ -81,8 +81,8 @@ pub enum InitError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MsiError {
     /// The interrupt controller was not started on this CPU.
-    #[error("the interrupt controller is not initialised on this CPU")]
-    NotInitialised,
+    #[error("the interrupt controller is not initialized on this CPU")]
+    NotInitialized,
     /// The machine has no ITS.
     #[error("no interrupt translation service")]
     NoIts,
@@ -107,17 +107,14 @@ pub enum MsiError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum WiredError {
     /// The interrupt controller was not started.
-    #[error("the interrupt controller is not initialised")]
-    NotInitialised,
+    #[error("the interrupt controller is not initialized")]
+    NotInitialized,
     /// The number is not that of a shared interrupt of this GIC.
     #[error("{0} is not a shared peripheral interrupt")]
     NotShared(u32),
     /// The line has a handler.
     #[error("interrupt {0} is connected")]
     Connected(u32),
-    /// The machine has no wired interrupts; not on this architecture.
-    #[error("no wired interrupts")]
-    NoWiredInterrupts,
 }
 
 #[derive(Clone, Copy)]
@@ -162,7 +159,7 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 pub fn init<H: Hal>(hal: &H, config: &Config<'_>) -> Result<(), InitError> {
     let mut controller = CONTROLLER.lock();
     if controller.is_some() {
-        return Err(InitError::AlreadyInitialised);
+        return Err(InitError::AlreadyInitialized);
     }
     let mut regions = [None; MAX_REGIONS];
     if config.redistributors.len() > MAX_REGIONS {
@@ -202,7 +199,7 @@ pub fn init_secondary() -> Result<(), InitError> {
     CONTROLLER
         .lock()
         .as_mut()
-        .ok_or(InitError::NotInitialised)?
+        .ok_or(InitError::NotInitialized)?
         .start_cpu()
 }
 
@@ -230,7 +227,7 @@ impl Controller {
 /// Each call gives the device one more event. The interrupt may come as soon as the device is told the message.
 pub fn allocate_msi(device: u32, handler: Handler, argument: usize) -> Result<MsiMessage, MsiError> {
     let mut controller = CONTROLLER.lock();
-    let controller = controller.as_mut().ok_or(MsiError::NotInitialised)?;
+    let controller = controller.as_mut().ok_or(MsiError::NotInitialized)?;
     let (its, tables) = controller.messages.as_mut().ok_or(MsiError::NoIts)?;
     let index = controller.next_lpi;
     if index >= MAX_LPIS {
@@ -258,7 +255,7 @@ pub fn connect_wired(
     argument: usize,
 ) -> Result<(), WiredError> {
     let mut controller = CONTROLLER.lock();
-    let controller = controller.as_mut().ok_or(WiredError::NotInitialised)?;
+    let controller = controller.as_mut().ok_or(WiredError::NotInitialized)?;
     let index = line.checked_sub(FIRST_SPI).ok_or(WiredError::NotShared(line))? as usize;
     {
         let mut handlers = HANDLERS.lock();

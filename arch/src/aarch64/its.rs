@@ -163,8 +163,8 @@ impl Its {
             .get(cpu)
             .copied()
             .flatten()
-            .ok_or(MsiError::NotInitialised)?;
-        let collection = u16::try_from(cpu).map_err(|_| MsiError::NotInitialised)?;
+            .ok_or(MsiError::NotInitialized)?;
+        let collection = u16::try_from(cpu).map_err(|_| MsiError::NotInitialized)?;
         if u64::from(device) >= self.device_limit {
             return Err(MsiError::UnknownDevice(device));
         }
@@ -220,7 +220,7 @@ impl Its {
         barrier::before_doorbell();
         self.registers.write64(gits::CWRITER, self.tail);
         let tail = self.tail;
-        let mask = QUEUE_BYTES - 1 & !(Command::SIZE - 1);
+        let mask = (QUEUE_BYTES - 1) & !(Command::SIZE - 1);
         let mut stalled = None;
         let done = time::wait_until("GITS_CREADR", mask, tail, TIMEOUT_NS, || {
             let head = self.registers.read64(gits::CREADR);

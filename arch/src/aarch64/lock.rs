@@ -15,10 +15,10 @@ impl<T> InterruptLock<T> {
 
     /// Masks interrupts, then takes the lock.
     pub(super) fn lock(&self) -> Guard<'_, T> {
-        let mask = cpu::mask_interrupts();
+        let restore = Restore(cpu::mask_interrupts());
         Guard {
-            guard: Some(self.0.lock()),
-            mask,
+            data: self.0.lock(),
+            _restore: restore,
         }
     }
 
@@ -31,16 +31,17 @@ impl<T> InterruptLock<T> {
     }
 }
 
-/// Exclusive access; dropping it opens the lock and then restores the interrupt mask.
+/// Exclusive access. Dropping it opens the lock and then restores the interrupt mask: fields drop in this order.
 pub(super) struct Guard<'a, T> {
-    guard: Option<MutexGuard<'a, T>>,
-    mask: InterruptMask,
+    data: MutexGuard<'a, T>,
+    _restore: Restore,
 }
 
-impl<T> Drop for Guard<'_, T> {
+struct Restore(InterruptMask);
+
+impl Drop for Restore {
     fn drop(&mut self) {
-        self.guard = None;
-        cpu::restore_interrupts(self.mask);
+        cpu::restore_interrupts(self.0);
     }
 }
 
@@ -48,18 +49,12 @@ impl<T> Deref for Guard<'_, T> {
     type Target = T;
 
     fn deref(&self) -> &T {
-        match &self.guard {
-            Some(guard) => guard,
-            None => unreachable!("the guard is taken only by drop"),
-        }
+        &self.data
     }
 }
 
 impl<T> DerefMut for Guard<'_, T> {
     fn deref_mut(&mut self) -> &mut T {
-        match &mut self.guard {
-            Some(guard) => guard,
-            None => unreachable!("the guard is taken only by drop"),
-        }
+        &mut self.data
     }
 }

@@ -1,6 +1,6 @@
 //! The kernel's own translation: the image, a direct map of RAM, and device registers (Arm ARM, D8).
 //!
-//! The top half (TTBR1) holds both: the direct map of physical memory from [`DIRECT_MAP`] up, and the image in the
+//! The top half (TTBR1) holds both: the direct map of physical memory from `DIRECT_MAP` up, and the image in the
 //! last 2 GiB. The bottom half (TTBR0) is off once boot code is done; user address spaces go there.
 
 #![expect(unsafe_code, reason = "translation tables")]
@@ -111,18 +111,18 @@ impl Level {
     }
 }
 
-/// Why device registers were not mapped.
+/// Why a physical range was not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum MapDeviceError {
-    /// Part of the range is mapped as memory.
-    #[error("{0} is mapped as memory")]
-    IsMemory(PhysAddr),
+    /// Part of the range is mapped as something else: registers that are memory, or the other way round.
+    #[error("{0} is mapped with other attributes")]
+    Conflict(PhysAddr),
     /// The range ends beyond the physical addresses that the direct map or the CPU can reach.
     #[error("{0} lies beyond the direct map")]
-    OutOfReach(PhysAddr),
+    OutOfReach(PhysRange),
     /// No table page is left.
-    #[error("out of table pages")]
-    OutOfTables,
+    #[error("no table page left")]
+    NoTable,
 }
 
 /// A translation table. The walker reads it at any time, so entries are atomics.
@@ -158,19 +158,37 @@ fn read_only_image() -> Option<PhysRange> {
     image_range(&raw const __image_start, &raw const __rodata_end)
 }
 
+/// What a mapping may meet that is there already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Met {
+    /// The same attributes only.
+    Same,
+    /// Memory of any kind.
+    Memory,
+}
+
+impl Met {
+    const fn accepts(self, old: u64, new: u64) -> bool {
+        match self {
+            Self::Same => old & !OUTPUT == new,
+            Self::Memory => old & Attributes::MEMORY == Attributes::MEMORY,
+        }
+    }
+}
+
 struct Mapper(());
 
 impl Mapper {
-    /// Maps the pages of `range` in the direct map. What is there already must have the same attributes.
-    fn map(&mut self, range: PhysRange, attributes: Attributes) -> Result<(), MapDeviceError> {
+    /// Maps the pages of `range` in the direct map.
+    fn map(&mut self, range: PhysRange, attributes: Attributes, met: Met) -> Result<(), MapDeviceError> {
         let range = covering_pages(range);
         if range.last().get() >= reach() {
-            return Err(MapDeviceError::OutOfReach(range.last()));
+            return Err(MapDeviceError::OutOfReach(range));
         }
         let end = range.last().get() + 1;
         let mut at = range.start().get();
         while at < end {
-            at += self.map_one(at, end, attributes)?;
+            at += self.map_one(at, end, attributes, met)?;
         }
         // The walker must see the entries before anything relies on them; nothing invalid was cached.
         barrier::dsb(barrier::ISHST);
@@ -179,7 +197,13 @@ impl Mapper {
     }
 
     /// Maps at most up to `end` by one leaf and returns how far that reaches from `at`.
-    fn map_one(&mut self, at: u64, end: u64, attributes: Attributes) -> Result<u64, MapDeviceError> {
+    fn map_one(
+        &mut self,
+        at: u64,
+        end: u64,
+        attributes: Attributes,
+        met: Met,
+    ) -> Result<u64, MapDeviceError> {
         let virt = DIRECT_MAP + at;
         // SAFETY: boot code's root table, which lives forever.
         let mut table: &Table = unsafe { &kernel_l0 };
@@ -196,8 +220,8 @@ impl Mapper {
                 }
                 table = self.new_table(entry)?;
             } else if level == Level::Page || old & TABLE_OR_PAGE == 0 {
-                if old & !OUTPUT != attributes.leaf(0, level) {
-                    return Err(MapDeviceError::IsMemory(PhysAddr::new(at)));
+                if !met.accepts(old, attributes.leaf(0, level)) {
+                    return Err(MapDeviceError::Conflict(PhysAddr::new(at)));
                 }
                 return Ok(rest.min(end - at));
             } else {
@@ -210,7 +234,7 @@ impl Mapper {
 
     fn new_table(&mut self, entry: &AtomicU64) -> Result<&'static Table, MapDeviceError> {
         let next = POOL_USED.load(Ordering::Relaxed);
-        let table = POOL.get(next).ok_or(MapDeviceError::OutOfTables)?;
+        let table = POOL.get(next).ok_or(MapDeviceError::NoTable)?;
         POOL_USED.store(next + 1, Ordering::Relaxed);
         let phys = (&raw const *table as u64).wrapping_sub(KERNEL_OFFSET);
         // The empty table is visible before it is linked: BSS was cleared long ago, with barriers since.
@@ -263,7 +287,7 @@ pub(super) fn drop_identity_map() {
 
 /// Maps data that the loader left in RAM, before the memory map is known.
 pub(super) fn map_boot_data(range: PhysRange) -> Result<NonNull<u8>, MapDeviceError> {
-    MAPPER.lock().map(range, Attributes::READ_WRITE)?;
+    MAPPER.lock().map(range, Attributes::READ_WRITE, Met::Same)?;
     Ok(phys_to_virt(range.start()))
 }
 
@@ -279,10 +303,10 @@ pub(super) fn map_memory(tree: &DeviceTree) -> Result<MemoryMap, MapDeviceError>
     let mut mapper = MAPPER.lock();
     if let Some(read_only) = read_only_image() {
         writable.remove(read_only);
-        mapper.map(read_only, Attributes::READ_ONLY)?;
+        mapper.map(read_only, Attributes::READ_ONLY, Met::Same)?;
     }
     for range in writable.iter() {
-        mapper.map(range, Attributes::READ_WRITE)?;
+        mapper.map(range, Attributes::READ_WRITE, Met::Same)?;
     }
     drop(mapper);
     tree.remove_reserved(&mut memory);
@@ -315,6 +339,14 @@ pub fn virt_to_phys<T: ?Sized>(pointer: NonNull<T>) -> Option<PhysAddr> {
 ///
 /// Whole pages are mapped. A range that touches RAM is refused.
 pub fn map_device(range: PhysRange) -> Result<NonNull<u8>, MapDeviceError> {
-    MAPPER.lock().map(range, Attributes::DEVICE)?;
+    MAPPER.lock().map(range, Attributes::DEVICE, Met::Same)?;
+    Ok(phys_to_virt(range.start()))
+}
+
+/// Maps tables that firmware left, inside or outside of RAM, for reading, and returns the address of the first byte.
+///
+/// What is mapped as memory already stays as it is; a range that touches registers is refused.
+pub fn map_firmware(range: PhysRange) -> Result<NonNull<u8>, MapDeviceError> {
+    MAPPER.lock().map(range, Attributes::READ_ONLY, Met::Memory)?;
     Ok(phys_to_virt(range.start()))
 }

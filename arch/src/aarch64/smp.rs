@@ -88,9 +88,9 @@ pub(super) fn note_boot_cpu() {
 }
 
 /// Starts `cpu` and returns once it runs: it calls `entry(index)` on `stack`, interrupts masked, with its part of
-/// the interrupt controller initialised.
+/// the interrupt controller initialized.
 ///
-/// An index is used once, even if the start fails, since the CPU might still come.
+/// Once firmware agreed, the index is used up even if the start fails, since the CPU might still come.
 pub fn start(
     cpu: CpuId,
     index: usize,
@@ -116,7 +116,10 @@ pub fn start(
 
     // The CPU reads the block with its caches on, in the same coherency domain; PSCI is called after the stores.
     aarch64_cpu::asm::barrier::dsb(aarch64_cpu::asm::barrier::ISHST);
-    psci::cpu_on(cpu.0, boot::secondary_entry(), &raw const *block as u64).map_err(StartError::Firmware)?;
+    if let Err(refusal) = psci::cpu_on(cpu.0, boot::secondary_entry(), &raw const *block as u64) {
+        block.state.store(FREE, Ordering::Release);
+        return Err(StartError::Firmware(refusal));
+    }
     let arrived = time::wait_until("CPU start state", !0, u64::from(RUNNING), TIMEOUT_NS, || {
         match block.state.load(Ordering::Acquire) {
             // Over as well; told apart below.

@@ -5,7 +5,7 @@
 use super::{console, cpu, interrupts, power};
 use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CurrentEL, Readable, VBAR_EL1, Writeable};
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 use core::mem::offset_of;
 
@@ -98,7 +98,8 @@ trap_stack_top:
     .endm
 
     .balign 2048
-vectors:
+    .global exception_vectors
+exception_vectors:
     vector  0, user
     vector  1, user
     vector  2, user
@@ -254,13 +255,15 @@ stack_overflow:
 );
 
 unsafe extern "C" {
-    static vectors: u8;
+    static exception_vectors: u8;
 }
 
-/// Installs the vectors on this CPU.
+/// Installs the vectors on this CPU and lets SErrors through, which entry code masks.
 pub(super) fn install() {
-    VBAR_EL1.set(&raw const vectors as u64);
+    VBAR_EL1.set(&raw const exception_vectors as u64);
     barrier::isb(barrier::SY);
+    // SAFETY: the vectors are in place; an SError that was pending is reported now.
+    unsafe { asm!("msr daifclr, #4", options(nostack, preserves_flags)) };
 }
 
 /// All exceptions come here, interrupts masked, and return to the code that `frame` describes.
