@@ -1,7 +1,7 @@
 //! From the loader to Rust: EL2 with VHE, the MMU on, the kernel in the top half.
 //!
 //! The loader enters with the MMU off at the image's physical address. With `HCR_EL2.E2H` set, the `_EL1` names of
-//! the translation registers reach those of EL2 (Arm ARM, D8.1.2 "The EL2&0 translation regime"), so one piece of
+//! the translation registers reach those of EL2 (Arm ARM, D8, "EL2&0 translation regime"), so one piece of
 //! code serves two cases: EL2 with VHE, where the kernel runs, and EL1, where it only says why it cannot.
 
 #![expect(unsafe_code, reason = "entry code, linker symbols")]
@@ -64,7 +64,7 @@ const MAIR: u64 = MAIR_EL1::Attr0_Device::nonGathering_nonReordering_noEarlyWrit
     | MAIR_EL1::Attr1_Normal_Outer::WriteBack_NonTransient_ReadWriteAlloc.value
     | MAIR_EL1::Attr1_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc.value;
 
-/// The bits of `SCTLR` that read as one where the features behind them are missing (Arm ARM, D24.2.175).
+/// The bits of `SCTLR` that read as one where the features behind them are missing (Arm ARM, SCTLR_EL1).
 const SCTLR_RES1: u64 = 0x30d0_0980;
 
 /// MMU and caches on, stack alignment checked, writable memory never executable.

@@ -36,7 +36,7 @@ pub(super) fn affinity() -> u64 {
 /// Sleeps until an interrupt is pending, takes it, and returns with interrupts unmasked.
 ///
 /// A caller that waits for a condition masks interrupts, checks, and calls this: an interrupt that comes after the
-/// check ends the sleep although it is masked (Arm ARM, D1.7.2).
+/// check ends the sleep although it is masked (Arm ARM, D1, "Wait for Interrupt").
 pub fn wait_for_interrupt() {
     barrier::dsb(barrier::SY);
     asm::wfi();

@@ -7,6 +7,7 @@ use super::its_spec::{
     CACHE_NONE, CACHE_WRITE_BACK, FIRST_LPI, INNER_SHAREABLE, NON_SHAREABLE, PendingBase, PropertiesBase,
     RedistributorType, Target, gicr, lpi_configuration,
 };
+use super::paging::MapDeviceError;
 use super::{cpu, paging, time};
 use crate::imp::interrupts::{InitError, Trigger, WiredError};
 use aarch64_cpu::asm::barrier;
@@ -145,14 +146,14 @@ pub(super) struct Redistributor {
 }
 
 impl Redistributor {
-    /// The redistributor of this CPU, somewhere in `regions`, which are mapped.
-    pub(super) fn of_this_cpu(regions: &[Option<PhysRange>]) -> Result<Self, InitError> {
+    /// The redistributor of this CPU, somewhere in `regions`.
+    pub(super) fn of_this_cpu(regions: &[Option<Region>]) -> Result<Self, InitError> {
         let affinity = cpu::affinity();
         let wanted = (affinity >> 8 & 0xff00_0000 | affinity & 0x00ff_ffff) as u32;
         regions
             .iter()
             .flatten()
-            .flat_map(|&region| walk(region))
+            .flat_map(Region::redistributors)
             .find(|redistributor| redistributor.kind.affinity() == wanted)
             .ok_or(InitError::NoRedistributor(affinity))
     }
@@ -163,7 +164,7 @@ impl Redistributor {
         self.control.write32(gicr::WAKER, waker);
         self.wait("GICR_WAKER", gicr::WAKER, gicr::WAKER_CHILDREN_ASLEEP)?;
         let base: NonNull<GicrSgi> = self.base.cast();
-        // SAFETY: `walk` made sure that both frames lie in a mapped region. Until the end of this function nothing
+        // SAFETY: both frames lie in a `Region`. Until the end of this function nothing
         // else touches the registers: `control` belongs to self, and the CPU's redistributor to this CPU.
         GicRedistributor::new(unsafe { UniqueMmioPointer::new(base) }).configure_default_settings();
         Ok(())
@@ -240,35 +241,52 @@ impl Redistributor {
     }
 }
 
-/// The redistributors of a mapped region, up to the last one that fits.
-pub(super) fn walk(region: PhysRange) -> impl Iterator<Item = Redistributor> {
-    let mut next = Some(region.start());
-    core::iter::from_fn(move || {
-        let phys = next?;
-        let frames = PhysRange::new(phys, STRIDE)
-            .ok()
-            .filter(|frames| region.covers(frames))?;
-        let base = paging::phys_to_virt(frames.start());
-        // SAFETY: the frame lies in a region that is mapped as device memory; redistributors belong to this module.
-        let control = unsafe { MmioRegion::new(base, FRAME as usize) };
-        let kind = RedistributorType::from_bits(control.read64(gicr::TYPER));
-        let stride = if kind.virtual_lpis() {
-            STRIDE_VIRTUAL
-        } else {
-            STRIDE
-        };
-        next = if kind.last() {
-            None
-        } else {
-            phys.checked_add(stride)
-        };
-        Some(Redistributor {
-            control,
-            base,
-            phys,
-            kind,
+/// A mapped region of redistributors.
+#[derive(Clone, Copy)]
+pub(super) struct Region(PhysRange);
+
+impl Region {
+    /// Maps the region.
+    ///
+    /// # Safety
+    ///
+    /// The range holds redistributors, one after the other, and nobody else drives them.
+    pub(super) unsafe fn map(range: PhysRange) -> Result<Self, MapDeviceError> {
+        paging::map_device(range)?;
+        Ok(Self(range))
+    }
+
+    /// The redistributors up to the one that says it is the last, or that the region ends in.
+    pub(super) fn redistributors(&self) -> impl Iterator<Item = Redistributor> {
+        let region = self.0;
+        let mut next = Some(region.start());
+        core::iter::from_fn(move || {
+            let phys = next?;
+            PhysRange::new(phys, STRIDE)
+                .ok()
+                .filter(|frames| region.covers(frames))?;
+            let base = paging::phys_to_virt(phys);
+            // SAFETY: the frame lies in the region, which `map` mapped and its caller vouched for.
+            let control = unsafe { MmioRegion::new(base, FRAME as usize) };
+            let kind = RedistributorType::from_bits(control.read64(gicr::TYPER));
+            let stride = if kind.virtual_lpis() {
+                STRIDE_VIRTUAL
+            } else {
+                STRIDE
+            };
+            next = if kind.last() {
+                None
+            } else {
+                phys.checked_add(stride)
+            };
+            Some(Redistributor {
+                control,
+                base,
+                phys,
+                kind,
+            })
         })
-    })
+    }
 }
 
 /// Lets this CPU take group 1 interrupts of any priority.

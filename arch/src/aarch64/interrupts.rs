@@ -3,12 +3,12 @@
 #![expect(unsafe_code, reason = "the register blocks that the kernel names")]
 
 use super::cpu;
-use super::gic::{self, Distributor, FIRST_SPI, LpiTables, MAX_REGIONS, Redistributor, SPI_END};
+use super::gic::{self, Distributor, FIRST_SPI, LpiTables, MAX_REGIONS, Redistributor, Region, SPI_END};
 use super::its::Its;
 pub use super::its::ItsError;
 use super::its_spec::FIRST_LPI;
 use super::lock::InterruptLock;
-use super::paging::{self, MapDeviceError};
+use super::paging::MapDeviceError;
 use arm_gic::InterruptGroup;
 use arm_gic::gicv3::GicCpuInterface;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -135,7 +135,7 @@ struct Handlers {
 
 struct Controller {
     distributor: Distributor,
-    regions: [Option<PhysRange>; MAX_REGIONS],
+    regions: [Option<Region>; MAX_REGIONS],
     messages: Option<(Its, LpiTables)>,
     started: [bool; cpu::MAX_CPUS],
     next_lpi: usize,
@@ -155,7 +155,7 @@ static COUNT: AtomicU64 = AtomicU64::new(0);
 /// Starts the interrupt controller, and its part for the boot CPU. Called once, by the boot CPU; interrupts stay as
 /// masked as they are.
 ///
-/// Tables come from `hal` and are kept until power-off.
+/// Tables come from `hal` and are kept until power-off. After an error there are no interrupts.
 pub fn init<H: Hal>(hal: &H, config: &Config<'_>) -> Result<(), InitError> {
     let mut controller = CONTROLLER.lock();
     if controller.is_some() {
@@ -166,18 +166,19 @@ pub fn init<H: Hal>(hal: &H, config: &Config<'_>) -> Result<(), InitError> {
         return Err(InitError::TooManyRegions);
     }
     let mut cpus = 0_usize;
-    for (slot, &region) in regions.iter_mut().zip(config.redistributors) {
-        paging::map_device(region)?;
-        cpus += gic::walk(region).take(cpu::MAX_CPUS).count();
+    for (slot, &range) in regions.iter_mut().zip(config.redistributors) {
+        // SAFETY: the kernel names the ranges by what firmware says of the machine, and the controller is started
+        // once: the check above holds under the lock.
+        let region = unsafe { Region::map(range) }?;
+        cpus += region.redistributors().take(cpu::MAX_CPUS).count();
         *slot = Some(region);
     }
-    // SAFETY: the kernel names the ranges by what firmware says of the machine, and the controller is started once:
-    // the check above holds under the lock.
+    // SAFETY: as for the redistributors.
     let distributor = unsafe { Distributor::start(config.distributor) }?;
     let messages = match config.its {
         Some(range) => {
             let tables = LpiTables::new(hal, cpus.min(cpu::MAX_CPUS))?;
-            // SAFETY: as for the distributor.
+            // SAFETY: as for the redistributors.
             Some((unsafe { Its::start(hal, range) }?, tables))
         }
         None => None,

@@ -6,7 +6,7 @@
 use bitfield_struct::bitfield;
 use portcullis_hal::PhysAddr;
 
-/// Byte offsets in the ITS control frame (IHI 0069, 12.18).
+/// Byte offsets in the ITS control frame (IHI 0069, 12.19).
 pub(super) mod gits {
     pub(in super::super) const CTLR: usize = 0x0;
     pub(in super::super) const TYPER: usize = 0x8;
@@ -56,7 +56,7 @@ pub(super) const INNER_SHAREABLE: u8 = 0b01;
 /// Non-shareable; what a GIC that does not snoop reads back.
 pub(super) const NON_SHAREABLE: u8 = 0b00;
 
-/// `GITS_TYPER` (IHI 0069, 12.19.11): what the ITS supports.
+/// `GITS_TYPER` (IHI 0069, 12.19): what the ITS supports.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub(super) struct ItsType {
@@ -89,7 +89,7 @@ pub(super) struct ItsType {
 pub(super) const TABLE_DEVICES: u8 = 1;
 pub(super) const TABLE_COLLECTIONS: u8 = 4;
 
-/// `GITS_BASER<n>` (IHI 0069, 12.19.1): a table of the ITS.
+/// `GITS_BASER<n>` (IHI 0069, 12.19): a table of the ITS.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub(super) struct TableBase {
@@ -122,7 +122,7 @@ pub(super) struct TableBase {
     pub(super) valid: bool,
 }
 
-/// `GITS_CBASER` (IHI 0069, 12.19.2): the command queue.
+/// `GITS_CBASER` (IHI 0069, 12.19): the command queue.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub(super) struct CommandBase {
@@ -150,7 +150,7 @@ pub(super) struct CommandBase {
     pub(super) valid: bool,
 }
 
-/// `GICR_TYPER` (IHI 0069, 12.11.37): what a redistributor supports and whose it is.
+/// `GICR_TYPER` (IHI 0069, 12.11): what a redistributor supports and whose it is.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub(super) struct RedistributorType {
@@ -171,7 +171,7 @@ pub(super) struct RedistributorType {
     pub(super) affinity: u32,
 }
 
-/// `GICR_PROPBASER` (IHI 0069, 12.11.33): the configuration table of LPIs.
+/// `GICR_PROPBASER` (IHI 0069, 12.11): the configuration table of LPIs.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub(super) struct PropertiesBase {
@@ -198,7 +198,7 @@ pub(super) struct PropertiesBase {
     __: u8,
 }
 
-/// `GICR_PENDBASER` (IHI 0069, 12.11.32): a CPU's table of pending LPIs.
+/// `GICR_PENDBASER` (IHI 0069, 12.11): a CPU's table of pending LPIs.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub(super) struct PendingBase {

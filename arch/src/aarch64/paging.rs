@@ -36,7 +36,7 @@ const VALID: u64 = 1;
 const TABLE_OR_PAGE: u64 = 2;
 const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
 
-/// The attribute bits of a leaf (Arm ARM, D8.3.1): everything but the output address and the type.
+/// The attribute bits of a leaf (Arm ARM, D8, "Translation table descriptor formats"): everything but the output address and the type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attributes(u64);
 

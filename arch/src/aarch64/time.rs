@@ -4,7 +4,7 @@ use aarch64_cpu::asm::barrier;
 use aarch64_cpu::registers::{CNTFRQ_EL0, CNTVCT_EL0, Readable};
 use portcullis_hal::wait::Timeout;
 
-/// Nanoseconds since the counter started, in steps of the counter's period (Arm ARM, D12.1.2). Monotonic over all
+/// Nanoseconds since the counter started, in steps of the counter's period (Arm ARM, D12). Monotonic over all
 /// CPUs. At EL2 in host mode the virtual counter has no offset.
 pub fn now_ns() -> u64 {
     // Without it the counter may be read ahead of what the caller wants to time.

@@ -8,6 +8,7 @@ use aarch64_cpu::registers::{CurrentEL, Readable, VBAR_EL1, Writeable};
 use core::arch::{asm, global_asm};
 use core::fmt::{self, Write};
 use core::mem::offset_of;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 /// The whole state of the interrupted code, so that it can be resumed, inspected or changed.
 #[repr(C, align(16))]
@@ -32,7 +33,7 @@ pub(super) struct TrapFrame {
 const FRAME_SIZE: usize = size_of::<TrapFrame>();
 const _: () = assert!(FRAME_SIZE.is_multiple_of(16) && offset_of!(TrapFrame, q).is_multiple_of(16));
 
-/// The 16 entries of the vector table (Arm ARM, D1.4.3), as the entry code numbers them.
+/// The 16 entries of the vector table (Arm ARM, D1, "Exception vectors"), as the entry code numbers them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Vector {
     Synchronous(Source),
@@ -275,10 +276,15 @@ extern "C" fn handle_trap(number: u64, frame: &mut TrapFrame) {
     }
 }
 
+static DYING: AtomicBool = AtomicBool::new(false);
+
 fn die(vector: Vector, frame: &TrapFrame) -> ! {
-    console::force_unlock();
-    // There is nobody else to tell if the console fails.
-    let _ = report(&mut console::Writer, vector, frame);
+    // An exception in the report must not start another one.
+    if !DYING.swap(true, Ordering::Relaxed) {
+        console::force_unlock();
+        // There is nobody else to tell if the console fails.
+        let _ = report(&mut console::Writer, vector, frame);
+    }
     power::exit(power::Outcome::Failure)
 }
 
@@ -311,7 +317,7 @@ fn report(out: &mut impl Write, vector: Vector, frame: &TrapFrame) -> fmt::Resul
     Ok(())
 }
 
-/// `ESR`, for people (Arm ARM, D24.2.40).
+/// `ESR`, for people (Arm ARM, ESR_EL2).
 #[derive(Clone, Copy)]
 struct Syndrome(u64);
 
