@@ -1,2 +1,55 @@
-//! Intel VT-d (scalable mode) driver of the Portcullis IOMMU stack
-#![no_std]
+//! Intel VT-d in scalable mode: the driver of the Portcullis IOMMU stack.
+//!
+//! [`Setup::new`] takes a unit over without changing what it translates, [`Setup::reserve_direct`] gives devices
+//! with reserved memory their mappings, and [`Setup::enable`] switches the unit to tables in which nothing else is
+//! present. The [`Driver`] it returns is a [`Unit`](portcullis_iommu::Unit).
+//!
+//! Before translation is on nothing but the PCI command register keeps a device from memory: the kernel clears Bus
+//! Master Enable on every function that has no reserved memory before it calls [`Setup::new`], and sets it again
+//! where it wants it after [`Setup::enable`].
+//!
+//! | file | what |
+//! |---|---|
+//! | [`spec`] | registers, table entries, descriptors, fault codes: types only |
+//! | `features` | what CAP_REG and ECAP_REG say |
+//! | `registers` | GCMD_REG and bounded waits |
+//! | `ring`, `queue` | the invalidation queue |
+//! | `invalidate` | which descriptors an invalidation takes |
+//! | `entry`, `tables` | updates of live entries; root, context and PASID tables |
+//! | `domain`, `targets` | address spaces, and where they are cached |
+//! | `unit`, `attach` | the driver's state, and changes of attachments |
+//! | `setup` | the start-up order |
+//! | `events` | faults and the fault interrupt |
+//! | `describe` | registers and entries in words |
+//! | `dma` | the only unsafe code |
+//!
+//! # What is not driven
+//!
+//! Legacy mode, register-based invalidation, interrupt remapping (left as firmware set it), device TLBs, page
+//! requests and nested translation.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod attach;
+mod describe;
+mod dma;
+mod domain;
+mod entry;
+mod error;
+mod events;
+mod features;
+mod invalidate;
+mod queue;
+mod registers;
+mod ring;
+mod setup;
+pub mod spec;
+mod tables;
+mod targets;
+mod unit;
+
+pub use error::{InitError, InterruptError, ReserveError};
+pub use features::Features;
+pub use setup::{Options, Setup};
+pub use unit::Driver;

@@ -1,0 +1,148 @@
+//! Memory that the hardware reads and writes, and the contract of [`IoSpace`]: all unsafe code of the driver.
+
+#![expect(
+    unsafe_code,
+    reason = "queue slots, 128-bit table words and the contract of IoSpace"
+)]
+
+use crate::domain::PagingDomain;
+use crate::invalidate::Descriptor;
+use core::mem::ManuallyDrop;
+use core::ops::Deref;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
+use portcullis_hal::atomic128::AtomicU128;
+use portcullis_hal::{
+    Frames, Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, PhysAddr, SyncError, SyncProof,
+    Translated, UnmapError,
+};
+use volatile::VolatilePtr;
+
+/// Frames that are leaked when the value is dropped after hardware got to know them, since nobody can say that it has
+/// forgotten them.
+pub(crate) struct Published<H: Hal> {
+    frames: ManuallyDrop<Frames<H>>,
+    known: AtomicBool,
+}
+
+impl<H: Hal> Published<H> {
+    /// Frames that hardware does not know yet.
+    pub(crate) fn new(frames: Frames<H>) -> Self {
+        Self {
+            frames: ManuallyDrop::new(frames),
+            known: AtomicBool::new(false),
+        }
+    }
+
+    /// The physical address, to be shown to hardware.
+    pub(crate) fn publish(&self) -> PhysAddr {
+        self.known.store(true, Ordering::Relaxed);
+        self.frames.phys()
+    }
+}
+
+impl<H: Hal> Deref for Published<H> {
+    type Target = Frames<H>;
+
+    fn deref(&self) -> &Frames<H> {
+        &self.frames
+    }
+}
+
+impl<H: Hal> Drop for Published<H> {
+    fn drop(&mut self) {
+        if !*self.known.get_mut() {
+            // SAFETY: the value is being dropped, so this happens once and nobody uses the frames afterwards.
+            unsafe { ManuallyDrop::drop(&mut self.frames) }
+        }
+    }
+}
+
+/// The frames as 128-bit words. They are only used so.
+pub(crate) fn quanta<H: Hal>(frames: &Frames<H>) -> &[AtomicU128] {
+    let words = frames.words();
+    // SAFETY: the words are frames: aligned to 4096, a multiple of 16 bytes long, and borrowed from `frames` like the
+    // result. They are atomics, so that shared references to them permit writes, and tables are reached through this
+    // function only, so that all accesses have the same size.
+    unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), words.len() / 2) }
+}
+
+/// The slots of an invalidation queue.
+pub(crate) struct Descriptors<H: Hal>(Published<H>);
+
+impl<H: Hal> Descriptors<H> {
+    pub(crate) fn new(frames: Frames<H>) -> Self {
+        Self(Published::new(frames))
+    }
+
+    pub(crate) fn phys(&self) -> PhysAddr {
+        self.0.phys()
+    }
+
+    /// The physical address, to be shown to hardware.
+    pub(crate) fn publish(&self) -> PhysAddr {
+        self.0.publish()
+    }
+
+    fn slot(&self, index: usize) -> Option<VolatilePtr<'_, [u64; 4]>> {
+        let slots = self.0.order().bytes() as usize / size_of::<Descriptor>();
+        if index >= slots {
+            return None;
+        }
+        let base = self.0.hal().phys_to_virt(self.0.phys()).cast::<[u64; 4]>();
+        // SAFETY: `index` was just checked against the frames, which belong to self and are aligned to 4096.
+        let slot: NonNull<[u64; 4]> = unsafe { base.add(index) };
+        // SAFETY: the slot is mapped memory that stays as long as self; hardware reads it, and the queue's lock keeps
+        // other CPUs from writing it meanwhile.
+        Some(unsafe { VolatilePtr::new(slot) })
+    }
+
+    /// Fills a slot that is the producer's; a slot beyond the end is left alone.
+    pub(crate) fn write(&self, index: usize, descriptor: Descriptor) {
+        if let Some(slot) = self.slot(index) {
+            slot.write(descriptor.0);
+        }
+    }
+
+    /// What is in a slot; zeros beyond the end.
+    pub(crate) fn read(&self, index: usize) -> Descriptor {
+        Descriptor(self.slot(index).map_or([0; 4], |slot| slot.read()))
+    }
+}
+
+// SAFETY: a device reaches what the domain's page table maps, since its PASID entry holds that table's root or, with
+// the domain blocked, is not reachable. `unmap` returns what the table took out, and `sync` makes a proof only after
+// every unit that may cache translations of the domain has confirmed their invalidation.
+unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for PagingDomain<H, M> {
+    fn aperture(&self) -> IovaRange {
+        self.tables().aperture()
+    }
+
+    fn page_sizes(&self) -> u64 {
+        self.tables().page_sizes()
+    }
+
+    unsafe fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
+        self.map_list(list)
+    }
+
+    fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+        self.unmap_range(range, gather)
+    }
+
+    fn sync(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
+        gather.claim(self.key())?;
+        if let Err(error) = self.invalidate(gather) {
+            gather.quarantine();
+            return Err(error);
+        }
+        // SAFETY: `invalidate` returned after all units confirmed the invalidation of the recorded range, with the
+        // walk caches if tables were cut off; no device TLB is enabled. The gather was claimed for this domain before
+        // anything was recorded, so its frames come from this domain's page table and its `Hal`.
+        Ok(unsafe { gather.finish(self.hal()) })
+    }
+
+    fn iova_to_phys(&self, iova: Iova) -> Option<Translated> {
+        self.tables().translate(iova)
+    }
+}

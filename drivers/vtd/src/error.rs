@@ -1,0 +1,66 @@
+//! Errors of the start-up.
+
+use portcullis_hal::wait::Timeout;
+use portcullis_hal::{MapError, OutOfMemory};
+use portcullis_iommu::{AttachError, DomainError};
+use thiserror::Error;
+
+/// Why a unit was not taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InitError {
+    /// There are no registers: they read as all ones or as version 0.
+    #[error("no VT-d registers here: VER_REG is {0:#x}")]
+    NoUnit(u32),
+    /// The unit has no scalable mode (ECAP_REG.SMTS).
+    #[error("the unit has no scalable mode: ECAP_REG is {0:#x}")]
+    NoScalableMode(u64),
+    /// The unit has no queued invalidation (ECAP_REG.QI).
+    #[error("the unit has no queued invalidation: ECAP_REG is {0:#x}")]
+    NoQueuedInvalidation(u64),
+    /// The unit translates with no stage in scalable mode (ECAP_REG.FSTS, SSTS with CAP_REG.SAGAW).
+    #[error("the unit has no stage of translation: CAP_REG is {cap:#x}, ECAP_REG {ecap:#x}")]
+    NoTranslation {
+        /// CAP_REG.
+        cap: u64,
+        /// ECAP_REG.
+        ecap: u64,
+    },
+    /// The unit did not answer in time.
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+    /// The invalidation queue stopped at a descriptor.
+    #[error("the invalidation queue stopped at an error")]
+    Queue,
+    /// No memory for the unit's tables and queue.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// Why a device did not get the mappings of its reserved regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ReserveError {
+    /// The domain for them was not made.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// A region was not mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The device was not attached to the domain.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// Why the fault interrupt stays masked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InterruptError {
+    /// The message's address is above 4 GiB or its data wider than 16 bits, and the unit's registers do not take that.
+    #[error("{register} does not hold {wanted:#x}, it reads {found:#x}")]
+    Message {
+        /// The register.
+        register: &'static str,
+        /// What was written.
+        wanted: u32,
+        /// What it reads.
+        found: u32,
+    },
+}

@@ -1,0 +1,222 @@
+//! Faults: the recording registers, the fault event, and what the codes mean.
+
+use crate::InterruptError;
+use crate::features::Features;
+use crate::queue;
+use crate::spec::faults::FaultCode;
+use crate::spec::registers::{
+    EventControl, FAULT_RECORD_BYTES, FEADDR, FECTL, FEDATA, FEUADDR, FSTS, FaultInfo, FaultSource,
+    FaultStatus,
+};
+use crate::unit::Inner;
+use core::sync::atomic::Ordering;
+use portcullis_hal::wait::Register;
+use portcullis_hal::{Access, EndpointId, Hal, Iova, Mmio, MsiMessage, Pasid};
+use portcullis_iommu::{FaultReason, FaultRecord, Stage, Stages, UnitEvent};
+
+/// How often one call reads the recording registers over before it leaves the rest to the next one.
+const ROUNDS: usize = 64;
+
+impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
+    /// The quarters of a fault recording register that are read and written: low word, high word, highest half-word.
+    fn record_registers(&self, index: usize) -> [Register; 3] {
+        let offset = usize::from(self.features.cap.fro()) * 16 + index * FAULT_RECORD_BYTES;
+        [0, 8, 12].map(|part| Register {
+            name: "FRCD_REG",
+            offset: offset + part,
+        })
+    }
+
+    /// Takes the fault out of a recording register.
+    fn take_fault(&self, index: usize) -> Option<[u64; 2]> {
+        let [low, high, highest] = self.record_registers(index);
+        let source = self.registers.read64(high);
+        if !FaultSource::from_bits(source).f() {
+            // The other fields keep the values of an older fault.
+            return None;
+        }
+        let info = self.registers.read64(low);
+        // F is written with one to clear; it is the top bit of the register.
+        self.registers.write32(highest, 1 << 31);
+        Some([info, source])
+    }
+
+    /// Reads all faults, and what the status register says of the queue. Never waits.
+    pub(crate) fn drain_faults(&self, report: &mut dyn FnMut(UnitEvent)) {
+        self.hal().critical(|| {
+            let _draining = self.draining.lock();
+            let records = self.features.fault_records();
+            let mut rounds = 0;
+            loop {
+                let status = FaultStatus::from_bits(self.registers.read32(FSTS));
+                if rounds == 0 && (status.iqe() || status.ice() || status.ite()) {
+                    report(UnitEvent::QueueError);
+                }
+                if status.pfo() {
+                    self.registers
+                        .write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
+                    self.counters.overflows.fetch_add(1, Ordering::Relaxed);
+                    report(UnitEvent::Overflow);
+                }
+                // The event comes again only when PPF rises: all records have to be empty before the end.
+                if !status.ppf() || rounds == ROUNDS {
+                    break;
+                }
+                // The registers are a ring that begins at FRI.
+                for step in 0..records {
+                    let index = (usize::from(status.fri()) + step) % records;
+                    if let Some(raw) = self.take_fault(index) {
+                        self.counters.faults.fetch_add(1, Ordering::Relaxed);
+                        report(UnitEvent::Fault(decode(&self.features, raw)));
+                    }
+                }
+                rounds += 1;
+            }
+        });
+    }
+
+    /// Empties the recording registers of what happened before start-up.
+    pub(crate) fn discard_faults(&self) {
+        for index in 0..self.features.fault_records() {
+            let _ = self.take_fault(index);
+        }
+        self.registers
+            .write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
+    }
+
+    /// Programs and unmasks the fault event.
+    pub(crate) fn enable_fault_event(&self, message: MsiMessage) -> Result<(), InterruptError> {
+        let address = message.address.get();
+        self.registers
+            .write32(FECTL, EventControl::new().with_im(true).into_bits());
+        let upper = (address >> 32) as u32;
+        for (register, wanted) in [(FEDATA, message.data), (FEADDR, address as u32), (FEUADDR, upper)] {
+            self.registers.write32(register, wanted);
+            let found = self.registers.read32(register);
+            if found != wanted {
+                let register = register.name;
+                return Err(InterruptError::Message {
+                    register,
+                    wanted,
+                    found,
+                });
+            }
+        }
+        self.registers.write32(FECTL, EventControl::new().into_bits());
+        // The write is posted; reading it back makes it arrive.
+        self.registers.read32(FECTL);
+        Ok(())
+    }
+
+    /// Whether the queue stopped at an error, for the dump of registers.
+    pub(crate) fn has_queue_error(&self) -> bool {
+        queue::has_error(&self.registers)
+    }
+}
+
+/// A fault record in the terms of all back ends.
+fn decode(features: &Features, [low, high]: [u64; 2]) -> FaultRecord {
+    let (info, source) = (FaultInfo::from_bits(low), FaultSource::from_bits(high));
+    let code = FaultCode(source.fr());
+    let interrupt = (FaultCode::INTERRUPT_RESERVED..=FaultCode::INTERRUPT_SOURCE).contains(&code);
+    let access = match (source.t1(), source.t2()) {
+        (false, false) => Some(Access::WRITE),
+        (true, false) if source.pp() && source.execute() => Some(Access::READ | Access::EXECUTE),
+        (true, false) => Some(Access::READ),
+        // An atomic operation.
+        (true, true) => Some(Access::READ | Access::WRITE),
+        // A page request.
+        (false, true) => None,
+    };
+    FaultRecord {
+        endpoint: EndpointId::new(u32::from(source.sid())),
+        pasid: source.pp().then(|| Pasid::new(source.pv()).ok()).flatten(),
+        address: (!interrupt).then(|| Iova::new(info.fi() << 12)),
+        access: access.filter(|_| !interrupt),
+        stage: stage(features, code),
+        reason: reason(code),
+        code: u16::from(code.0),
+        name: code.name(),
+        raw: [low, high, 0, 0],
+    }
+}
+
+/// The stage that refused, where the code tells it or only one is possible.
+fn stage(features: &Features, code: FaultCode) -> Option<Stage> {
+    use FaultCode as C;
+    match code {
+        C::NO_WRITE | C::NO_READ | C::TABLE_ACCESS | C::TABLE_RESERVED => Some(Stage::Stage2),
+        C(0x70..=0x77)
+        | C::SM_NOT_CANONICAL
+        | C::SM_USER
+        | C::SM_FIRST_UPDATE_NO_SNOOP
+        | C::SM_FIRST_UPDATE => Some(Stage::Stage1),
+        C(0x78..=0x7c) | C::SM_ADDRESS_BEYOND_WIDTH => Some(Stage::Stage2),
+        C::SM_NO_EXECUTE | C::SM_NO_WRITE | C::SM_NO_READ => match features.stages() {
+            Stages::STAGE_1 => Some(Stage::Stage1),
+            Stages::STAGE_2 => Some(Stage::Stage2),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// The reason in the terms of all back ends.
+fn reason(code: FaultCode) -> FaultReason {
+    use FaultCode as C;
+    match code {
+        C::ROOT_NOT_PRESENT | C::CONTEXT_NOT_PRESENT | C::SM_ROOT_NOT_PRESENT | C::SM_CONTEXT_NOT_PRESENT => {
+            FaultReason::Unattached
+        }
+        C::CONTEXT_INVALID
+        | C::ROOT_RESERVED
+        | C::CONTEXT_RESERVED
+        | C::TABLE_RESERVED
+        | C::SM_ROOT_ADDRESS
+        | C::SM_ROOT_RESERVED
+        | C::SM_CONTEXT_RESERVED
+        | C::SM_CONTEXT_INVALID
+        | C::SM_RID_PASID_BEYOND
+        | C::SM_DIRECTORY_RESERVED
+        | C::SM_PASID_RESERVED
+        | C::SM_PASID_INVALID
+        | C::SM_FIRST_RESERVED
+        | C::SM_SECOND_RESERVED => FaultReason::BadEntry,
+        C::SM_DIRECTORY_NOT_PRESENT | C::SM_PASID_NOT_PRESENT | C::SM_PASID_BEYOND | C::SM_NO_PASID => {
+            FaultReason::Unattached
+        }
+        C::SM_FIRST_NOT_PRESENT => FaultReason::NotMapped,
+        // In the second stage an entry without permissions is an absent one: hardware does not tell them apart.
+        C::NO_WRITE
+        | C::NO_READ
+        | C::SM_SECOND_PERMISSION
+        | C::SM_USER
+        | C::SM_NO_EXECUTE
+        | C::SM_NO_WRITE
+        | C::SM_NO_READ
+        | C::SM_NESTED_ROOT_READ
+        | C::SM_NESTED_READ
+        | C::SM_NESTED_WRITE
+        | C::SM_NO_EXECUTE_REQUESTS
+        | C::SM_NO_PRIVILEGED_REQUESTS => FaultReason::Permission,
+        C::ADDRESS_BEYOND_WIDTH
+        | C::SM_NOT_CANONICAL
+        | C::SM_ADDRESS_BEYOND_UNIT
+        | C::SM_ADDRESS_BEYOND_WIDTH
+        | C::SM_NESTED_BEYOND => FaultReason::OutOfRange,
+        C::OUTPUT_INTERRUPT | C::SM_OUTPUT_INTERRUPT => FaultReason::BadOutput,
+        C::TABLE_ACCESS
+        | C::ROOT_ACCESS
+        | C::CONTEXT_ACCESS
+        | C::SM_ROOT_ACCESS
+        | C::SM_CONTEXT_ACCESS
+        | C::SM_DIRECTORY_ACCESS
+        | C::SM_PASID_ACCESS
+        | C::SM_FIRST_ACCESS
+        | C::SM_FIRST_ROOT_ACCESS
+        | C::SM_SECOND_ACCESS
+        | C::SM_SECOND_ROOT_ACCESS => FaultReason::TableUnreadable,
+        C::SM_SECOND_UPDATE | C::SM_FIRST_UPDATE | C::SM_FIRST_UPDATE_NO_SNOOP => FaultReason::AccessFlag,
+        _ => FaultReason::Other,
+    }
+}

@@ -1,0 +1,67 @@
+//! Table memory: what hardware knows, and words of 128 bits that it reads in one piece.
+
+use crate::dma::{self, Published};
+use portcullis_hal::atomic128::AtomicU128;
+use portcullis_hal::{FrameOrder, Frames, Hal, OutOfMemory, barrier};
+use portcullis_iommu::WalkCoherency;
+
+/// A table of 128-bit quanta, one frame long.
+pub(crate) struct Table<H: Hal> {
+    frames: Published<H>,
+    coherency: WalkCoherency,
+}
+
+impl<H: Hal> Table<H> {
+    /// A table of zeros: nothing in it is present.
+    pub(crate) fn new(hal: &H, coherency: WalkCoherency) -> Result<Self, OutOfMemory> {
+        let frames = Frames::zeroed(hal, FrameOrder::SINGLE)?;
+        if coherency == WalkCoherency::NotSnooped {
+            frames.clean(0, frames.order().bytes() as usize);
+        }
+        Ok(Self {
+            frames: Published::new(frames),
+            coherency,
+        })
+    }
+
+    /// The frame number, for a pointer to the table that hardware will see.
+    pub(crate) fn publish(&self) -> u64 {
+        self.frames.publish().get() >> 12
+    }
+
+    /// The quanta.
+    fn quanta(&self) -> &[AtomicU128] {
+        dma::quanta(&self.frames)
+    }
+
+    /// The quantum with this index; zero beyond the end.
+    pub(crate) fn load(&self, index: usize) -> u128 {
+        self.quanta().get(index).map_or(0, AtomicU128::load)
+    }
+
+    /// Writes a quantum in one piece, after all earlier stores, and cleans it for a walker that does not snoop.
+    pub(crate) fn store(&self, index: usize, value: u128) {
+        barrier::publish_to_device();
+        if let Some(quantum) = self.quanta().get(index) {
+            quantum.store(value);
+        }
+        if self.coherency == WalkCoherency::NotSnooped {
+            self.frames.clean(index * 16, 16);
+        }
+    }
+
+    /// The entry of `N` quanta with this number.
+    pub(crate) fn entry<const N: usize>(&self, number: usize) -> [u128; N] {
+        core::array::from_fn(|quantum| self.load(number * N + quantum))
+    }
+}
+
+/// Joins the two words of a quantum.
+pub(crate) const fn quantum(low: u64, high: u64) -> u128 {
+    (high as u128) << 64 | low as u128
+}
+
+/// The low and the high word of a quantum.
+pub(crate) const fn words(quantum: u128) -> [u64; 2] {
+    [quantum as u64, (quantum >> 64) as u64]
+}

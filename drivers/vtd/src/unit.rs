@@ -1,0 +1,265 @@
+//! The driver's state.
+
+use crate::InterruptError;
+use crate::domain::PagingDomain;
+use crate::features::Features;
+use crate::invalidate::Descriptor;
+use crate::queue::Queue;
+use crate::registers::Registers;
+use crate::tables::Table;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use portcullis_hal::{Arc, DomainId, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, SyncError, unsize_arc};
+use portcullis_iommu::{
+    AttachError, Domain, DomainError, DomainSpec, IdPool, Transition, Unit, UnitEvent, UnitInfo, UnitStats,
+};
+use spin::Mutex;
+
+/// A unit that is in use.
+///
+/// Clones share the unit. Dropping the last one leaves the hardware as it is, denying what was not attached, and its
+/// tables allocated.
+pub struct Driver<H: Hal, M: Mmio + 'static> {
+    pub(crate) inner: Arc<Inner<H, M>>,
+}
+
+impl<H: Hal, M: Mmio + 'static> Clone for Driver<H, M> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+/// What the clones of a driver, and the domains in use on the unit, share.
+pub(crate) struct Inner<H: Hal, M: Mmio> {
+    pub(crate) registers: Registers<H, M>,
+    pub(crate) features: Features,
+    pub(crate) info: UnitInfo,
+    pub(crate) queue: Queue<H>,
+    /// The root table: one quantum per bus.
+    pub(crate) root: Table<H>,
+    pub(crate) state: Mutex<State<H>>,
+    /// Held by whoever drains the fault recording registers.
+    pub(crate) draining: Mutex<()>,
+    /// Whether the hardware once did not answer.
+    faulted: AtomicBool,
+    pub(crate) counters: Counters,
+}
+
+/// Counters besides the queue's.
+#[derive(Default)]
+pub(crate) struct Counters {
+    domains: AtomicU64,
+    pub(crate) attaches: AtomicU64,
+    pub(crate) faults: AtomicU64,
+    pub(crate) overflows: AtomicU64,
+}
+
+/// What the attachment lock protects.
+pub(crate) struct State<H: Hal> {
+    pub(crate) ids: IdPool,
+    /// Context tables, by bus and half of the bus, in order.
+    pub(crate) contexts: Vec<(u16, Table<H>)>,
+    /// Endpoints that were ever attached, by source-id, in order.
+    pub(crate) endpoints: Vec<Endpoint<H>>,
+}
+
+/// What belongs to an endpoint. The tables stay when it is detached.
+pub(crate) struct Endpoint<H: Hal> {
+    pub(crate) sid: u16,
+    pub(crate) directory: Table<H>,
+    pub(crate) pasids: Table<H>,
+    pub(crate) attachment: Option<Attachment>,
+}
+
+/// What an endpoint is attached to.
+#[derive(Clone)]
+pub(crate) struct Attachment {
+    /// Kept, so that the tables stay as long as hardware knows them.
+    pub(crate) domain: Arc<dyn Domain>,
+    pub(crate) did: DomainId,
+}
+
+impl<H: Hal> State<H> {
+    pub(crate) fn endpoint(&self, sid: u16) -> Option<&Endpoint<H>> {
+        let index = self
+            .endpoints
+            .binary_search_by_key(&sid, |endpoint| endpoint.sid)
+            .ok()?;
+        self.endpoints.get(index)
+    }
+
+    pub(crate) fn endpoint_mut(&mut self, sid: u16) -> Option<&mut Endpoint<H>> {
+        let index = self
+            .endpoints
+            .binary_search_by_key(&sid, |endpoint| endpoint.sid)
+            .ok()?;
+        self.endpoints.get_mut(index)
+    }
+
+    /// The context table of an endpoint, and its entry's number there.
+    pub(crate) fn context(&self, sid: u16) -> Option<(&Table<H>, usize)> {
+        let (key, entry) = context_place(sid);
+        let index = self.contexts.binary_search_by_key(&key, |&(key, _)| key).ok()?;
+        self.contexts.get(index).map(|(_, table)| (table, entry))
+    }
+}
+
+/// The number of an endpoint's context table, two for each bus, and of its entry there.
+pub(crate) fn context_place(sid: u16) -> (u16, usize) {
+    (sid >> 7, usize::from(sid & 0x7f))
+}
+
+/// The bits of a PASID entry that hardware uses (section 9.6).
+pub(crate) fn pasid_used(entry: &[u128; 4]) -> [u128; 4] {
+    /// Present and FPD, which is evaluated even if the entry is not present.
+    const ALWAYS: u128 = 0b11;
+    /// SSEE, SSADE and SSPTPTR.
+    const SECOND_STAGE: u128 = 0xffff_ffff_ffff_f220;
+    let [first, ..] = *entry;
+    if first & crate::entry::PRESENT == 0 {
+        return [ALWAYS, 0, 0, 0];
+    }
+    let (first_stage, second_stage) = match first >> 6 & 0b111 {
+        0b001 => (u128::MAX, 0),
+        0b010 => (0, SECOND_STAGE),
+        0b100 => (0, 0),
+        _ => (u128::MAX, SECOND_STAGE),
+    };
+    // Reserved quanta are checked for zero.
+    [!SECOND_STAGE | second_stage, first_stage, u128::MAX, u128::MAX]
+}
+
+impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
+    pub(crate) fn new(
+        registers: Registers<H, M>,
+        features: Features,
+        queue: Queue<H>,
+        root: Table<H>,
+        ids: IdPool,
+    ) -> Self {
+        Self {
+            registers,
+            info: features.unit_info(),
+            features,
+            queue,
+            root,
+            state: Mutex::new(State {
+                ids,
+                contexts: Vec::new(),
+                endpoints: Vec::new(),
+            }),
+            draining: Mutex::new(()),
+            faulted: AtomicBool::new(false),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(crate) fn hal(&self) -> &H {
+        self.registers.hal()
+    }
+
+    pub(crate) fn is_faulted(&self) -> bool {
+        self.faulted.load(Ordering::Relaxed)
+    }
+
+    /// Notes what a failed sync says of the unit, and passes it on.
+    pub(crate) fn failed(&self, error: SyncError) -> SyncError {
+        if let SyncError::Timeout(timeout) = error
+            && !self.faulted.swap(true, Ordering::Relaxed)
+        {
+            log::error!("VT-d: the unit does not answer, it takes only blocking from now on: {timeout}");
+        }
+        error
+    }
+
+    /// Submits a batch and waits for it.
+    pub(crate) fn run(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
+        if self.is_faulted() {
+            return Err(SyncError::Faulted);
+        }
+        self.queue
+            .run(&self.registers, batch)
+            .map_err(|error| self.failed(error))
+    }
+}
+
+impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
+    /// The unit's capabilities.
+    pub fn features(&self) -> &Features {
+        &self.inner.features
+    }
+
+    /// Programs the fault event (11.4.7.2 to 11.4.7.5) and unmasks it. To be called when the handler of the interrupt
+    /// is registered: an event may come at once, for faults that happened before.
+    ///
+    /// # Errors
+    ///
+    /// The message does not fit the unit's registers; then the event stays masked.
+    pub fn enable_interrupts(&self, message: MsiMessage) -> Result<(), InterruptError> {
+        self.inner.enable_fault_event(message)
+    }
+}
+
+impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
+    fn info(&self) -> &UnitInfo {
+        &self.inner.info
+    }
+
+    fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
+        self.inner.new_domain(spec)
+    }
+
+    fn attach(&self, endpoints: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
+        Inner::attach(&self.inner, endpoints, domain)
+    }
+
+    fn detach(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
+        Inner::block(&self.inner, endpoints)
+    }
+
+    fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
+        self.inner.drain_faults(report);
+    }
+
+    fn stats(&self) -> UnitStats {
+        let inner = &self.inner;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        UnitStats {
+            domains: read(&inner.counters.domains),
+            attaches: read(&inner.counters.attaches),
+            faults: read(&inner.counters.faults),
+            overflows: read(&inner.counters.overflows),
+            invalidations: read(&inner.queue.counters.invalidations),
+            syncs: read(&inner.queue.counters.syncs),
+            doorbells: read(&inner.queue.counters.doorbells),
+            queue_errors: read(&inner.queue.counters.errors),
+        }
+    }
+
+    fn describe_entry(&self, endpoint: EndpointId, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.inner.describe_entry(endpoint, out)
+    }
+
+    fn describe_registers(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.inner.describe_registers(out)
+    }
+}
+
+impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
+    pub(crate) fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
+        let domain = PagingDomain::<H, M>::new(self.hal(), &self.features, spec)?;
+        let domain = Arc::try_new(domain).map_err(|OutOfMemory| OutOfMemory)?;
+        self.counters.domains.fetch_add(1, Ordering::Relaxed);
+        Ok(unsize_arc!(domain => dyn Domain))
+    }
+}
+
+/// The driver's own view of a domain, if it is one of this driver's.
+pub(crate) fn concrete<H: Hal, M: Mmio + 'static>(domain: &Arc<dyn Domain>) -> Option<&PagingDomain<H, M>> {
+    let any: &dyn Any = &**domain;
+    any.downcast_ref()
+}
