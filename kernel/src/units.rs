@@ -1,23 +1,138 @@
-//! placeholder
-use crate::machine::KernelIommu;
-use alloc::string::String;
-use portcullis_firmware::{Topology, UnitIndex};
-use portcullis_iommu::UnitId;
-pub(crate) struct Prepared;
-pub(crate) struct Units;
-pub(crate) fn prepare(_t: &Topology, _b: &crate::machine::Bus) -> Result<Prepared, String> {
-    Ok(Prepared)
+//! The IOMMUs: found, closed, set up and connected to their interrupts.
+
+use crate::machine::{self, Bus, KernelIommu};
+use crate::memory::KernelHal;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use log::info;
+use portcullis_arch::interrupts;
+use portcullis_firmware::{
+    Interrupt, Smmuv3Unit, Topology, Trigger, UnitIndex, UnitKind, VtdUnit, WalkCoherency,
+};
+use portcullis_hal::{Arc, EndpointId, FixedMapping, MmioRegion, unsize_arc};
+use portcullis_iommu::{Unit, UnitId};
+
+type VtdSetup = portcullis_vtd::Setup<KernelHal, MmioRegion>;
+
+/// A unit that is set up but does not translate yet.
+enum PreparedUnit {
+    Vtd(VtdSetup),
 }
-impl Prepared {
-    pub(crate) fn aborts(&self) -> bool {
-        false
-    }
-    pub(crate) fn enable(self, _i: &'static KernelIommu) -> Result<Units, String> {
-        Ok(Units)
-    }
-}
+
+/// All units, set up.
+pub(crate) struct Prepared(Vec<(UnitIndex, PreparedUnit)>);
+
+/// Which unit of the registry a unit of the firmware's description is.
+pub(crate) struct Units(Vec<(UnitIndex, UnitId)>);
+
 impl Units {
-    pub(crate) fn id(&self, _u: UnitIndex) -> Option<UnitId> {
-        None
+    pub(crate) fn id(&self, index: UnitIndex) -> Option<UnitId> {
+        self.0
+            .iter()
+            .find(|(known, _)| *known == index)
+            .map(|(_, id)| *id)
     }
+}
+
+/// Sets up every unit that firmware describes, and gives devices with reserved memory their mappings.
+pub(crate) fn prepare(topology: &Topology, bus: &Bus) -> Result<Prepared, String> {
+    let mut prepared = Vec::new();
+    for (index, unit) in topology.indexed_units() {
+        let set_up = match &unit.kind {
+            UnitKind::Smmuv3(_) => Err(String::new()),
+            UnitKind::Vtd(vtd) => prepare_vtd(vtd, topology).map(PreparedUnit::Vtd),
+            UnitKind::VirtioIommu(_) => Err("virtio-iommu is not driven yet".to_string()),
+        };
+        prepared.push((index, set_up.map_err(|error| format!("{index}: {error}"))?));
+    }
+    for function in &bus.functions {
+        let mappings = machine::direct_mappings(topology, function.id)?;
+        let Some((index, endpoint)) = topology.unit_of(function.id).filter(|_| !mappings.is_empty()) else {
+            continue;
+        };
+        let unit = prepared.iter().find(|(known, _)| *known == index);
+        if let Some((_, unit)) = unit {
+            unit.reserve_direct(&[endpoint], &mappings)?;
+            info!("{} keeps {} reserved regions", function.id, mappings.len());
+        }
+    }
+    Ok(Prepared(prepared))
+}
+
+fn prepare_vtd(unit: &VtdUnit, topology: &Topology) -> Result<VtdSetup, String> {
+    // The table's field holds the width less one.
+    let width = topology
+        .dmar
+        .as_ref()
+        .map_or(u16::MAX, |dmar| dmar.host_address_width);
+    let options = portcullis_vtd::Options::new(u8::try_from(width).unwrap_or(u8::MAX));
+    let registers = machine::registers(unit.registers)?;
+    VtdSetup::new(&KernelHal, registers, options).map_err(|error| error.to_string())
+}
+
+impl PreparedUnit {
+    fn reserve_direct(&self, endpoints: &[EndpointId], mappings: &[FixedMapping]) -> Result<(), String> {
+        match self {
+            Self::Vtd(setup) => setup
+                .reserve_direct(endpoints, mappings)
+                .map_err(|error| error.to_string()),
+        }
+    }
+
+    fn enable(self, iommu: &'static KernelIommu) -> Result<UnitId, String> {
+        match self {
+            Self::Vtd(setup) => {
+                let unit = setup.enable().map_err(|error| error.to_string())?;
+                let id = register(iommu, unit.clone())?;
+                let message = interrupts::allocate_msi(0, unit_interrupt, usize::from(id.0));
+                let message = message.map_err(|error| error.to_string())?;
+                unit.enable_interrupts(message)
+                    .map_err(|error| error.to_string())?;
+                Ok(id)
+            }
+        }
+    }
+}
+
+impl Prepared {
+    /// Whether all units abort by themselves what devices try before they are enabled.
+    pub(crate) fn aborts(&self) -> bool {
+        self.0
+            .iter()
+            .all(|(_, unit)| !matches!(unit, PreparedUnit::Vtd(..)))
+    }
+
+    /// Turns translation on and connects the units' interrupts; everything is denied.
+    pub(crate) fn enable(self, iommu: &'static KernelIommu) -> Result<Units, String> {
+        let mut ids = Vec::new();
+        for (index, unit) in self.0 {
+            ids.push((
+                index,
+                unit.enable(iommu).map_err(|error| format!("{index}: {error}"))?,
+            ));
+        }
+        Ok(Units(ids))
+    }
+}
+
+fn register<U: Unit>(iommu: &'static KernelIommu, unit: U) -> Result<UnitId, String> {
+    let unit = Arc::try_new(unit).map_err(|error| error.to_string())?;
+    iommu
+        .add_unit(unsize_arc!(unit => dyn Unit))
+        .map_err(|error| error.to_string())
+}
+
+fn connect(line: Interrupt, unit: UnitId) -> Result<(), String> {
+    let trigger = match line.trigger {
+        Trigger::EdgeRising | Trigger::EdgeFalling => interrupts::Trigger::Edge,
+        Trigger::LevelHigh | Trigger::LevelLow => interrupts::Trigger::Level,
+    };
+    let connected = interrupts::connect_wired(line.intid, trigger, unit_interrupt, usize::from(unit.0));
+    connected.map_err(|error| error.to_string())
+}
+
+/// The handler of every unit's interrupts.
+fn unit_interrupt(unit: usize) {
+    machine::iommu().handle_interrupt(UnitId(unit as u16));
 }

@@ -53,14 +53,15 @@ mod imp {
 
     pub(super) unsafe fn compare_exchange(cell: *mut u128, current: u128, new: u128) -> u128 {
         let (low, high): (u64, u64);
-        // SAFETY: the caller gives a valid aligned word. rbx is reserved by the compiler, so it is saved by hand.
+        // SAFETY: the caller gives a valid aligned word. The compiler lets nobody name rbx, which holds the low half, so
+        // it is swapped in and out, and no operand may happen to live there: all are named.
         unsafe {
             asm!(
-                "xchg {new_low}, rbx",
-                "lock cmpxchg16b [{cell}]",
-                "mov rbx, {new_low}",
-                new_low = inout(reg) new as u64 => _,
-                cell = in(reg) cell,
+                "xchg rsi, rbx",
+                "lock cmpxchg16b [rdi]",
+                "mov rbx, rsi",
+                in("rdi") cell,
+                inout("rsi") new as u64 => _,
                 in("rcx") (new >> 64) as u64,
                 inout("rax") current as u64 => low,
                 inout("rdx") (current >> 64) as u64 => high,

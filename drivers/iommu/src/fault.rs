@@ -16,6 +16,8 @@ pub enum FaultReason {
     NotMapped,
     /// The mapping does not allow the access.
     Permission,
+    /// Nothing is mapped, or the mapping does not allow the access: the hardware does not tell which.
+    NotAllowed,
     /// The address is wider than the domain translates, or not canonical.
     OutOfRange,
     /// The output address is wider than the unit allows, or in a window that is not memory.
@@ -37,6 +39,7 @@ impl fmt::Display for FaultReason {
             Self::BadEntry => "bad table entry",
             Self::NotMapped => "not mapped",
             Self::Permission => "no permission",
+            Self::NotAllowed => "not mapped or no permission",
             Self::OutOfRange => "address out of range",
             Self::BadOutput => "output address not allowed",
             Self::AccessFlag => "access flag clear",

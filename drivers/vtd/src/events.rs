@@ -187,10 +187,8 @@ fn reason(code: FaultCode) -> FaultReason {
         }
         C::SM_FIRST_NOT_PRESENT => FaultReason::NotMapped,
         // In the second stage an entry without permissions is an absent one: hardware does not tell them apart.
-        C::NO_WRITE
-        | C::NO_READ
-        | C::SM_SECOND_PERMISSION
-        | C::SM_USER
+        C::NO_WRITE | C::NO_READ | C::SM_SECOND_PERMISSION => FaultReason::NotAllowed,
+        C::SM_USER
         | C::SM_NO_EXECUTE
         | C::SM_NO_WRITE
         | C::SM_NO_READ

@@ -40,8 +40,9 @@ fn write(rig: &EduRig, iova: Iova) -> Result<(), String> {
         .map_err(|error| error.to_string())
 }
 
-/// Loads the device's own buffer, so that what it writes can be recognised.
-fn load(machine: &Machine, space: &DmaSpace, rig: &EduRig, data: &[u8; PAGE]) -> Result<(), String> {
+/// Loads the device's own buffer through a domain of its own, so that what it writes can be recognised.
+fn load(machine: &Machine, rig: &EduRig, data: &[u8; PAGE]) -> Result<(), String> {
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
     let source = space
         .buffer(FrameOrder::SINGLE, Attributes::READ)
         .map_err(|error| error.to_string())?;
@@ -62,10 +63,10 @@ fn load(machine: &Machine, space: &DmaSpace, rig: &EduRig, data: &[u8; PAGE]) ->
 /// Write, unmap, write again (refused), map another page there, write (arrives in the new page only).
 fn page(machine: &Machine, rig: &EduRig) -> Outcome {
     let text = |error: crate::dma::DmaError| error.to_string();
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
     let data: [u8; PAGE] = pattern(0x44);
     let canary: [u8; PAGE] = pattern(0x99);
-    load(machine, &space, rig, &data)?;
+    load(machine, rig, &data)?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
 
     let first = space
         .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
@@ -99,13 +100,13 @@ fn page(machine: &Machine, rig: &EduRig) -> Outcome {
 /// The same with one large leaf; `None` where the unit has none of this size.
 fn large(machine: &Machine, rig: &EduRig, order: u8) -> Result<Option<String>, String> {
     let text = |error: crate::dma::DmaError| error.to_string();
+    let data: [u8; PAGE] = pattern(0x55 ^ order);
+    load(machine, rig, &data)?;
     let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
     let order = FrameOrder::new(order).ok_or("order out of range")?;
     if space.domain().page_sizes() & order.bytes() == 0 {
         return Ok(None);
     }
-    let data: [u8; PAGE] = pattern(0x55 ^ order.get());
-    load(machine, &space, rig, &data)?;
     let buffer = space.buffer(order, Attributes::READ_WRITE).map_err(text)?;
     let range = buffer.range();
     // The last page of the leaf, so that all of it must be right.

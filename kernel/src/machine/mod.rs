@@ -21,7 +21,7 @@ use portcullis_arch::{BootInfo, interrupts, smp};
 use portcullis_firmware::{CpuState, ReservedKind as FirmwareReserved, Topology, UnitKind, VirtioTransport};
 use portcullis_hal::{
     Arc, Attributes, FixedMapping, Iova, IovaRange, Mapping, MmioRegion, MsiMessage, PAGE_SIZE, PhysAddr,
-    PhysRange,
+    PhysRange, RequesterId,
 };
 use portcullis_iommu::{
     Device, DeviceDescription, DeviceId, GroupId, Iommu, PlatformName, ReservedKind, ReservedRegion,
@@ -29,7 +29,7 @@ use portcullis_iommu::{
 use portcullis_pci::{ConfigSpace, Function};
 use spin::Once;
 
-pub(crate) use bus::Bus;
+pub(crate) use bus::{Bus, registers};
 pub(crate) use vm::vm_table;
 
 /// The registry on this kernel.
@@ -77,6 +77,11 @@ pub(crate) struct Machine {
     devices: Vec<PciDevice>,
     windows: Vec<[Option<PhysRange>; 6]>,
     second_cpu: Option<smp::CpuId>,
+}
+
+/// The registry.
+pub(crate) fn iommu() -> &'static KernelIommu {
+    &IOMMU
 }
 
 impl Machine {
@@ -389,27 +394,44 @@ fn register_devices(topology: &Topology, bus: &Bus, units: &Units) -> Result<Vec
     Ok(devices)
 }
 
+/// What firmware set aside for a function.
+pub(crate) fn direct_mappings(topology: &Topology, id: RequesterId) -> Result<Vec<FixedMapping>, String> {
+    let mut mappings = Vec::new();
+    for region in topology.reserved_for(id) {
+        if !matches!(
+            region.kind,
+            FirmwareReserved::Direct | FirmwareReserved::DirectRelaxable
+        ) {
+            continue;
+        }
+        let memory = PhysRange::new(PhysAddr::new(region.range.start().get()), region.range.len());
+        let mapping = Mapping {
+            iova: region.range.start(),
+            memory: memory.map_err(|error| error.to_string())?,
+            attributes: Attributes::READ_WRITE,
+        };
+        // SAFETY: firmware set the memory aside for this device; it is not in the memory map.
+        mappings.push(unsafe { FixedMapping::new(mapping) });
+    }
+    Ok(mappings)
+}
+
 /// What must be mapped for a function, and where nothing may be.
 fn reserved(topology: &Topology, bus: &Bus, function: &Function) -> Result<Vec<ReservedRegion>, String> {
     let mut regions = Vec::new();
-    for region in topology.reserved_for(function.id) {
-        let kind = match region.kind {
-            FirmwareReserved::Direct | FirmwareReserved::DirectRelaxable => {
-                let memory = PhysRange::new(PhysAddr::new(region.range.start().get()), region.range.len());
-                let mapping = Mapping {
-                    iova: region.range.start(),
-                    memory: memory.map_err(|error| error.to_string())?,
-                    attributes: Attributes::READ_WRITE,
-                };
-                // SAFETY: firmware set the memory aside for this device; it is not in the memory map.
-                ReservedKind::Direct(unsafe { FixedMapping::new(mapping) })
-            }
-            FirmwareReserved::Msi | FirmwareReserved::Reserved => ReservedKind::Excluded,
-        };
+    for mapping in direct_mappings(topology, function.id)? {
         regions.push(ReservedRegion {
-            range: region.range,
-            kind,
+            range: mapping.range(),
+            kind: ReservedKind::Direct(mapping),
         });
+    }
+    for region in topology.reserved_for(function.id) {
+        if matches!(region.kind, FirmwareReserved::Msi | FirmwareReserved::Reserved) {
+            regions.push(ReservedRegion {
+                range: region.range,
+                kind: ReservedKind::Excluded,
+            });
+        }
     }
     if let Some(doorbell) = platform::doorbell(topology, function.id) {
         let page = PhysRange::block(doorbell, PAGE_SIZE);
