@@ -1,2 +1,61 @@
-//! Arm SMMUv3 driver of the Portcullis IOMMU stack
-#![no_std]
+//! Arm SMMUv3 (IHI 0070) behind the traits of [`portcullis_iommu`].
+//!
+//! Bringing a unit up takes three steps:
+//!
+//! 1. [`Setup::new`] takes the unit over, whatever firmware left: from its first register write on all DMA is aborted.
+//!    Tables and queues are built and the queues work.
+//! 2. [`Setup::reserve_direct`] gives devices that firmware set memory aside for their direct maps.
+//! 3. [`Setup::enable`] turns translation on and returns the [`Driver`], a [`Unit`](portcullis_iommu::Unit).
+//!    When the kernel's interrupt handler stands, [`Driver::enable_interrupts`] lets the unit use it.
+//!
+//! # What is where
+//!
+//! | concern | module |
+//! |---|---|
+//! | layouts of registers, tables, commands and events | [`spec`] |
+//! | which bits an entry has, and which hardware looks at | [`entry`] |
+//! | how a live entry becomes another one | [`update`] |
+//! | commands, and what invalidates a range | [`command`], [`invalidate`] |
+//! | decoding events | [`fault`] |
+//!
+//! # How devices are cut off
+//!
+//! A stream without a domain has an invalid entry: its DMA is aborted and recorded as `C_BAD_STE` or `C_BAD_STREAMID`.
+//! A stream in a blocked domain is aborted without a record.
+//!
+//! # Limits
+//!
+//! One context descriptor per stream (no PASIDs), no ATS, PRI or stalls. A unit that stalls every fault, that fixes the
+//! addresses of its tables, or that walks big-endian tables only is refused.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod attach;
+mod block;
+mod cmdq;
+pub mod command;
+mod describe;
+mod dma;
+mod domain;
+mod driver;
+pub mod entry;
+mod evtq;
+pub mod fault;
+mod features;
+pub mod invalidate;
+mod options;
+mod port;
+mod ring;
+mod setup;
+pub mod spec;
+mod stream;
+mod tables;
+mod targets;
+pub mod update;
+
+pub use domain::SmmuDomain;
+pub use driver::Driver;
+pub use features::{Features, StallModel, Unsupported};
+pub use options::{Coherency, InitError, InterruptError, Interrupts, Options, ReserveError};
+pub use setup::Setup;

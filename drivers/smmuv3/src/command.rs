@@ -1,0 +1,176 @@
+//! Commands, built from the fields of [`spec::cmd`](crate::spec::cmd).
+
+use crate::spec::cmd::{
+    COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, Sync0, Tlbi0, Tlbi1,
+};
+use portcullis_hal::{Asid, Granule, StreamId, Vmid};
+
+/// A command as it stands in a slot of the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command(pub [u64; COMMAND_WORDS]);
+
+/// Which of the entries on the way to a translation a TLB invalidation concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Leaf entries: no table was cut off.
+    Leaf,
+    /// Leaf entries and the table entries above them.
+    Walk,
+}
+
+/// The address-space tag of TLB entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tag {
+    /// Stage 1, NS-EL1, under VMID 0.
+    Asid(Asid),
+    /// Stage 2.
+    Vmid(Vmid),
+}
+
+/// Addresses to invalidate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Span {
+    /// The entry that translates this address.
+    Address(u64),
+    /// `(num + 1) << scale` granules from `start`: needs IDR3.RIL.
+    Granules {
+        /// The first address.
+        start: u64,
+        /// The granule of the tables.
+        granule: Granule,
+        /// NUM, 0 to 31.
+        num: u8,
+        /// SCALE, 0 to 31.
+        scale: u8,
+    },
+}
+
+impl Command {
+    /// CFGI_STE for the entry and the level-1 descriptor above it (4.3.1).
+    pub fn cfgi_ste(stream: StreamId) -> Self {
+        let word = Cfgi0::new().with_opcode(Opcode::CFGI_STE).with_sid(stream.get());
+        Self([word.into(), Cfgi1::new().into()])
+    }
+
+    /// CFGI_ALL: every stream table entry and context descriptor (4.3.2).
+    pub fn cfgi_all() -> Self {
+        const ALL: u8 = 31;
+        let word = Cfgi0::new().with_opcode(Opcode::CFGI_STE_RANGE);
+        Self([word.into(), Cfgi1::new().with_leaf_or_range(ALL).into()])
+    }
+
+    /// CFGI_CD_ALL: all context descriptors of a stream (4.3.4).
+    pub fn cfgi_cd_all(stream: StreamId) -> Self {
+        let word = Cfgi0::new()
+            .with_opcode(Opcode::CFGI_CD_ALL)
+            .with_sid(stream.get());
+        Self([word.into(), 0])
+    }
+
+    /// TLBI_NH_ASID or TLBI_S12_VMALL: everything with this tag (4.4).
+    pub fn tlbi_tag(tag: Tag) -> Self {
+        Self([
+            Self::tagged(tag, Opcode::TLBI_NH_ASID, Opcode::TLBI_S12_VMALL).into(),
+            0,
+        ])
+    }
+
+    /// TLBI_NH_VA or TLBI_S2_IPA: the entries with this tag that translate `span` (4.4).
+    pub fn tlbi_span(tag: Tag, span: Span, scope: Scope) -> Self {
+        let first = Self::tagged(tag, Opcode::TLBI_NH_VA, Opcode::TLBI_S2_IPA);
+        let second = Tlbi1::new().with_leaf(scope == Scope::Leaf);
+        match span {
+            Span::Address(address) => Self([first.into(), second.with_addr(address >> 12).into()]),
+            Span::Granules {
+                start,
+                granule,
+                num,
+                scale,
+            } => {
+                let tg = match granule {
+                    Granule::Size4K => CommandGranule::SIZE_4K,
+                    Granule::Size16K => CommandGranule::SIZE_16K,
+                    Granule::Size64K => CommandGranule::SIZE_64K,
+                };
+                Self([
+                    first.with_num(num & 0x1f).with_scale(scale & 0x1f).into(),
+                    second.with_tg(tg).with_addr(start >> 12).into(),
+                ])
+            }
+        }
+    }
+
+    fn tagged(tag: Tag, stage_1: Opcode, stage_2: Opcode) -> Tlbi0 {
+        match tag {
+            Tag::Asid(asid) => Tlbi0::new().with_opcode(stage_1).with_asid(asid.get()),
+            Tag::Vmid(vmid) => Tlbi0::new().with_opcode(stage_2).with_vmid(vmid.get()),
+        }
+    }
+
+    /// TLBI_EL2_ALL: all EL2 entries; needs IDR0.HYP (4.4).
+    pub fn tlbi_el2_all() -> Self {
+        Self([Tlbi0::new().with_opcode(Opcode::TLBI_EL2_ALL).into(), 0])
+    }
+
+    /// TLBI_NSNH_ALL: all non-secure entries that are not EL2's (4.4).
+    pub fn tlbi_nsnh_all() -> Self {
+        Self([Tlbi0::new().with_opcode(Opcode::TLBI_NSNH_ALL).into(), 0])
+    }
+
+    /// CMD_SYNC whose completion shows in CMDQ_CONS (4.7.3).
+    pub fn sync() -> Self {
+        let word = Sync0::new()
+            .with_opcode(Opcode::SYNC)
+            .with_cs(CompletionSignal::NONE);
+        Self([word.into(), 0])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ASID: Tag = Tag::Asid(Asid::new(0x1234));
+    const VMID: Tag = Tag::Vmid(Vmid::new(0x5678));
+
+    #[test]
+    fn configuration_commands_have_the_manuals_words() {
+        let stream = StreamId::new(0xdead_beef);
+        assert_eq!(Command::cfgi_ste(stream).0, [0xdead_beef_0000_0003, 0]);
+        assert_eq!(Command::cfgi_cd_all(stream).0, [0xdead_beef_0000_0006, 0]);
+        assert_eq!(Command::cfgi_all().0, [0x04, 31]);
+        assert_eq!(Command::sync().0, [0x46, 0]);
+    }
+
+    #[test]
+    fn tlb_commands_carry_the_tag_of_their_stage_only() {
+        assert_eq!(Command::tlbi_tag(ASID).0, [0x1234_0000_0000_0011, 0]);
+        assert_eq!(Command::tlbi_tag(VMID).0, [0x0000_5678_0000_0028, 0]);
+        assert_eq!(Command::tlbi_nsnh_all().0, [0x30, 0]);
+        assert_eq!(Command::tlbi_el2_all().0, [0x20, 0]);
+    }
+
+    #[test]
+    fn an_address_is_invalidated_without_range_fields() {
+        let span = Span::Address(0xffff_1234_5000);
+        let leaf = Command::tlbi_span(ASID, span, Scope::Leaf);
+        assert_eq!(leaf.0, [0x1234_0000_0000_0012, 0xffff_1234_5001]);
+        let walk = Command::tlbi_span(VMID, span, Scope::Walk);
+        assert_eq!(walk.0, [0x0000_5678_0000_002a, 0xffff_1234_5000]);
+    }
+
+    #[test]
+    fn a_range_carries_num_scale_and_granule() {
+        let span = |granule| Span::Granules {
+            start: 0x4000_0000,
+            granule,
+            num: 31,
+            scale: 9,
+        };
+        let word0 = 0x1234_0000_0091_f012;
+        for (granule, tg) in [(Granule::Size4K, 1), (Granule::Size16K, 2), (Granule::Size64K, 3)] {
+            let command = Command::tlbi_span(ASID, span(granule), Scope::Leaf);
+            assert_eq!(command.0, [word0, 0x4000_0001 | tg << 10]);
+        }
+    }
+}

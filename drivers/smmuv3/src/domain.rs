@@ -1,0 +1,228 @@
+//! I/O address spaces.
+
+use crate::command::Scope;
+use crate::entry::missing_for;
+use crate::features::Features;
+use crate::invalidate::{Unmapped, invalidation};
+use crate::tables::Tables;
+use crate::targets::Targets;
+use core::fmt;
+use portcullis_hal::{
+    Attributes, Gather, Granule, Hal, Iova, IovaRange, MapError, Mapping, Mmio, PAGE_SIZE, PhysAddr,
+    SpaceKey, SyncError, TableFormat, TableRoot, Translated, UnmapError, barrier,
+};
+use portcullis_iommu::{Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Missing, Stage};
+
+/// A domain of SMMUv3 units; it can be attached to any of them that can walk its tables.
+pub struct SmmuDomain<H: Hal, M: Mmio> {
+    hal: H,
+    key: SpaceKey,
+    body: Body<H>,
+    aperture: IovaRange,
+    pub(crate) targets: Targets<H, M>,
+}
+
+/// What a domain translates with.
+pub(crate) enum Body<H: Hal> {
+    Blocked,
+    Identity,
+    Tables(Tables<H>),
+    Shared(TableRoot),
+}
+
+/// How many units are invalidated at the same time.
+const PARALLEL_UNITS: usize = 8;
+
+impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
+    /// A domain that a unit with these features can serve.
+    pub(crate) fn new(hal: &H, features: &Features, spec: &DomainSpec) -> Result<Self, DomainError> {
+        let all = |bits: u8| IovaRange::block(Iova::new(0), 1 << bits.min(63));
+        let (body, aperture) = match spec {
+            DomainSpec::Blocked => (Body::Blocked, all(features.output_bits())),
+            DomainSpec::Identity => (Body::Identity, all(features.output_bits())),
+            DomainSpec::Paging(spec) => {
+                let tables = Tables::new(hal, spec, features)?;
+                let aperture = tables.aperture();
+                (Body::Tables(tables), aperture)
+            }
+            DomainSpec::Shared(table) => {
+                let root = *table.root();
+                let (_, missing) = missing_for(&root, features);
+                if !missing.is_empty() {
+                    return Err(DomainError::Unsupported { missing });
+                }
+                (Body::Shared(root), all(root.input_bits))
+            }
+            _ => {
+                return Err(DomainError::Unsupported {
+                    missing: Missing::FORMAT,
+                });
+            }
+        };
+        Ok(Self {
+            hal: hal.clone(),
+            key: SpaceKey::new(),
+            body,
+            aperture,
+            targets: Targets::new()?,
+        })
+    }
+
+    pub(crate) fn hal(&self) -> &H {
+        &self.hal
+    }
+
+    pub(crate) fn key(&self) -> SpaceKey {
+        self.key
+    }
+
+    pub(crate) fn body(&self) -> &Body<H> {
+        &self.body
+    }
+
+    /// The root of the domain's tables, if it has any.
+    pub(crate) fn root(&self) -> Option<TableRoot> {
+        match &self.body {
+            Body::Blocked | Body::Identity => None,
+            Body::Tables(tables) => Some(tables.root()),
+            Body::Shared(root) => Some(*root),
+        }
+    }
+
+    pub(crate) fn aperture_range(&self) -> IovaRange {
+        self.aperture
+    }
+
+    pub(crate) fn leaf_sizes(&self) -> u64 {
+        match &self.body {
+            Body::Tables(tables) => tables.page_sizes(),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn map_list(&self, list: &[Mapping]) -> Result<(), MapError> {
+        match &self.body {
+            // The unit caches no absent entries, so there is nothing to invalidate.
+            Body::Tables(tables) => tables.map(list),
+            _ => Err(MapError::NotPaging),
+        }
+    }
+
+    pub(crate) fn unmap_range(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+        match &self.body {
+            Body::Tables(tables) => {
+                gather.claim(self.key)?;
+                tables.unmap(range, gather)
+            }
+            _ => Err(UnmapError::NotPaging),
+        }
+    }
+
+    pub(crate) fn translate(&self, iova: Iova) -> Option<Translated> {
+        match &self.body {
+            Body::Tables(tables) => tables.translate(iova),
+            Body::Identity if self.aperture.contains(iova) => Some(Translated {
+                phys: PhysAddr::new(iova.get()),
+                attributes: Attributes::READ_WRITE,
+                size: PAGE_SIZE,
+            }),
+            // Foreign tables are their owner's to read.
+            Body::Identity | Body::Blocked | Body::Shared(_) => None,
+        }
+    }
+
+    /// Makes every unit forget what `gather` recorded; for shared tables, of which nobody records anything here,
+    /// everything that it knows of the domain unless a range is given.
+    ///
+    /// # Errors
+    ///
+    /// One of the units did not confirm. The others have.
+    pub(crate) fn invalidate_gather(&self, gather: &mut Gather) -> Result<(), SyncError> {
+        let granule = self.granule();
+        let (leaf_shift, scope) = match &self.body {
+            Body::Blocked | Body::Identity => return Ok(()),
+            Body::Tables(_) if gather.has_tables() => (gather.leaf_shift(), Scope::Walk),
+            Body::Tables(_) if gather.range().is_none() => return Ok(()),
+            Body::Tables(_) => (gather.leaf_shift(), Scope::Leaf),
+            // What the owner of foreign tables took out, and cut off, is not told here.
+            Body::Shared(_) => (granule.shift(), Scope::Walk),
+        };
+        let unmapped = gather.range().map(|range| Unmapped {
+            range,
+            leaf_shift,
+            scope,
+        });
+        // The table entries were stored before the set of units is read.
+        barrier::store_then_load();
+        let targets = self.targets.snapshot(&self.hal);
+        let mut result = Ok(());
+        for group in targets.chunks(PARALLEL_UNITS) {
+            let mut tickets = [const { None }; PARALLEL_UNITS];
+            for (target, ticket) in group.iter().zip(&mut tickets) {
+                // A tag without users is one that the unit has forgotten.
+                if target.users() == 0 {
+                    continue;
+                }
+                let batch = invalidation(target.tag, granule, target.port.features.ranges, unmapped);
+                match target.port.submit(batch.commands()) {
+                    Ok(submitted) => *ticket = Some(submitted),
+                    Err(error) => result = Err(error),
+                }
+            }
+            for (target, ticket) in group.iter().zip(&tickets) {
+                if let Some(ticket) = ticket
+                    && let Err(error) = target.port.complete(ticket)
+                {
+                    result = Err(error);
+                }
+            }
+        }
+        result
+    }
+
+    fn granule(&self) -> Granule {
+        match self.root().map(|root| root.format) {
+            Some(TableFormat::VmsaStage1 { granule, .. } | TableFormat::VmsaStage2 { granule, .. }) => {
+                granule
+            }
+            _ => Granule::Size4K,
+        }
+    }
+
+    fn stage(&self) -> Option<Stage> {
+        match self.root()?.format {
+            TableFormat::VmsaStage2 { .. } => Some(Stage::Stage2),
+            _ => Some(Stage::Stage1),
+        }
+    }
+}
+
+impl<H: Hal, M: Mmio + 'static> Domain for SmmuDomain<H, M> {
+    fn info(&self) -> DomainInfo {
+        DomainInfo {
+            kind: match self.body {
+                Body::Blocked => DomainKind::Blocked,
+                Body::Identity => DomainKind::Identity,
+                Body::Tables(_) => DomainKind::Paging,
+                Body::Shared(_) => DomainKind::Shared,
+            },
+            stage: self.stage(),
+            root: self.root(),
+        }
+    }
+
+    fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        writeln!(out, "aperture: {}", self.aperture)?;
+        if let Some(root) = self.root() {
+            writeln!(out, "root: {:#x}", root.root)?;
+            writeln!(out, "format: {:?}", root.format)?;
+            writeln!(out, "input_bits: {}", root.input_bits)?;
+            writeln!(out, "output_bits: {}", root.output_bits)?;
+        }
+        let targets = self.targets.snapshot(&self.hal);
+        for target in targets.iter().filter(|target| target.users() > 0) {
+            writeln!(out, "tag: {:?} for {} endpoints", target.tag, target.users())?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,103 @@
+//! What an embedder may choose, and why setting up can fail.
+
+use crate::features::Unsupported;
+use portcullis_hal::wait::Timeout;
+use portcullis_hal::{MapError, MsiMessage, OutOfMemory, SyncError};
+use portcullis_iommu::{AttachError, DomainError};
+use thiserror::Error;
+
+/// Whether the unit's accesses to tables and queues see the CPU's caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Coherency {
+    /// As IDR0.COHACC says.
+    #[default]
+    Detect,
+    /// They do, as firmware tells (`dma-coherent`, IORT's COHACC override).
+    Snooped,
+    /// They do not, as firmware tells. [`Hal::clean_cache`](portcullis_hal::Hal::clean_cache) then has to drop the
+    /// lines that it cleans, since the driver also reads the event queue, which the unit writes.
+    NotSnooped,
+}
+
+/// Choices for setting up a unit; the default suits most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Coherency of the unit's accesses.
+    pub coherency: Coherency,
+    /// The command queue's size as a power of two, at most what the unit allows.
+    pub command_queue_log2: u8,
+    /// The event queue's size as a power of two, at most what the unit allows.
+    pub event_queue_log2: u8,
+    /// The most bits of StreamID that the stream table covers. Streams beyond are refused, and recorded.
+    pub stream_bits: u8,
+    /// How long the unit may take to answer, in nanoseconds.
+    pub timeout_ns: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            coherency: Coherency::Detect,
+            command_queue_log2: 8,
+            event_queue_log2: 7,
+            stream_bits: 32,
+            timeout_ns: 1_000_000_000,
+        }
+    }
+}
+
+/// How the unit's interrupts reach the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Interrupts {
+    /// By wires, edge-triggered.
+    Wired,
+    /// By messages; needs IDR0.MSI.
+    Msi {
+        /// For the event queue.
+        events: MsiMessage,
+        /// For global errors.
+        errors: MsiMessage,
+    },
+}
+
+/// Why a unit could not be brought up. It is left denying all DMA, if it obeyed at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InitError {
+    /// The driver does not know how to use this hardware.
+    #[error("unsupported hardware: {0}")]
+    Unsupported(#[from] Unsupported),
+    /// No memory for tables and queues.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// A register did not take the value written.
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+    /// The command queue does not work.
+    #[error("the first commands failed: {0}")]
+    Commands(#[from] SyncError),
+}
+
+/// Why a device could not be given its reserved regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ReserveError {
+    /// No domain for the regions.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// A region cannot be mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The device cannot be attached.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// Why interrupts were not enabled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum InterruptError {
+    /// The unit has no MSIs (IDR0.MSI).
+    #[error("the unit sends no MSIs")]
+    NoMsi,
+    /// IRQ_CTRL did not take the value written.
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+}

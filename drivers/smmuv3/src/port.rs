@@ -1,0 +1,160 @@
+//! One unit's registers and queues: what both the unit and the domains attached to it need.
+
+use crate::block::RegisterBlock;
+use crate::cmdq::CommandQueue;
+use crate::dma::Ring;
+use crate::evtq::EventQueue;
+use crate::features::Features;
+use crate::options::Options;
+use crate::ring::RingSize;
+use crate::spec::registers::{self, Cr0, Gerror};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use portcullis_hal::wait::Timeout;
+use portcullis_hal::{Hal, Mmio, OutOfMemory};
+use portcullis_iommu::UnitStats;
+use spin::Mutex;
+
+/// The state of a unit, as the driver knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    /// The queues are not enabled, and nothing is cached.
+    Off,
+    /// The queues are enabled.
+    Running,
+    /// The unit did not answer, or said that it failed: what it caches is not known any more.
+    Faulted,
+}
+
+impl Health {
+    const fn from_bits(bits: u8) -> Self {
+        match bits {
+            0 => Self::Off,
+            1 => Self::Running,
+            _ => Self::Faulted,
+        }
+    }
+}
+
+/// Counters, since start-up.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) domains: AtomicU64,
+    pub(crate) attaches: AtomicU64,
+    pub(crate) faults: AtomicU64,
+    pub(crate) overflows: AtomicU64,
+    pub(crate) invalidations: AtomicU64,
+    pub(crate) syncs: AtomicU64,
+    pub(crate) doorbells: AtomicU64,
+    pub(crate) queue_errors: AtomicU64,
+    /// Queue errors that an interrupt handler has reported.
+    pub(crate) queue_errors_reported: AtomicU64,
+}
+
+/// Adds one to a counter.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+impl Counters {
+    fn stats(&self) -> UnitStats {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        UnitStats {
+            domains: get(&self.domains),
+            attaches: get(&self.attaches),
+            faults: get(&self.faults),
+            overflows: get(&self.overflows),
+            invalidations: get(&self.invalidations),
+            syncs: get(&self.syncs),
+            doorbells: get(&self.doorbells),
+            queue_errors: get(&self.queue_errors),
+        }
+    }
+}
+
+/// One unit's registers and queues.
+pub(crate) struct Port<H: Hal, M: Mmio> {
+    pub(crate) block: RegisterBlock<H, M>,
+    pub(crate) features: Features,
+    pub(crate) commands: CommandQueue<H>,
+    pub(crate) events: EventQueue<H>,
+    pub(crate) counters: Counters,
+    health: AtomicU8,
+    /// Serialises the read-modify-write of GERRORN.
+    gerror: Mutex<()>,
+}
+
+impl<H: Hal, M: Mmio> Port<H, M> {
+    /// The queues of a unit that is off.
+    pub(crate) fn new(
+        block: RegisterBlock<H, M>,
+        features: Features,
+        options: &Options,
+    ) -> Result<Self, OutOfMemory> {
+        let writes = features.table_writes();
+        let commands = RingSize::new(options.command_queue_log2.min(features.command_queue_log2));
+        let events = RingSize::new(options.event_queue_log2.min(features.event_queue_log2));
+        Ok(Self {
+            features,
+            commands: CommandQueue::new(Ring::new(&block.hal, commands, writes)?),
+            events: EventQueue::new(Ring::new(&block.hal, events, writes)?),
+            block,
+            counters: Counters::default(),
+            health: AtomicU8::new(Health::Off as u8),
+            gerror: Mutex::new(()),
+        })
+    }
+
+    pub(crate) fn hal(&self) -> &H {
+        &self.block.hal
+    }
+
+    pub(crate) fn health(&self) -> Health {
+        Health::from_bits(self.health.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn set_health(&self, health: Health) {
+        self.health.store(health as u8, Ordering::Release);
+    }
+
+    /// Takes the unit out of service: what it caches is not known any more.
+    pub(crate) fn fault(&self, why: &dyn core::fmt::Display) {
+        if self.health.swap(Health::Faulted as u8, Ordering::AcqRel) != Health::Faulted as u8 {
+            log::error!("SMMUv3: out of service: {why}");
+        }
+    }
+
+    /// Ends translation and the queues. The unit aborts what arrives, as GBPA was set so at start-up.
+    pub(crate) fn stop(&self) -> Result<(), Timeout> {
+        self.block
+            .write_acknowledged(registers::CR0, registers::CR0ACK, Cr0::new().into())?;
+        self.set_health(Health::Off);
+        Ok(())
+    }
+
+    /// Calls `section` with the active global errors, and acknowledges those that it returns. Interrupts are masked
+    /// and nobody else acknowledges meanwhile.
+    pub(crate) fn acknowledge_errors(&self, section: impl FnOnce(Gerror) -> Gerror) {
+        self.hal().critical(|| {
+            let _turn = self.gerror.lock();
+            let acknowledged = self.block.read(registers::GERRORN);
+            let active = self.block.read(registers::GERROR) ^ acknowledged;
+            let done = u32::from(section(Gerror::from(active))) & active;
+            if done != 0 {
+                self.block.write(registers::GERRORN, acknowledged ^ done);
+            }
+        });
+    }
+
+    pub(crate) fn stats(&self) -> UnitStats {
+        self.counters.stats()
+    }
+}
+
+impl<H: Hal, M: Mmio> Drop for Port<H, M> {
+    fn drop(&mut self) {
+        if self.health() != Health::Off {
+            self.commands.leak();
+            self.events.leak();
+        }
+    }
+}
