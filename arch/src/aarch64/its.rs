@@ -61,6 +61,8 @@ pub(super) struct Its {
     queue: NonNull<AtomicU64>,
     /// The offset in bytes at which the next command goes.
     tail: u64,
+    /// What the queue stopped at.
+    failure: Option<ItsError>,
     device_limit: u64,
     table_pool: PhysAddr,
     table_bytes: u64,
@@ -129,6 +131,7 @@ impl Its {
             translater,
             queue: queue.cast(),
             tail: 0,
+            failure: None,
             device_limit,
             table_pool,
             table_bytes,
@@ -211,9 +214,18 @@ impl Its {
             .ok_or(MsiError::TooManyDevices)
     }
 
-    /// Issues commands and waits until the ITS has carried them out.
+    /// Issues commands and waits until the ITS has carried them out. After a failure it takes no more.
     fn run(&mut self, commands: &[Command]) -> Result<(), ItsError> {
-        // Every run waits for the end of its commands, so the queue is empty here and has room.
+        if let Some(failure) = self.failure {
+            return Err(failure);
+        }
+        let result = self.submit(commands);
+        self.failure = result.err();
+        result
+    }
+
+    fn submit(&mut self, commands: &[Command]) -> Result<(), ItsError> {
+        // Earlier commands were waited for, so the queue is empty and has room.
         for command in commands {
             self.push(*command);
         }
