@@ -1,6 +1,6 @@
 //! Bus numbers, bridge windows and BARs, where no firmware gave any.
 
-use crate::bar::{BarError, BarKind, Bars};
+use crate::bar::{BarKind, Bars};
 use crate::command;
 use crate::config::ConfigSpace;
 use crate::enumerate::{EnumerateError, enumerate};
@@ -23,9 +23,6 @@ pub enum AssignError {
     /// There are more bridges than bus numbers.
     #[error("{0}: no bus number is left for what is behind it")]
     NoBusNumber(RequesterId),
-    /// A BAR makes no sense.
-    #[error(transparent)]
-    Bar(#[from] BarError),
     /// BARs that have to lie in a window for which the host has none, or which is too small.
     #[error("the BARs do not fit the {0:?} window of the host")]
     WindowTooSmall(Space),
@@ -63,7 +60,8 @@ pub enum Assignment {
 ///
 /// Buses are numbered depth first. Prefetchable 64-bit BARs go to the high window, if there is one and all bridges
 /// above them can forward it, everything else to the low one, each BAR on pages of its own. I/O BARs, expansion
-/// ROMs and room for hot-plug are left out. What has an address decodes memory afterwards; nothing masters the bus.
+/// ROMs and room for hot-plug are left out, and so is a function with a BAR that makes no sense, with a warning in
+/// the log. What has an address decodes memory afterwards; nothing masters the bus.
 ///
 /// # Errors
 ///
@@ -180,7 +178,11 @@ fn assign_memory<M: Mmio>(
 ) -> Result<usize, AssignError> {
     let mut bars: Vec<Bars> = Vec::new();
     for function in functions {
-        try_push(&mut bars, Bars::probe(config, function)?)?;
+        let probed = Bars::probe(config, function).unwrap_or_else(|error| {
+            log::warn!("{error}; its BARs stay off");
+            Bars::default()
+        });
+        try_push(&mut bars, probed)?;
     }
     let mut parents: Vec<Option<usize>> = Vec::new();
     for function in functions {

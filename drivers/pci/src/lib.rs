@@ -11,7 +11,24 @@
 //!
 //! A start-up goes: [`assign`], [`enumerate`], [`clear_bus_master_everywhere`], [`enable_acs`],
 //! [`isolation_groups`]; then, per device and once its IOMMU entry is in place,
-//! [`enable_bus_master`](enable_bus_master).
+//! [`enable_bus_master`].
+//!
+//! ```
+//! use portcullis_hal::Mmio;
+//! use portcullis_pci::*;
+//!
+//! fn start(ecam: impl Mmio, windows: &HostWindows) -> Result<(), Box<dyn core::error::Error>> {
+//!     let config = ConfigSpace::new(ecam, 0, BusRange::new(0, 255)?);
+//!     assign(&config, windows)?;
+//!     let mut functions = enumerate(&config)?;
+//!     clear_bus_master_everywhere(&config, &functions, |_| BusMaster::Clear)?;
+//!     enable_acs(&config, &mut functions);
+//!     for (function, group) in functions.iter().zip(isolation_groups(&functions)?) {
+//!         println!("{} {} {group}", function.id, function.class);
+//!     }
+//!     Ok(())
+//! }
+//! ```
 //!
 //! What a device says is not trusted: lists are walked with a bound, sizes and bus numbers are checked, and every
 //! refusal is a typed error. A register outside the segment reads as all ones, as an absent function does.

@@ -262,6 +262,36 @@ fn what_a_bridge_cannot_forward_goes_low() {
 }
 
 #[test]
+fn a_function_with_a_bad_bar_stays_off_and_the_others_are_set_up() {
+    let bad = Node::endpoint(0, 0)
+        .bar32(0, 0x1000)
+        .writable(0x14, 0xfffe_f000)
+        .with(0x14, 0);
+    let (fabric, config) = Fabric::with_config(
+        vec![
+            Node::port(1, ROOT_PORT, vec![bad]),
+            Node::conventional(2, 0).bar32(0, 0x1000),
+        ],
+        Takers::One,
+    );
+    assert_eq!(
+        assign(&config, &windows()),
+        Ok(Assignment::Assigned { bridges: 1, bars: 1 })
+    );
+    assert_eq!(
+        (
+            config.read32(id(1, 0, 0), 4) & 3,
+            config.read32(id(1, 0, 0), 0x10)
+        ),
+        (0, 0)
+    );
+    assert_eq!(config.read32(id(0, 2, 0), 4) & 2, 2);
+    // The bridge above the bad one forwards nothing.
+    let nodes = fabric.nodes();
+    assert_eq!((nodes[0].value(4) & 2, nodes[0].value(0x20)), (0, 0x0000_fff0));
+}
+
+#[test]
 fn address_0_is_not_given_away() {
     let (fabric, config) = Fabric::with_config(vec![Node::conventional(1, 0).bar32(0, 0x1000)], Takers::One);
     let from_zero = HostWindows {

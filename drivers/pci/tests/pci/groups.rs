@@ -123,6 +123,48 @@ fn functions_of_an_endpoint_need_acs_each() {
 }
 
 #[test]
+fn functions_of_an_ari_device_are_one_device_whatever_their_numbers() {
+    let function = |at: u8, next: u32| {
+        let mut node = Node::endpoint(0, 0).multi().extended(0x0e, &[next << 8]);
+        node.devfn = at;
+        node
+    };
+    let mut port = acs(Node::port(1, ROOT_PORT, vec![function(0, 9), function(9, 0)])).buses(0, 1, 1);
+    let at = (0x40..0x100)
+        .step_by(4)
+        .find(|&at| port.value(at) & 0xff == 0x10)
+        .unwrap();
+    port.set(at + 0x28, 0x20);
+    let config = Fabric::config(vec![port]);
+    let mut functions = enumerate(&config).unwrap();
+    enable_acs(&config, &mut functions);
+    let groups = isolation_groups(&functions).unwrap();
+    assert_eq!(
+        groups.iter().map(|group| group.get()).collect::<Vec<_>>(),
+        [0, 1, 1]
+    );
+}
+
+#[test]
+fn acs_with_holes_does_not_count() {
+    for (enabled, expected) in [(0x1d, [0, 1, 2]), (0x3d, [0, 1, 1]), (0x5d, [0, 1, 1])] {
+        let port = Node::port(0, DOWNSTREAM, vec![])
+            .acs(0x7f, enabled)
+            .buses(2, 3, 3);
+        let upstream = Node::port(0, UPSTREAM, vec![port]).buses(1, 2, 3);
+        let root = Node::port(1, ROOT_PORT, vec![upstream])
+            .acs(ACS_FULL, ACS_FULL)
+            .buses(0, 1, 3);
+        let functions = enumerate(&Fabric::config(vec![root])).unwrap();
+        let groups = isolation_groups(&functions).unwrap();
+        assert_eq!(
+            groups.iter().map(|group| group.get()).collect::<Vec<_>>(),
+            expected
+        );
+    }
+}
+
+#[test]
 fn acs_counts_only_where_it_is_on_and_has_no_holes() {
     let with = |supported, enabled| {
         let ports = vec![
