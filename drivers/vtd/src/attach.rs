@@ -46,10 +46,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let mut state = this.state.lock();
         this.prepare(&mut state, endpoints)?;
         let did = Self::use_domain(this, &mut state, ours)?;
-        let attachment = Attachment {
-            domain: domain.clone(),
-            did,
-        };
+        let attachment = Attachment { domain: domain.clone(), did };
         // An unmapper clears entries and then reads the targets; here the target is added and then the entry
         // published.
         barrier::store_then_load();
@@ -91,16 +88,9 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         state.contexts.try_reserve(1).map_err(|_| OutOfMemory)?;
         let table = self.new_table()?;
         let bus = usize::from(sid >> 8);
-        let half = RootHalf::new()
-            .with_present(true)
-            .with_ctp(table.publish())
-            .into_bits();
+        let half = RootHalf::new().with_present(true).with_ctp(table.publish()).into_bits();
         let [low, high] = words(self.root.load(bus));
-        let entry = if key & 1 == 0 {
-            quantum(half, high)
-        } else {
-            quantum(low, half)
-        };
+        let entry = if key & 1 == 0 { quantum(half, high) } else { quantum(low, half) };
         let index = state.contexts.partition_point(|&(other, _)| other < key);
         state.contexts.insert(index, (key, table));
         self.root.store(bus, entry);
@@ -112,20 +102,10 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let pasids = self.new_table()?;
         let directory = self.new_table()?;
         // The first directory entry: PASIDs 0 to 63.
-        let first = Directory::new()
-            .with_present(true)
-            .with_smptblptr(pasids.publish());
+        let first = Directory::new().with_present(true).with_smptblptr(pasids.publish());
         directory.store(0, quantum(first.into_bits(), 0));
         let index = state.endpoints.partition_point(|other| other.sid < sid);
-        state.endpoints.insert(
-            index,
-            Endpoint {
-                sid,
-                directory,
-                pasids,
-                attachment: None,
-            },
-        );
+        state.endpoints.insert(index, Endpoint { sid, directory, pasids, attachment: None });
         Ok(())
     }
 
@@ -194,16 +174,12 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             endpoint.pasids.store(index, value);
         }
         // PDTS = 0: 128 directory entries. RID_PASID, in the other quantum, is 0.
-        let context = Context0::new()
-            .with_present(true)
-            .with_pasiddirptr(endpoint.directory.publish());
+        let context = Context0::new().with_present(true).with_pasiddirptr(endpoint.directory.publish());
         contexts.store(number * 2, quantum(context.into_bits(), 0));
         if self.features.cap.cm() {
             self.run(&context_changed(&self.features, sid, did))?;
         } else if self.features.cap.rwbf() {
-            self.registers
-                .flush_write_buffer()
-                .map_err(|timeout| self.failed(timeout.into()))?;
+            self.registers.flush_write_buffer().map_err(|timeout| self.failed(timeout.into()))?;
         }
         Ok(Transition::Hitless)
     }
@@ -259,10 +235,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let mut result = Ok(());
         for &endpoint in endpoints {
             let sid = source_id(endpoint)?;
-            let Some(old) = state
-                .endpoint_mut(sid)
-                .and_then(|endpoint| endpoint.attachment.take())
-            else {
+            let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachment.take()) else {
                 continue;
             };
             if let Err(error) = Self::forget(this, &mut state, sid, &old) {
@@ -302,10 +275,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         for &endpoint in endpoints {
             let Ok(sid) = source_id(endpoint) else { continue };
             self.unpublish(state, sid);
-            if let Some(old) = state
-                .endpoint_mut(sid)
-                .and_then(|endpoint| endpoint.attachment.take())
-            {
+            if let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachment.take()) {
                 core::mem::forget(old);
             }
         }

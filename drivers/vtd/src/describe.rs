@@ -22,21 +22,9 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
         writeln!(out, "CAP fields: {:?}", self.features.cap)?;
         writeln!(out, "ECAP fields: {:?}", self.features.ecap)?;
-        writeln!(
-            out,
-            "GSTS fields: {:?}",
-            Global::from_bits(registers.read32(GSTS))
-        )?;
-        writeln!(
-            out,
-            "FSTS fields: {:?}",
-            FaultStatus::from_bits(registers.read32(FSTS))
-        )?;
-        writeln!(
-            out,
-            "RTADDR fields: {:?}",
-            RootAddress::from_bits(registers.read64(RTADDR))
-        )?;
+        writeln!(out, "GSTS fields: {:?}", Global::from_bits(registers.read32(GSTS)))?;
+        writeln!(out, "FSTS fields: {:?}", FaultStatus::from_bits(registers.read32(FSTS)))?;
+        writeln!(out, "RTADDR fields: {:?}", RootAddress::from_bits(registers.read64(RTADDR)))?;
         let queue = match (self.is_faulted(), self.has_queue_error()) {
             (true, _) => "out of order",
             (false, true) => "stopped at an error",
@@ -75,11 +63,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         };
         let [directory, _] = words(endpoint.directory.load(0));
         writeln!(out, "PASID directory entry: {directory:#018x}")?;
-        writeln!(
-            out,
-            "PASID directory fields: {:?}",
-            Directory::from_bits(directory)
-        )?;
+        writeln!(out, "PASID directory fields: {:?}", Directory::from_bits(directory))?;
         let entry = endpoint.pasids.entry::<4>(RID_PASID as usize).map(words);
         write!(out, "PASID entry:")?;
         for word in entry.as_flattened() {
@@ -96,12 +80,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         )?;
         match &endpoint.attachment {
             Some(attachment) => {
-                writeln!(
-                    out,
-                    "domain: {}, id {}",
-                    attachment.domain.info().kind,
-                    attachment.did
-                )
+                writeln!(out, "domain: {}, id {}", attachment.domain.info().kind, attachment.did)
             }
             None => writeln!(out, "domain: none"),
         }

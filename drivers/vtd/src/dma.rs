@@ -1,9 +1,6 @@
 //! Memory that the hardware reads and writes, and the contract of [`IoSpace`]: all unsafe code of the driver.
 
-#![expect(
-    unsafe_code,
-    reason = "queue slots, 128-bit table words and the contract of IoSpace"
-)]
+#![expect(unsafe_code, reason = "queue slots, 128-bit table words and the contract of IoSpace")]
 
 use crate::domain::PagingDomain;
 use crate::invalidate::Descriptor;
@@ -28,10 +25,7 @@ pub(crate) struct Published<H: Hal> {
 impl<H: Hal> Published<H> {
     /// Frames that hardware does not know yet.
     pub(crate) fn new(frames: Frames<H>) -> Self {
-        Self {
-            frames: ManuallyDrop::new(frames),
-            known: AtomicBool::new(false),
-        }
+        Self { frames: ManuallyDrop::new(frames), known: AtomicBool::new(false) }
     }
 
     /// The physical address, to be shown to hardware.

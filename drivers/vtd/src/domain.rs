@@ -108,9 +108,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             DomainSpec::Paging(paging) => own_table(hal, features, paging)?,
             DomainSpec::Shared(table) => Tables::Shared(*table),
             _ => {
-                return Err(DomainError::Unsupported {
-                    missing: Missing::FORMAT,
-                });
+                return Err(DomainError::Unsupported { missing: Missing::FORMAT });
             }
         };
         let domain = Self {
@@ -149,9 +147,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             Tables::Identity if features.ecap.pt() => Missing::empty(),
             Tables::Identity => Missing::IDENTITY,
             tables => {
-                let mut missing = tables
-                    .root()
-                    .map_or(Missing::FORMAT, |root| features.missing_for(&root));
+                let mut missing = tables.root().map_or(Missing::FORMAT, |root| features.missing_for(&root));
                 if let (DomainKind::Paging, Some(stage)) = (tables.kind(), tables.stage()) {
                     let excess = tables.page_sizes() & !features.page_sizes(stage);
                     missing.set(Missing::GRANULE, excess != 0);
@@ -188,30 +184,18 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         let mut high = Pasid1::new().with_did(did.get());
         let mut first = Pasid2::new();
         match self.tables.root() {
-            Some(TableRoot {
-                format: TableFormat::X86 { levels },
-                root,
-                ..
-            }) => {
+            Some(TableRoot { format: TableFormat::X86 { levels }, root, .. }) => {
                 let five = levels == 5;
                 // QEMU takes the width of first-stage addresses from AW, which the manual does not use here.
                 low = low
                     .with_pgtt(Translation::FIRST_STAGE)
                     .with_aw(depth(levels).map_or(features.widest(), address_width));
                 first = first
-                    .with_fspm(if five {
-                        PagingMode::FIVE_LEVELS
-                    } else {
-                        PagingMode::FOUR_LEVELS
-                    })
+                    .with_fspm(if five { PagingMode::FIVE_LEVELS } else { PagingMode::FOUR_LEVELS })
                     .with_nxe(true)
                     .with_fsptptr(root.get() >> 12);
             }
-            Some(TableRoot {
-                format: TableFormat::VtdSecondStage { levels },
-                root,
-                ..
-            }) => {
+            Some(TableRoot { format: TableFormat::VtdSecondStage { levels }, root, .. }) => {
                 low = low
                     .with_pgtt(Translation::SECOND_STAGE)
                     .with_aw(depth(levels).map_or(features.widest(), address_width))
@@ -219,9 +203,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             }
             Some(_) => return [0; 4],
             None if self.kind() == DomainKind::Identity => {
-                low = low
-                    .with_pgtt(Translation::PASS_THROUGH)
-                    .with_aw(features.widest());
+                low = low.with_pgtt(Translation::PASS_THROUGH).with_aw(features.widest());
             }
             None => return [0; 4],
         }
@@ -234,12 +216,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
                 high.set_pat(PAT_RESET);
             }
         }
-        [
-            quantum(low.into_bits(), high.into_bits()),
-            quantum(first.into_bits(), 0),
-            0,
-            0,
-        ]
+        [quantum(low.into_bits(), high.into_bits()), quantum(first.into_bits(), 0), 0, 0]
     }
 
     /// To be called before the domain is published on a unit.
@@ -277,9 +254,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
                 let batch = RangeInvalidation::new(&unit.features, self.tag(), did, range, Changed::Tables);
                 unit.run(batch.descriptors())
             } else if unit.features.cap.rwbf() {
-                unit.registers
-                    .flush_write_buffer()
-                    .map_err(|timeout| unit.failed(timeout.into()))
+                unit.registers.flush_write_buffer().map_err(|timeout| unit.failed(timeout.into()))
             } else {
                 Ok(())
             }
@@ -298,11 +273,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     /// Returns when no unit holds a translation that the gather recorded. For tables of somebody else, who does not
     /// tell what has changed, that is all of them.
     pub(crate) fn invalidate(&self, gather: &mut Gather) -> Result<(), SyncError> {
-        let changed = if gather.has_tables() {
-            Changed::Tables
-        } else {
-            Changed::Leaves
-        };
+        let changed = if gather.has_tables() { Changed::Tables } else { Changed::Leaves };
         let range = gather.range();
         let shared = self.kind() == DomainKind::Shared;
         if range.is_none() && changed == Changed::Leaves && !shared {
@@ -348,19 +319,15 @@ fn own_table<H: Hal>(hal: &H, features: &Features, spec: &PagingSpec) -> Result<
         Stage::Stage1 => PageTable::new(hal, X86::new(levels, AccessedDirty::Preset), config)
             .map(Tables::First)
             .map_err(refused),
-        Stage::Stage2 => PageTable::new(hal, VtdSecondStage::new(levels), config)
-            .map(Tables::Second)
-            .map_err(refused),
+        Stage::Stage2 => {
+            PageTable::new(hal, VtdSecondStage::new(levels), config).map(Tables::Second).map_err(refused)
+        }
     }
 }
 
 impl<H: Hal, M: Mmio + 'static> Domain for PagingDomain<H, M> {
     fn info(&self) -> DomainInfo {
-        DomainInfo {
-            kind: self.kind(),
-            stage: self.tables.stage(),
-            root: self.tables.root(),
-        }
+        DomainInfo { kind: self.kind(), stage: self.tables.stage(), root: self.tables.root() }
     }
 
     fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result {
@@ -369,11 +336,7 @@ impl<H: Hal, M: Mmio + 'static> Domain for PagingDomain<H, M> {
             writeln!(out, "stage: {stage}")?;
         }
         if let Some(root) = self.tables.root() {
-            writeln!(
-                out,
-                "root: {} ({:?}, {} bits)",
-                root.root, root.format, root.input_bits
-            )?;
+            writeln!(out, "root: {} ({:?}, {} bits)", root.root, root.format, root.input_bits)?;
         }
         self.targets.try_for_each(|unit, did| {
             writeln!(out, "domain id: {did} (unit with queue at {})", unit.queue.phys())

@@ -36,11 +36,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     fn new() -> Self {
-        Self {
-            steps: [None; MAX_STEPS],
-            count: 0,
-            transition: Transition::Hitless,
-        }
+        Self { steps: [None; MAX_STEPS], count: 0, transition: Transition::Hitless }
     }
 
     fn push(&mut self, step: Step) {

@@ -21,10 +21,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     /// The quarters of a fault recording register that are read and written: low word, high word, highest half-word.
     fn record_registers(&self, index: usize) -> [Register; 3] {
         let offset = usize::from(self.features.cap.fro()) * 16 + index * FAULT_RECORD_BYTES;
-        [0, 8, 12].map(|part| Register {
-            name: "FRCD_REG",
-            offset: offset + part,
-        })
+        [0, 8, 12].map(|part| Register { name: "FRCD_REG", offset: offset + part })
     }
 
     /// Takes the fault out of a recording register.
@@ -53,8 +50,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
                     report(UnitEvent::QueueError);
                 }
                 if status.pfo() {
-                    self.registers
-                        .write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
+                    self.registers.write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
                     self.counters.overflows.fetch_add(1, Ordering::Relaxed);
                     report(UnitEvent::Overflow);
                 }
@@ -80,26 +76,20 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         for index in 0..self.features.fault_records() {
             let _ = self.take_fault(index);
         }
-        self.registers
-            .write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
+        self.registers.write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
     }
 
     /// Programs and unmasks the fault event.
     pub(crate) fn enable_fault_event(&self, message: MsiMessage) -> Result<(), InterruptError> {
         let address = message.address.get();
-        self.registers
-            .write32(FECTL, EventControl::new().with_im(true).into_bits());
+        self.registers.write32(FECTL, EventControl::new().with_im(true).into_bits());
         let upper = (address >> 32) as u32;
         for (register, wanted) in [(FEDATA, message.data), (FEADDR, address as u32), (FEUADDR, upper)] {
             self.registers.write32(register, wanted);
             let found = self.registers.read32(register);
             if found != wanted {
                 let register = register.name;
-                return Err(InterruptError::Message {
-                    register,
-                    wanted,
-                    found,
-                });
+                return Err(InterruptError::Message { register, wanted, found });
             }
         }
         self.registers.write32(FECTL, EventControl::new().into_bits());

@@ -30,11 +30,7 @@ impl Features {
     ///
     /// What the driver cannot do without: scalable mode, queued invalidation, a stage of translation.
     pub const fn decode(cap: u64, ecap: u64, host_address_bits: u8) -> Result<Self, InitError> {
-        let this = Self {
-            cap: Cap::from_bits(cap),
-            ecap: Ecap::from_bits(ecap),
-            host_address_bits,
-        };
+        let this = Self { cap: Cap::from_bits(cap), ecap: Ecap::from_bits(ecap), host_address_bits };
         if !this.ecap.smts() {
             return Err(InitError::NoScalableMode(ecap));
         }
@@ -74,11 +70,7 @@ impl Features {
     /// The stage that a domain gets when its maker does not care: the first, since it never needs an invalidation
     /// after a map.
     pub fn default_stage(&self) -> Stage {
-        if self.ecap.fsts() {
-            Stage::Stage1
-        } else {
-            Stage::Stage2
-        }
+        if self.ecap.fsts() { Stage::Stage1 } else { Stage::Stage2 }
     }
 
     /// Whether the unit walks tables of this stage and depth.
@@ -185,10 +177,7 @@ impl Features {
         }
         match depth(levels) {
             Some(depth) => {
-                missing.set(
-                    Missing::INPUT_WIDTH,
-                    missing.is_empty() && !self.has_levels(stage, depth),
-                );
+                missing.set(Missing::INPUT_WIDTH, missing.is_empty() && !self.has_levels(stage, depth));
             }
             None => missing |= Missing::FORMAT,
         }
@@ -206,20 +195,14 @@ impl Features {
     /// The capabilities in the terms of all back ends.
     pub fn unit_info(&self) -> UnitInfo {
         let stage = self.default_stage();
-        let input_bits = self
-            .levels_for(stage, None)
-            .map_or(0, |levels| self.input_bits(stage, levels));
+        let input_bits = self.levels_for(stage, None).map_or(0, |levels| self.input_bits(stage, levels));
         UnitInfo {
             backend: Backend::VtdScalable,
             stages: self.stages(),
             page_sizes: self.page_sizes(stage),
             input_bits,
             output_bits: self.host_address_bits,
-            pasid_bits: if self.ecap.pasid() {
-                (self.ecap.pss() + 1).min(20)
-            } else {
-                0
-            },
+            pasid_bits: if self.ecap.pasid() { (self.ecap.pss() + 1).min(20) } else { 0 },
             // Page requests are not driven yet, and what is not driven is not offered.
             fault_models: FaultModels::empty(),
             entry_coherency: self.entry_coherency(),
@@ -231,18 +214,12 @@ impl Features {
 }
 
 fn coherency(snooped: bool) -> WalkCoherency {
-    if snooped {
-        WalkCoherency::Snooped
-    } else {
-        WalkCoherency::NotSnooped
-    }
+    if snooped { WalkCoherency::Snooped } else { WalkCoherency::NotSnooped }
 }
 
 /// The depth with this number of levels.
 pub(crate) fn depth(levels: u8) -> Option<Levels> {
-    [Levels::Three, Levels::Four, Levels::Five]
-        .into_iter()
-        .find(|depth| depth.get() == levels)
+    [Levels::Three, Levels::Four, Levels::Five].into_iter().find(|depth| depth.get() == levels)
 }
 
 /// The encoding of a depth in PASID entries.

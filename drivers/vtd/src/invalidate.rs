@@ -17,10 +17,8 @@ const PAGE_SHIFT: u32 = 12;
 
 impl Descriptor {
     fn context_cache(granularity: Granularity, sid: u16) -> Self {
-        let word = ContextCache0::new()
-            .with_kind(Kind::CONTEXT_CACHE)
-            .with_granularity(granularity)
-            .with_sid(sid);
+        let word =
+            ContextCache0::new().with_kind(Kind::CONTEXT_CACHE).with_granularity(granularity).with_sid(sid);
         Self([word.into_bits(), 0, 0, 0])
     }
 
@@ -35,57 +33,30 @@ impl Descriptor {
     }
 
     fn pasid(kind: Kind, granularity: Granularity, did: DomainId, pasid: u32, pages: Pages) -> Self {
-        let word = Pasid0::new()
-            .with_kind(kind)
-            .with_granularity(granularity)
-            .with_did(did.get())
-            .with_pasid(pasid);
+        let word =
+            Pasid0::new().with_kind(kind).with_granularity(granularity).with_did(did.get()).with_pasid(pasid);
         Self([word.into_bits(), pages.into_bits(), 0, 0])
     }
 
     /// Drops all cached PASID entries.
     pub(crate) fn pasid_cache_global() -> Self {
         let none = DomainId::new(0);
-        Self::pasid(
-            Kind::PASID_CACHE,
-            Granularity::PASID_CACHE_GLOBAL,
-            none,
-            0,
-            Pages::new(),
-        )
+        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_GLOBAL, none, 0, Pages::new())
     }
 
     /// Drops the cached PASID entries with a domain id.
     pub(crate) fn pasid_cache_domain(did: DomainId) -> Self {
-        Self::pasid(
-            Kind::PASID_CACHE,
-            Granularity::PASID_CACHE_DOMAIN,
-            did,
-            0,
-            Pages::new(),
-        )
+        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_DOMAIN, did, 0, Pages::new())
     }
 
     /// Drops the cached entries of one PASID with a domain id.
     pub(crate) fn pasid_cache_pasid(did: DomainId, pasid: u32) -> Self {
-        Self::pasid(
-            Kind::PASID_CACHE,
-            Granularity::PASID_CACHE_PASID,
-            did,
-            pasid,
-            Pages::new(),
-        )
+        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_PASID, did, pasid, Pages::new())
     }
 
     /// Drops the first-stage and pass-through translations of one PASID with a domain id.
     pub(crate) fn pasid_iotlb_all(did: DomainId, pasid: u32) -> Self {
-        Self::pasid(
-            Kind::PASID_IOTLB,
-            Granularity::PASID_ALL,
-            did,
-            pasid,
-            Pages::new(),
-        )
+        Self::pasid(Kind::PASID_IOTLB, Granularity::PASID_ALL, did, pasid, Pages::new())
     }
 
     /// Drops the first-stage translations of pages of one PASID with a domain id.
@@ -204,18 +175,14 @@ impl RangeInvalidation {
         };
         let first = range.start().get() >> PAGE_SHIFT;
         let last = range.last().get() >> PAGE_SHIFT;
-        let pieces = features
-            .max_page_mask(stage)
-            .and_then(|mask| blocks(first, last, mask));
+        let pieces = features.max_page_mask(stage).and_then(|mask| blocks(first, last, mask));
         let Some((pieces, count)) = pieces else {
             return Self::whole(features, tag, did);
         };
         let mut descriptors = [Descriptor::default(); MAX_PIECES];
         for (descriptor, piece) in descriptors.iter_mut().zip(pieces) {
-            let pages = Pages::new()
-                .with_am(piece.mask)
-                .with_ih(changed == Changed::Leaves)
-                .with_addr(piece.page);
+            let pages =
+                Pages::new().with_am(piece.mask).with_ih(changed == Changed::Leaves).with_addr(piece.page);
             *descriptor = match stage {
                 Stage::Stage1 => Descriptor::pasid_iotlb_pages(did, RID_PASID, pages),
                 Stage::Stage2 => Descriptor::iotlb_pages(features, did, pages),
@@ -228,10 +195,7 @@ impl RangeInvalidation {
     pub(crate) fn whole(features: &Features, tag: Tag, did: DomainId) -> Self {
         let mut descriptors = [Descriptor::default(); MAX_PIECES];
         descriptors[0] = translations(features, tag, did);
-        Self {
-            descriptors,
-            count: 1,
-        }
+        Self { descriptors, count: 1 }
     }
 
     pub(crate) fn descriptors(&self) -> &[Descriptor] {
@@ -285,11 +249,7 @@ pub(crate) fn domain_forgotten(features: &Features, did: DomainId) -> [Descripto
 
 /// Everything, in the order that section 6.5 asks for.
 pub(crate) fn everything(features: &Features) -> [Descriptor; 3] {
-    [
-        Descriptor::context_cache_global(),
-        Descriptor::pasid_cache_global(),
-        Descriptor::iotlb_global(features),
-    ]
+    [Descriptor::context_cache_global(), Descriptor::pasid_cache_global(), Descriptor::iotlb_global(features)]
 }
 
 #[cfg(test)]
@@ -314,18 +274,9 @@ mod tests {
             (Descriptor::context_cache_device(0x00f8), [0xf8_0000_0031, 0]),
             (Descriptor::pasid_cache_global(), [0x37, 0]),
             (Descriptor::pasid_cache_domain(DID), [0x1234_0007, 0]),
-            (
-                Descriptor::pasid_cache_pasid(DID, 0xabcde),
-                [0x000a_bcde_1234_0017, 0],
-            ),
-            (
-                Descriptor::pasid_iotlb_all(DID, 0xabcde),
-                [0x000a_bcde_1234_0026, 0],
-            ),
-            (
-                Descriptor::pasid_iotlb_pages(DID, 0, pages),
-                [0x1234_0036, 0xab_cde0_0049],
-            ),
+            (Descriptor::pasid_cache_pasid(DID, 0xabcde), [0x000a_bcde_1234_0017, 0]),
+            (Descriptor::pasid_iotlb_all(DID, 0xabcde), [0x000a_bcde_1234_0026, 0]),
+            (Descriptor::pasid_iotlb_pages(DID, 0, pages), [0x1234_0036, 0xab_cde0_0049]),
             (Descriptor::iotlb_global(&features), [0xd2, 0]),
             (Descriptor::iotlb_domain(&features, DID), [0x1234_00e2, 0]),
             (
@@ -342,9 +293,7 @@ mod tests {
     fn ranges_are_covered_exactly_by_aligned_blocks_or_not_at_all() {
         let mut seed = 1_u64;
         let mut random = |bound: u64| {
-            seed = seed
-                .wrapping_mul(6364136223846793005)
-                .wrapping_add(1442695040888963407);
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
             (seed >> 33) % bound
         };
         let mut refused = 0;
@@ -378,10 +327,7 @@ mod tests {
             Some((
                 [
                     Block { page: 0, mask: 63 },
-                    Block {
-                        page: 1 << 63,
-                        mask: 63
-                    },
+                    Block { page: 1 << 63, mask: 63 },
                     Block::default(),
                     Block::default(),
                     Block::default(),

@@ -97,11 +97,7 @@ impl<H: Hal> Queue<H> {
 
     /// Up to where the hardware has come, by the status word.
     fn done(&self) -> Position {
-        let word = self
-            .status
-            .words()
-            .first()
-            .map_or(0, |word| word.load(Ordering::Relaxed));
+        let word = self.status.words().first().map_or(0, |word| word.load(Ordering::Relaxed));
         Position(word as u32)
     }
 
@@ -136,28 +132,20 @@ impl<H: Hal> Queue<H> {
                 return None;
             }
             for (&descriptor, place) in batch.iter().zip(0..) {
-                self.descriptors
-                    .write(self.ring.slot(first.plus(place)), descriptor);
+                self.descriptors.write(self.ring.slot(first.plus(place)), descriptor);
             }
             producer.tail = first.plus(count);
             let end = self.push_wait(&mut producer);
             Counters::add(&self.counters.invalidations, batch.len());
             self.ring_doorbell(registers, &producer);
-            Some(Ticket {
-                first,
-                end,
-                errors: self.errors.load(Ordering::Relaxed),
-            })
+            Some(Ticket { first, end, errors: self.errors.load(Ordering::Relaxed) })
         })
     }
 
     /// Adds a wait descriptor and returns the place behind it.
     fn push_wait(&self, producer: &mut Producer) -> Position {
         let end = producer.tail.plus(1);
-        self.descriptors.write(
-            self.ring.slot(producer.tail),
-            Descriptor::wait(self.status.phys(), end.0),
-        );
+        self.descriptors.write(self.ring.slot(producer.tail), Descriptor::wait(self.status.phys(), end.0));
         producer.tail = end;
         end
     }
@@ -216,10 +204,7 @@ impl<H: Hal> Queue<H> {
             new > REMEMBERED
                 || (1..=new).any(|back| {
                     let index = now.wrapping_sub(back as u32) as usize % REMEMBERED;
-                    producer
-                        .bad
-                        .get(index)
-                        .is_some_and(|bad| bad.since(ticket.first) < length)
+                    producer.bad.get(index).is_some_and(|bad| bad.since(ticket.first) < length)
                 })
         })
     }
@@ -262,8 +247,7 @@ impl<H: Hal> Queue<H> {
         );
         // At the tail there is no descriptor: then it was the tail register itself that was refused.
         if bad != producer.tail {
-            self.descriptors
-                .write(slot, Descriptor::wait(self.status.phys(), bad.plus(1).0));
+            self.descriptors.write(slot, Descriptor::wait(self.status.phys(), bad.plus(1).0));
             let count = self.errors.load(Ordering::Relaxed);
             if let Some(place) = producer.bad.get_mut(count as usize % REMEMBERED) {
                 *place = bad;
@@ -292,11 +276,7 @@ struct Patience<'a, H: Hal, M: Mmio> {
 impl<'a, H: Hal, M: Mmio> Patience<'a, H, M> {
     fn new(registers: &'a Registers<H, M>) -> Self {
         let start = registers.hal().now_ns();
-        Self {
-            registers,
-            start,
-            attend: start.saturating_add(ATTEND_NS),
-        }
+        Self { registers, start, attend: start.saturating_add(ATTEND_NS) }
     }
 
     /// Passes a moment, or reports that time is up.

@@ -16,12 +16,7 @@ pub(crate) struct Registers<H: Hal, M: Mmio> {
 
 impl<H: Hal, M: Mmio> Registers<H, M> {
     pub(crate) fn new(hal: H, mmio: M, timeout_ns: u64) -> Self {
-        Self {
-            hal,
-            mmio,
-            timeout_ns,
-            command: Mutex::new(()),
-        }
+        Self { hal, mmio, timeout_ns, command: Mutex::new(()) }
     }
 
     pub(crate) fn hal(&self) -> &H {
@@ -86,7 +81,6 @@ impl<H: Hal, M: Mmio> Registers<H, M> {
         let _command = self.command.lock();
         let levels = self.read32(GSTS) & Global::LEVELS;
         self.write32(GCMD, change(levels));
-        self.wait32(GSTS, mask.into_bits(), expected.into_bits())
-            .map(drop)
+        self.wait32(GSTS, mask.into_bits(), expected.into_bits()).map(drop)
     }
 }

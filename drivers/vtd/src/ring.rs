@@ -102,11 +102,7 @@ mod tests {
                     let done = Position(start);
                     let tail = done.plus(used);
                     assert_eq!(ring.free(tail, done), ring.slots() - 1 - used);
-                    assert_eq!(
-                        ring.position_of(ring.register_of(done), tail),
-                        done,
-                        "{ring:?} {used}"
-                    );
+                    assert_eq!(ring.position_of(ring.register_of(done), tail), done, "{ring:?} {used}");
                 }
             }
         }

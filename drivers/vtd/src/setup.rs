@@ -60,9 +60,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
     pub fn new(hal: &H, mmio: M, options: Options) -> Result<Self, InitError> {
         let registers = Registers::new(hal.clone(), mmio, options.timeout_ns);
         let features = Features::probe(&registers, options.host_address_bits.min(52))?;
-        let order = options
-            .queue
-            .min(FrameOrder::new(Ring::MAX_QS).unwrap_or(FrameOrder::SINGLE));
+        let order = options.queue.min(FrameOrder::new(Ring::MAX_QS).unwrap_or(FrameOrder::SINGLE));
         let ring = Ring::new(order).ok_or(portcullis_hal::OutOfMemory)?;
         let ids = IdPool::new(1, features.last_domain_id())?;
         let root = Table::new(hal, features.entry_coherency())?;
@@ -88,9 +86,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
         endpoints: &[EndpointId],
         mappings: &[FixedMapping],
     ) -> Result<(), ReserveError> {
-        let domain = self
-            .inner
-            .new_domain(&DomainSpec::Paging(PagingSpec::default()))?;
+        let domain = self.inner.new_domain(&DomainSpec::Paging(PagingSpec::default()))?;
         for mapping in mappings {
             mapping.map_into(&*domain)?;
         }
@@ -158,17 +154,14 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             );
             registers.turn_off(Global::new().with_te(true))?;
         }
-        let address = RootAddress::new()
-            .with_rta(self.root.publish())
-            .with_ttm(TableMode::SCALABLE);
+        let address = RootAddress::new().with_rta(self.root.publish()).with_ttm(TableMode::SCALABLE);
         registers.write64(RTADDR, address.into_bits());
         registers.set_root_pointer()?;
         if !self.features.cap.esrtps() {
-            self.run(&everything(&self.features))
-                .map_err(|error| match error {
-                    SyncError::Timeout(timeout) => InitError::Timeout(timeout),
-                    SyncError::Faulted | SyncError::Gather(_) => InitError::Queue,
-                })?;
+            self.run(&everything(&self.features)).map_err(|error| match error {
+                SyncError::Timeout(timeout) => InitError::Timeout(timeout),
+                SyncError::Faulted | SyncError::Gather(_) => InitError::Queue,
+            })?;
         }
         Ok(())
     }

@@ -18,10 +18,7 @@ impl<H: Hal> Table<H> {
         if coherency == WalkCoherency::NotSnooped {
             frames.clean(0, frames.order().bytes() as usize);
         }
-        Ok(Self {
-            frames: Published::new(frames),
-            coherency,
-        })
+        Ok(Self { frames: Published::new(frames), coherency })
     }
 
     /// The frame number, for a pointer to the table that hardware will see.

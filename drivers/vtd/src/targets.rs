@@ -23,9 +23,7 @@ pub(crate) struct Targets<H: Hal, M: Mmio> {
 
 impl<H: Hal, M: Mmio> Targets<H, M> {
     pub(crate) const fn new() -> Self {
-        Self {
-            places: Mutex::new(Vec::new()),
-        }
+        Self { places: Mutex::new(Vec::new()) }
     }
 
     /// The domain id on a unit, if the domain is in use there.
@@ -48,11 +46,7 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
     pub(crate) fn add(&self, unit: &Arc<Inner<H, M>>, did: DomainId) -> Option<()> {
         let mut places = self.places.lock();
         let place = places.iter_mut().find(|place| place.is_none())?;
-        *place = Some(Target {
-            unit: unit.clone(),
-            did,
-            users: 0,
-        });
+        *place = Some(Target { unit: unit.clone(), did, users: 0 });
         Some(())
     }
 
@@ -100,16 +94,10 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
 
     fn with<R>(&self, unit: &Arc<Inner<H, M>>, f: impl FnOnce(&mut Target<H, M>) -> R) -> Option<R> {
         let mut places = self.places.lock();
-        places
-            .iter_mut()
-            .find(|place| is_at(place, unit))
-            .and_then(Option::as_mut)
-            .map(f)
+        places.iter_mut().find(|place| is_at(place, unit)).and_then(Option::as_mut).map(f)
     }
 }
 
 fn is_at<H: Hal, M: Mmio>(place: &Option<Target<H, M>>, unit: &Arc<Inner<H, M>>) -> bool {
-    place
-        .as_ref()
-        .is_some_and(|target| Arc::ptr_eq(&target.unit, unit))
+    place.as_ref().is_some_and(|target| Arc::ptr_eq(&target.unit, unit))
 }

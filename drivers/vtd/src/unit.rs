@@ -27,9 +27,7 @@ pub struct Driver<H: Hal, M: Mmio + 'static> {
 
 impl<H: Hal, M: Mmio + 'static> Clone for Driver<H, M> {
     fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-        }
+        Self { inner: self.inner.clone() }
     }
 }
 
@@ -85,18 +83,12 @@ pub(crate) struct Attachment {
 
 impl<H: Hal> State<H> {
     pub(crate) fn endpoint(&self, sid: u16) -> Option<&Endpoint<H>> {
-        let index = self
-            .endpoints
-            .binary_search_by_key(&sid, |endpoint| endpoint.sid)
-            .ok()?;
+        let index = self.endpoints.binary_search_by_key(&sid, |endpoint| endpoint.sid).ok()?;
         self.endpoints.get(index)
     }
 
     pub(crate) fn endpoint_mut(&mut self, sid: u16) -> Option<&mut Endpoint<H>> {
-        let index = self
-            .endpoints
-            .binary_search_by_key(&sid, |endpoint| endpoint.sid)
-            .ok()?;
+        let index = self.endpoints.binary_search_by_key(&sid, |endpoint| endpoint.sid).ok()?;
         self.endpoints.get_mut(index)
     }
 
@@ -147,11 +139,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             features,
             queue,
             root,
-            state: Mutex::new(State {
-                ids,
-                contexts: Vec::new(),
-                endpoints: Vec::new(),
-            }),
+            state: Mutex::new(State { ids, contexts: Vec::new(), endpoints: Vec::new() }),
             draining: Mutex::new(()),
             faulted: AtomicBool::new(false),
             counters: Counters::default(),
@@ -181,9 +169,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         if self.is_faulted() {
             return Err(SyncError::Faulted);
         }
-        self.queue
-            .run(&self.registers, batch)
-            .map_err(|error| self.failed(error))
+        self.queue.run(&self.registers, batch).map_err(|error| self.failed(error))
     }
 }
 

@@ -87,12 +87,7 @@ pub struct ContextCache0 {
 
 const _: () = {
     at(ContextCache0::KIND_OFFSET, ContextCache0::KIND_BITS, 3, 0);
-    at(
-        ContextCache0::GRANULARITY_OFFSET,
-        ContextCache0::GRANULARITY_BITS,
-        5,
-        4,
-    );
+    at(ContextCache0::GRANULARITY_OFFSET, ContextCache0::GRANULARITY_BITS, 5, 4);
     at(ContextCache0::DID_OFFSET, ContextCache0::DID_BITS, 31, 16);
     at(ContextCache0::SID_OFFSET, ContextCache0::SID_BITS, 47, 32);
     at(ContextCache0::FM_OFFSET, ContextCache0::FM_BITS, 49, 48);
@@ -202,12 +197,7 @@ const _: () = {
     at(Wait0::INTERRUPT_OFFSET, Wait0::INTERRUPT_BITS, 4, 4);
     at(Wait0::STATUS_WRITE_OFFSET, Wait0::STATUS_WRITE_BITS, 5, 5);
     at(Wait0::FENCE_OFFSET, Wait0::FENCE_BITS, 6, 6);
-    at(
-        Wait0::DRAIN_PAGE_REQUESTS_OFFSET,
-        Wait0::DRAIN_PAGE_REQUESTS_BITS,
-        7,
-        7,
-    );
+    at(Wait0::DRAIN_PAGE_REQUESTS_OFFSET, Wait0::DRAIN_PAGE_REQUESTS_BITS, 7, 7);
     at(Wait0::STATUS_DATA_OFFSET, Wait0::STATUS_DATA_BITS, 63, 32);
 };
 

@@ -280,13 +280,8 @@ pub struct Global {
 
 impl Global {
     /// The bits that are levels: each write of GCMD_REG has to carry those that are on.
-    pub const LEVELS: u32 = Self::new()
-        .with_te(true)
-        .with_eafl(true)
-        .with_qie(true)
-        .with_ire(true)
-        .with_cfi(true)
-        .into_bits();
+    pub const LEVELS: u32 =
+        Self::new().with_te(true).with_eafl(true).with_qie(true).with_ire(true).with_cfi(true).into_bits();
 }
 
 const _: () = {
@@ -477,12 +472,7 @@ pub struct FaultSource {
 const _: () = {
     at(FaultSource::SID_OFFSET, FaultSource::SID_BITS, 15, 0);
     at(FaultSource::T2_OFFSET, FaultSource::T2_BITS, 28, 28);
-    at(
-        FaultSource::PRIVILEGED_OFFSET,
-        FaultSource::PRIVILEGED_BITS,
-        29,
-        29,
-    );
+    at(FaultSource::PRIVILEGED_OFFSET, FaultSource::PRIVILEGED_BITS, 29, 29);
     at(FaultSource::EXECUTE_OFFSET, FaultSource::EXECUTE_BITS, 30, 30);
     at(FaultSource::PP_OFFSET, FaultSource::PP_BITS, 31, 31);
     at(FaultSource::FR_OFFSET, FaultSource::FR_BITS, 39, 32);

@@ -1,0 +1,581 @@
+//! Domains, attachments and invalidation on one unit.
+
+mod common;
+
+use common::fake::{self, Conduct, FakeUnit};
+use common::{Machine, endpoint, fixed, map_page, options, unmap};
+use portcullis_hal::host::HostHal;
+use portcullis_hal::{
+    Access, Attributes, EndpointId, Gather, Iova, IovaRange, QuarantineReason, SharedTable, SyncError,
+    TableFormat, TableRoot, TableWrites,
+};
+use portcullis_iommu::{
+    AttachError, DomainError, DomainKind, DomainSpec, FaultReason, Missing, PagingSpec, Stage, Transition,
+    Unit, UnitEvent,
+};
+use portcullis_vtd::{Options, Setup};
+
+const IOVA: u64 = 0x12_3456_7000;
+
+/// Units with first stage, second stage, second stage in caching mode, three levels only, and a queue error rule.
+fn machines() -> Vec<Machine> {
+    let (cap, ecap) = fake::SECOND_STAGE;
+    let three_levels = cap & !(0x1f << 8 | 0x3f << 16) | 0b10 << 8 | 38 << 16;
+    let coherent = 1 << 48 | 1;
+    vec![
+        Machine::new(fake::FIRST_STAGE),
+        Machine::new((cap, ecap)),
+        Machine::new((cap | 1 << 7, ecap)),
+        Machine::new((three_levels, ecap)),
+        Machine::new((cap, ecap | coherent)),
+        // Without page-selective invalidation.
+        Machine::new((cap & !(1 << 39), ecap)),
+    ]
+}
+
+#[test]
+fn a_device_reaches_what_is_mapped_for_it_and_nothing_else_at_any_time() {
+    for machine in machines() {
+        let fake = &machine.fake;
+        assert_eq!(fake.dma(0x0108, IOVA, true), Err(0x01));
+        let domain = machine.paging();
+        assert_eq!(machine.driver.attach(&endpoint(0x0108), &domain), Ok(Transition::Hitless));
+        let absent = fake.dma(0x0108, IOVA, true);
+        assert!(matches!(absent, Err(0x71 | 0x05)), "{absent:?}");
+
+        let mapped = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+        let phys = mapped.memory().phys().get();
+        assert_eq!(fake.dma(0x0108, IOVA + 0x123, true), Ok(phys + 0x123));
+        assert_eq!(fake.dma(0x0108, IOVA, false), Ok(phys));
+        assert!(fake.dma(0x0100, IOVA, true).is_err(), "a neighbour");
+        assert!(fake.dma(0x0108, IOVA + 0x1000, true).is_err());
+
+        assert!(mapped.unmap().is_ok());
+        assert!(fake.dma(0x0108, IOVA, true).is_err());
+        let again = machine.map(&domain, IOVA, Attributes::READ);
+        assert!(fake.dma(0x0108, IOVA, false).is_ok());
+        assert!(matches!(fake.dma(0x0108, IOVA, true), Err(0x85 | 0x05)));
+
+        machine.driver.detach(&endpoint(0x0108)).unwrap();
+        assert_eq!(fake.dma(0x0108, IOVA, false), Err(0x02));
+        assert!(again.unmap().is_ok());
+    }
+}
+
+#[test]
+fn large_pages_and_cut_off_tables_are_invalidated_whole() {
+    for machine in machines() {
+        let domain = machine.paging();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        fixed(0x4000_0000, 0x8000_0000, 0x4000_0000).map_into(&*domain).unwrap();
+        for offset in [0, 0x1234_5678, 0x3fff_f000] {
+            assert_eq!(machine.fake.dma(0x20, 0x4000_0000 + offset, true), Ok(0x8000_0000 + offset));
+        }
+        assert_eq!(unmap(&domain, 0x4000_0000, 0x4000_0000), 0x4000_0000);
+        let in_use = machine.hal.frames_in_use();
+        for offset in [0, 0x1234_5678, 0x3fff_f000] {
+            assert!(machine.fake.dma(0x20, 0x4000_0000 + offset, true).is_err());
+        }
+        // Small pages below one entry of the root, twice: the tables of the first round are freed.
+        for _ in 0..2 {
+            for page in 0..40 {
+                map_page(&domain, page * 0x1000, 0x10_0000_0000 + page * 0x1000).unwrap();
+                assert!(machine.fake.dma(0x20, page * 0x1000, true).is_ok());
+            }
+            assert_eq!(unmap(&domain, 0, 0x4000_0000), 40 * 0x1000);
+            assert!((0..40).all(|page| machine.fake.dma(0x20, page * 0x1000, true).is_err()));
+        }
+        assert!(machine.hal.frames_in_use() <= in_use, "tables were not freed");
+    }
+}
+
+#[test]
+fn a_strict_unmap_writes_one_doorbell_and_reads_no_register() {
+    for machine in machines() {
+        let domain = machine.paging();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        let mapped = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+        machine.fake.accesses();
+        assert!(mapped.unmap().is_ok());
+        assert_eq!(machine.fake.accesses(), (0, 1));
+    }
+}
+
+#[test]
+fn unmaps_of_several_pages_share_one_sync() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let domain = machine.paging();
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    let mapped: Vec<_> = (0..5).map(|n| machine.map(&domain, 0x7000 * n, Attributes::READ_WRITE)).collect();
+    assert!((0..5).all(|n| machine.fake.dma(0x20, 0x7000 * n, true).is_ok()));
+    machine.fake.accesses();
+    let mut gather = Gather::new();
+    let waiting: Vec<_> = mapped.into_iter().map(|mapped| mapped.unmap_into(&mut gather).unwrap()).collect();
+    let proof = domain.sync(&mut gather).unwrap();
+    assert_eq!(machine.fake.accesses(), (0, 1));
+    assert!((0..5).all(|n| machine.fake.dma(0x20, 0x7000 * n, true).is_err()));
+    for unsynced in waiting {
+        assert!(unsynced.reclaim(&proof).is_ok());
+    }
+}
+
+#[test]
+fn one_domain_serves_many_devices_and_forgets_them_one_by_one() {
+    for machine in machines() {
+        let domain = machine.paging();
+        let sids = [0x08_u16, 0x09, 0x0180, 0xffff];
+        for sid in sids {
+            machine.driver.attach(&endpoint(sid), &domain).unwrap();
+        }
+        map_page(&domain, IOVA, 0xabc_d000).unwrap();
+        assert!(sids.iter().all(|&sid| machine.fake.dma(sid, IOVA, true) == Ok(0xabc_d000)));
+        machine.driver.detach(&endpoint(0x09)).unwrap();
+        assert_eq!(machine.fake.dma(0x09, IOVA, true), Err(0x02));
+        assert_eq!(machine.fake.dma(0x08, IOVA, true), Ok(0xabc_d000));
+        unmap(&domain, IOVA, 0x1000);
+        assert!(sids.iter().all(|&sid| machine.fake.dma(sid, IOVA, true).is_err()));
+    }
+}
+
+#[test]
+fn replacing_a_domain_leads_to_the_new_one_at_once() {
+    for machine in machines() {
+        let (one, two, identity) = (machine.paging(), machine.paging(), machine.identity());
+        map_page(&one, IOVA, 0x1111_0000).unwrap();
+        map_page(&two, IOVA, 0x2222_0000).unwrap();
+        let second_stage = machine.driver.info().stages == portcullis_iommu::Stages::STAGE_2;
+        let between_tables = if second_stage { Transition::Hitless } else { Transition::Disruptive };
+        let steps = [
+            (&one, 0x1111_0000, Transition::Hitless),
+            (&two, 0x2222_0000, between_tables),
+            (&two, 0x2222_0000, Transition::Hitless),
+            (&identity, IOVA, Transition::Hitless),
+            (&one, 0x1111_0000, Transition::Hitless),
+            (&identity, IOVA, Transition::Hitless),
+        ];
+        for (step, (domain, phys, transition)) in steps.into_iter().enumerate() {
+            assert_eq!(machine.driver.attach(&endpoint(0x20), domain), Ok(transition), "step {step}");
+            assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(phys), "step {step}");
+        }
+        // The domain ids of both tables came back.
+        let mut text = String::new();
+        one.describe(&mut text).unwrap();
+        assert!(!text.contains("domain id"), "{text}");
+    }
+}
+
+#[test]
+fn blocking_needs_no_memory_and_never_fails_for_lack_of_it() {
+    for machine in machines() {
+        let (domain, blocked) = (machine.paging(), machine.blocked());
+        map_page(&domain, IOVA, 0x1111_0000).unwrap();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        assert!(machine.fake.dma(0x20, IOVA, true).is_ok());
+        let allocations = machine.hal.allocations();
+        assert_eq!(machine.driver.attach(&endpoint(0x20), &blocked), Ok(Transition::Hitless));
+        assert_eq!(machine.fake.dma(0x20, IOVA, true), Err(0x02));
+        assert!(machine.driver.attach(&endpoint(0x7f8), &blocked).is_ok(), "never attached before");
+        assert!(machine.driver.detach(&endpoint(0x20)).is_ok());
+        assert_eq!(machine.hal.allocations(), allocations);
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        assert!(machine.fake.dma(0x20, IOVA, true).is_ok());
+    }
+}
+
+#[test]
+fn what_does_not_fit_is_refused_by_name_and_changes_nothing() {
+    let first = Machine::new(fake::FIRST_STAGE);
+    let second = Machine::new(fake::SECOND_STAGE);
+    let spec = |stage, input_bits| DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits });
+    let lacks = |missing| Some(DomainError::Unsupported { missing });
+    assert_eq!(first.driver.new_domain(&spec(Stage::Stage2, None)).err(), lacks(Missing::STAGE_2));
+    assert_eq!(second.driver.new_domain(&spec(Stage::Stage1, None)).err(), lacks(Missing::STAGE_1));
+    assert_eq!(first.driver.new_domain(&spec(Stage::Stage1, Some(48))).err(), lacks(Missing::INPUT_WIDTH));
+    assert_eq!(second.driver.new_domain(&spec(Stage::Stage2, Some(49))).err(), lacks(Missing::INPUT_WIDTH));
+    let narrow = second.driver.new_domain(&spec(Stage::Stage2, Some(39))).unwrap();
+    assert_eq!(narrow.info().root.unwrap().format, TableFormat::VtdSecondStage { levels: 3 });
+
+    let theirs = second.paging();
+    second.driver.attach(&endpoint(8), &theirs).unwrap();
+    let stage = AttachError::Incompatible { missing: Missing::STAGE_2 };
+    assert_eq!(first.driver.attach(&endpoint(8), &theirs), Err(stage));
+    assert_eq!(first.fake.dma(8, IOVA, true), Err(0x01));
+    let beyond = EndpointId::new(0x1_0000);
+    assert_eq!(second.driver.attach(&[beyond], &theirs), Err(AttachError::UnknownEndpoint(beyond)));
+
+    let (cap, ecap) = fake::FIRST_STAGE;
+    let no_pass_through = Machine::new((cap, ecap & !(1 << 6)));
+    assert_eq!(no_pass_through.driver.new_domain(&DomainSpec::Identity).err(), lacks(Missing::IDENTITY));
+}
+
+#[test]
+fn a_table_for_a_better_unit_is_not_given_to_a_lesser_one() {
+    let (cap, ecap) = fake::SECOND_STAGE;
+    let good = Machine::new((cap, ecap | 1 << 48));
+    let lesser = Machine::new((cap & !(3 << 34), ecap));
+    let missing = Missing::GRANULE | Missing::COHERENT_WALKS;
+    let refused = lesser.driver.attach(&endpoint(8), &good.paging());
+    assert_eq!(refused, Err(AttachError::Incompatible { missing }));
+}
+
+#[test]
+fn a_domain_on_two_units_is_invalidated_on_both() {
+    let hal = HostHal::new();
+    let fakes = [FakeUnit::new(&hal, fake::SECOND_STAGE), FakeUnit::new(&hal, fake::SECOND_STAGE)];
+    let machines = fakes.map(|fake| Machine::with(hal.clone(), fake));
+    let domain = machines[0].paging();
+    for machine in &machines {
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    }
+    map_page(&domain, IOVA, 0x7777_0000).unwrap();
+    assert!(machines.iter().all(|machine| machine.fake.dma(0x20, IOVA, true) == Ok(0x7777_0000)));
+    unmap(&domain, IOVA, 0x1000);
+    assert!(machines.iter().all(|machine| machine.fake.dma(0x20, IOVA, true).is_err()));
+    machines[0].driver.detach(&endpoint(0x20)).unwrap();
+    map_page(&domain, IOVA, 0x7777_0000).unwrap();
+    assert!(machines[0].fake.dma(0x20, IOVA, true).is_err());
+    assert!(machines[1].fake.dma(0x20, IOVA, true).is_ok());
+}
+
+#[test]
+fn foreign_tables_are_walked_and_invalidated_but_not_changed() {
+    for (registers, stage) in [(fake::FIRST_STAGE, Stage::Stage1), (fake::SECOND_STAGE, Stage::Stage2)] {
+        let machine = Machine::new(registers);
+        // The tables of another domain play those of a VM.
+        let owner = machine.of_stage(stage);
+        map_page(&owner, IOVA, 0x5555_0000).unwrap();
+        let root = owner.info().root.unwrap();
+        #[expect(unsafe_code, reason = "the tests' own contract")]
+        // SAFETY: the owner outlives the use of its tables, and unmaps through both domains.
+        let table = |root| unsafe { SharedTable::new(root) };
+        let shared = machine.driver.new_domain(&DomainSpec::Shared(table(root))).unwrap();
+        assert_eq!(shared.info().kind, DomainKind::Shared);
+        machine.driver.attach(&endpoint(0x20), &shared).unwrap();
+        assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(0x5555_0000));
+        assert!(map_page(&shared, 0, 0).is_err());
+        unmap(&owner, IOVA, 0x1000);
+        assert!(machine.fake.dma(0x20, IOVA, true).is_ok(), "the unit knows nothing of the owner's change");
+        assert!(shared.sync(&mut Gather::new()).is_ok());
+        assert!(machine.fake.dma(0x20, IOVA, true).is_err());
+
+        let lacks = |missing| Some(DomainError::Unsupported { missing });
+        let refused = |root: TableRoot| machine.driver.new_domain(&DomainSpec::Shared(table(root))).err();
+        assert_eq!(
+            refused(TableRoot { writes: TableWrites::Cached, ..root }),
+            lacks(Missing::COHERENT_WALKS)
+        );
+        assert_eq!(refused(TableRoot { output_bits: 52, ..root }), lacks(Missing::OUTPUT_WIDTH));
+        let deep = match stage {
+            Stage::Stage1 => TableFormat::X86 { levels: 5 },
+            Stage::Stage2 => TableFormat::VtdSecondStage { levels: 5 },
+        };
+        assert_eq!(refused(TableRoot { format: deep, ..root }), lacks(Missing::INPUT_WIDTH));
+        let arm = TableFormat::VmsaStage2 { granule: portcullis_hal::Granule::Size4K, start_level: 0 };
+        assert_eq!(refused(TableRoot { format: arm, ..root }), lacks(Missing::FORMAT));
+    }
+}
+
+#[test]
+fn domain_ids_run_out_with_an_error_and_come_back() {
+    let (cap, ecap) = fake::SECOND_STAGE;
+    let machine = Machine::new((cap & !7, ecap));
+    let domains: Vec<_> = (0..16).map(|_| machine.paging()).collect();
+    for (sid, domain) in (0_u16..15).zip(&domains) {
+        map_page(domain, IOVA, 0x1000 * u64::from(sid + 1)).unwrap();
+        machine.driver.attach(&endpoint(sid), domain).unwrap();
+    }
+    assert_eq!(machine.driver.attach(&endpoint(15), &domains[15]), Err(AttachError::NoFreeId));
+    assert!((0..15).all(|sid| machine.fake.dma(sid, IOVA, true) == Ok(0x1000 * u64::from(sid + 1))));
+    assert_eq!(machine.fake.dma(15, IOVA, true), Err(0x02));
+    machine.driver.detach(&endpoint(3)).unwrap();
+    assert!(machine.driver.attach(&endpoint(15), &domains[15]).is_ok());
+    assert!(machine.fake.dma(15, IOVA, true).is_err(), "the id's old translations are gone");
+}
+
+#[test]
+fn out_of_memory_at_any_allocation_of_an_operation_changes_nothing_and_leaks_nothing() {
+    for registers in [fake::FIRST_STAGE, fake::SECOND_STAGE] {
+        let mut failures = Vec::new();
+        for operation in 0..3 {
+            let mut nth = 0;
+            loop {
+                let machine = Machine::new(registers);
+                let domain = machine.paging();
+                let before = machine.hal.frames_in_use();
+                machine.hal.fail_after(nth);
+                let failed = match operation {
+                    0 => machine.driver.new_domain(&DomainSpec::Paging(PagingSpec::default())).is_err(),
+                    1 => machine.driver.attach(&endpoint(0x20), &domain).is_err(),
+                    _ => map_page(&domain, IOVA, 0x1000).is_err(),
+                };
+                machine.hal.fail_never();
+                if !failed {
+                    break;
+                }
+                assert!(machine.fake.dma(0x20, IOVA, true).is_err());
+                if operation == 1 {
+                    // Attached to what was allocated, the endpoint takes no more than it would have.
+                    assert!(machine.driver.attach(&endpoint(0x20), &domain).is_ok());
+                    assert_eq!(machine.hal.frames_in_use(), before + 3);
+                } else {
+                    assert!(map_page(&domain, IOVA, 0x1000).is_ok());
+                    assert_eq!(machine.hal.frames_in_use(), before + 3);
+                }
+                nth += 1;
+            }
+            failures.push(nth);
+        }
+        // A root; a context table, a directory and a PASID table; three page tables.
+        assert_eq!(failures, [1, 3, 3]);
+    }
+}
+
+#[test]
+fn a_refused_descriptor_fails_its_submitter_and_nobody_else() {
+    for restarts_at_tail in [true, false] {
+        let hal = HostHal::new();
+        let mut fake = FakeUnit::new(&hal, fake::SECOND_STAGE);
+        fake.restarts_at_tail = restarts_at_tail;
+        let machine = Machine::with(hal, fake);
+        let domain = machine.paging();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        let kept = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+        let lost = machine.map(&domain, 0, Attributes::READ_WRITE);
+        let phys = lost.memory().range();
+        assert!(machine.fake.dma(0x20, 0, true).is_ok());
+
+        machine.fake.set_conduct(Conduct::Refuse(2));
+        let quarantined = lost.unmap().err().unwrap();
+        assert_eq!(quarantined.reason, QuarantineReason::Sync(SyncError::Faulted));
+        assert!(machine.hal.is_allocated(phys.start(), 0x1000), "the unit may still reach it");
+        assert_eq!(machine.driver.stats().queue_errors, 1);
+        assert!(kept.unmap().is_ok());
+        assert_eq!(machine.fake.get(fake::FSTS), 0);
+
+        // A wait descriptor that is refused is replaced by one that completes.
+        let third = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+        machine.fake.set_conduct(Conduct::Refuse(5));
+        assert!(third.unmap().is_err());
+        assert_eq!(machine.driver.stats().queue_errors, 2);
+        assert!(machine.driver.detach(&endpoint(0x20)).is_ok());
+    }
+}
+
+#[test]
+fn an_attachment_whose_invalidation_is_refused_ends_denied() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (one, two) = (machine.paging(), machine.paging());
+    map_page(&one, IOVA, 0x1000).unwrap();
+    machine.driver.attach(&endpoint(0x20), &one).unwrap();
+    machine.fake.set_conduct(Conduct::Refuse(7));
+    assert_eq!(machine.driver.attach(&endpoint(0x20), &two), Err(AttachError::Faulted));
+    // What the unit had cached it may still use; a fresh look finds nothing.
+    machine.fake.state.lock().unwrap().contexts.clear();
+    machine.fake.state.lock().unwrap().iotlb.clear();
+    assert_eq!(machine.fake.dma(0x20, IOVA, true), Err(0x02));
+}
+
+#[test]
+fn the_interrupt_handler_reports_a_queue_error_and_leaves_it_to_the_submitter() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    machine.fake.set(fake::FSTS, 0x10);
+    machine.fake.accesses();
+    assert_eq!(machine.events(), [UnitEvent::QueueError]);
+    assert_eq!(machine.fake.get(fake::FSTS), 0x10);
+    assert_eq!(machine.fake.accesses().1, 0);
+}
+
+#[test]
+fn a_unit_that_stops_answering_is_quarantined_with_all_that_it_may_know() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (domain, other) = (machine.paging(), machine.paging());
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    machine.driver.attach(&endpoint(0x28), &other).unwrap();
+    let mapped = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+    let in_use = machine.hal.frames_in_use();
+    machine.fake.set_conduct(Conduct::Dead);
+    let quarantined = mapped.unmap().err().unwrap();
+    let QuarantineReason::Sync(SyncError::Timeout(timeout)) = quarantined.reason else {
+        panic!("{quarantined:?}")
+    };
+    assert_eq!(timeout.register, "invalidation status word");
+    let _ = quarantined;
+    assert_eq!(machine.hal.frames_in_use(), in_use);
+
+    assert_eq!(machine.driver.attach(&endpoint(0x30), &domain), Err(AttachError::Faulted));
+    assert_eq!(machine.driver.detach(&endpoint(0x20)), Err(AttachError::Faulted));
+    assert!(machine.driver.attach(&endpoint(0x28), &machine.blocked()).is_err());
+    for sid in [0x20, 0x28] {
+        machine.fake.state.lock().unwrap().contexts.clear();
+        machine.fake.state.lock().unwrap().iotlb.clear();
+        assert_eq!(machine.fake.dma(sid, IOVA, true), Err(0x02), "the entry is invalid");
+    }
+    drop((domain, other));
+    assert_eq!(machine.hal.frames_in_use(), in_use, "tables that the unit may walk stay");
+}
+
+#[test]
+fn a_dropped_domain_gives_its_tables_back() {
+    for machine in machines() {
+        let domain = machine.paging();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        let before = machine.hal.frames_in_use();
+        for _ in 0..3 {
+            let domain = machine.paging();
+            machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+            map_page(&domain, IOVA, 0x1000).unwrap();
+            assert!(machine.fake.dma(0x20, IOVA, true).is_ok());
+        }
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        assert_eq!(machine.hal.frames_in_use(), before);
+    }
+}
+
+#[test]
+fn many_threads_map_unmap_and_attach_on_one_small_queue() {
+    for registers in [fake::FIRST_STAGE, fake::SECOND_STAGE] {
+        let machine = Machine::new(registers);
+        let domain = machine.paging();
+        let sids = [0x20_u16, 0x21, 0x22, 0x23];
+        for sid in sids {
+            machine.driver.attach(&endpoint(sid), &domain).unwrap();
+        }
+        std::thread::scope(|scope| {
+            for sid in sids {
+                let (machine, domain) = (&machine, &domain);
+                scope.spawn(move || {
+                    for round in 0..200_u64 {
+                        let iova = u64::from(sid) << 30 | ((round % 7) << 12);
+                        let mapped = machine.map(domain, iova, Attributes::READ_WRITE);
+                        let phys = mapped.memory().phys().get();
+                        assert_eq!(machine.fake.dma(sid, iova, true), Ok(phys));
+                        assert!(mapped.unmap().is_ok());
+                        assert!(machine.fake.dma(sid, iova, true).is_err());
+                        if round % 50 == 0 {
+                            machine.driver.detach(&endpoint(sid)).unwrap();
+                            machine.driver.attach(&endpoint(sid), domain).unwrap();
+                        }
+                    }
+                });
+            }
+        });
+        let stats = machine.driver.stats();
+        assert!(stats.syncs >= 800 && stats.doorbells >= 800 && stats.queue_errors == 0, "{stats:?}");
+    }
+}
+
+#[test]
+fn a_mapping_is_seen_through_caches_that_hold_absent_entries() {
+    let (cap, ecap) = fake::SECOND_STAGE;
+    let machine = Machine::new((cap | 1 << 7, ecap));
+    let domain = machine.paging();
+    // The absence of the context entry and of the page is cached before either appears.
+    let other = machine.paging();
+    machine.driver.attach(&endpoint(0x21), &other).unwrap();
+    assert_eq!(machine.fake.dma(0x20, IOVA, true), Err(0x02));
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    assert_eq!(machine.fake.dma(0x20, IOVA, true), Err(0x05));
+    let list = [IOVA, IOVA + 0x20_0000];
+    for iova in list {
+        assert!(machine.fake.dma(0x20, iova, false).is_err());
+        map_page(&domain, iova, 0x4000).unwrap();
+        assert!(machine.fake.dma(0x20, iova, true).is_ok());
+    }
+}
+
+#[test]
+fn faults_are_drained_from_the_first_on_and_losses_counted() {
+    let (cap, ecap) = fake::SECOND_STAGE;
+    let machine = Machine::new((cap | 3 << 40, ecap));
+    for round in 0..3_u64 {
+        let addresses: Vec<u64> = (0..3).map(|n| 0x1000 * (1 + n + 3 * round)).collect();
+        for &address in &addresses {
+            assert!(machine.fake.dma(0x0120, address, true).is_err());
+        }
+        let seen: Vec<_> = machine.events();
+        let expected = addresses.iter().map(|&address| Some(Iova::new(address)));
+        let records = seen.iter().map(|event| match event {
+            UnitEvent::Fault(record) => *record,
+            other => panic!("{other:?}"),
+        });
+        assert!(records.clone().map(|record| record.address).eq(expected));
+        let first = records.clone().next().unwrap();
+        assert_eq!((first.endpoint, first.access), (EndpointId::new(0x120), Some(Access::WRITE)));
+        assert_eq!((first.reason, first.code, first.name), (FaultReason::Unattached, 1, "LRT.2"));
+        assert_eq!((first.pasid, first.stage), (None, None));
+    }
+    for n in 0..6 {
+        assert!(machine.fake.dma(0x0120, 0x1000 * n, false).is_err());
+    }
+    let events = machine.events();
+    assert_eq!(events.iter().filter(|event| **event == UnitEvent::Overflow).count(), 1);
+    assert_eq!(events.len(), 5);
+    assert_eq!(machine.events(), []);
+    assert_eq!((machine.driver.stats().faults, machine.driver.stats().overflows), (13, 1));
+}
+
+#[test]
+fn entries_and_registers_are_described_with_their_raw_words() {
+    let machine = Machine::new(fake::FIRST_STAGE);
+    let mut text = String::new();
+    machine.driver.describe_entry(EndpointId::new(0x20), &mut text).unwrap();
+    assert!(text.contains("never attached"), "{text}");
+    let domain = machine.paging();
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    text.clear();
+    machine.driver.describe_entry(EndpointId::new(0x20), &mut text).unwrap();
+    let root = domain.info().root.unwrap().root.get();
+    assert!(text.contains(&format!("{:#018x}", root | 0x20)), "{text}");
+    text.clear();
+    machine.driver.describe_registers(&mut text).unwrap();
+    assert!(text.contains("CAP_REG: 0x81d2008c222f0606") && text.contains("in order"), "{text}");
+    assert!(text.lines().all(|line| line.contains(": ")), "{text}");
+}
+
+#[test]
+fn a_gather_belongs_to_one_domain() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (one, two) = (machine.paging(), machine.paging());
+    map_page(&one, 0, 0x1000).unwrap();
+    let mut gather = Gather::new();
+    let range = IovaRange::new(Iova::new(0), 0x1000).unwrap();
+    one.unmap(range, &mut gather).unwrap();
+    assert!(two.unmap(range, &mut gather).is_err());
+    assert!(matches!(two.sync(&mut gather), Err(SyncError::Gather(_))));
+    assert!(one.sync(&mut gather).is_ok(), "the other domain's attempt took nothing away");
+}
+
+#[test]
+fn a_queue_that_is_full_makes_submitters_wait() {
+    let hal = HostHal::new();
+    let fake = FakeUnit::new(&hal, fake::SECOND_STAGE);
+    let patient = Options { timeout_ns: 20_000_000_000, ..options() };
+    let driver = Setup::new(&hal, fake.clone(), patient).unwrap().enable().unwrap();
+    let machine = Machine { hal, fake, driver };
+    let domain = machine.paging();
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    // Thirty pages that begin at an odd one take eight aligned blocks, and with the wait descriptor nine slots of the
+    // 128: twenty threads fill the ring.
+    let starts: Vec<u64> = (0..20).map(|n| n << 30 | 0x1000).collect();
+    for &start in &starts {
+        fixed(start, 0x1_0000_1000, 30 << 12).map_into(&*domain).unwrap();
+        assert!(machine.fake.dma(0x20, start, true).is_ok());
+    }
+    machine.fake.set_conduct(Conduct::Dead);
+    std::thread::scope(|scope| {
+        for &start in &starts {
+            let domain = &domain;
+            scope.spawn(move || assert_eq!(unmap(domain, start, 30 << 12), 30 << 12));
+        }
+        let tail = || machine.fake.state.lock().unwrap().get64(fake::IQT);
+        while tail() < 110 * 32 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(tail() <= 127 * 32);
+        machine.fake.set_conduct(Conduct::Prompt);
+        // A write of the tail sets the unit going, as the next submitter's would.
+        portcullis_hal::Mmio::write64(&machine.fake, fake::IQT, tail());
+    });
+    assert!(starts.iter().all(|&start| machine.fake.dma(0x20, start, true).is_err()));
+}
