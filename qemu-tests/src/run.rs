@@ -69,19 +69,25 @@ impl Lab {
 
     /// Builds the kernel of `workspace` for each of `arches`, to be run with `tools`.
     pub fn with_tools(workspace: &Workspace, tools: &Tools, arches: &[Arch]) -> Result<Self> {
-        let mut kernels = HashMap::new();
-        for arch in arches {
-            if !kernels.contains_key(arch) {
-                kernels.insert(*arch, build::kernel(workspace, *arch)?);
-            }
-        }
-        Ok(Self {
+        let mut lab = Self {
             workspace: workspace.clone(),
             tools: tools.clone(),
             profiles: Profiles::load(workspace)?,
             image: Image::ensure(workspace)?,
-            kernels,
-        })
+            kernels: HashMap::new(),
+        };
+        for arch in arches {
+            lab.build(*arch)?;
+        }
+        Ok(lab)
+    }
+
+    /// Builds the kernel for `arch` unless it is built already.
+    pub fn build(&mut self, arch: Arch) -> Result<()> {
+        if !self.kernels.contains_key(&arch) {
+            self.kernels.insert(arch, build::kernel(&self.workspace, arch)?);
+        }
+        Ok(())
     }
 
     /// Where the kernel for `arch` is.

@@ -168,10 +168,8 @@ impl Session {
                     report.add(&event);
                     watch(&event);
                 }
-                Ok(Some(Line::Qemu(line))) => {
-                    watch(&Event::Text(format!("qemu: {line}")));
-                    qemu.push(line);
-                }
+                // QEMU remarks on each DMA that it refuses; that is for the log.
+                Ok(Some(Line::Qemu(line))) => qemu.push(line),
                 Ok(None) => {
                     let _ = self.group.kill();
                     break stop.exit;
