@@ -12,7 +12,7 @@
 //! | ACPI, RSDP known (PVH, UEFI) | [`acpi::from_rsdp`], tables mapped by [`PhysMemory`] |
 //! | ACPI, tables at hand | [`acpi::from_tables`] |
 //! | ACPI through QEMU's fw_cfg | [`acpi::loader::run`], then [`acpi::from_rsdp`] |
-//! | device tree | `devicetree::parse(&[u8])` |
+//! | device tree | [`devicetree::parse`] |
 //!
 //! # The types
 //!

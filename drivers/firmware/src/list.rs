@@ -20,8 +20,7 @@ pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), FirmwareError> {
 /// A copy of `items`.
 pub(crate) fn copy<T: Clone>(items: &[T]) -> Result<Vec<T>, FirmwareError> {
     let mut list = Vec::new();
-    list.try_reserve_exact(items.len())
-        .map_err(|_| FirmwareError::OutOfMemory)?;
+    list.try_reserve_exact(items.len()).map_err(|_| FirmwareError::OutOfMemory)?;
     list.extend_from_slice(items);
     Ok(list)
 }
@@ -29,8 +28,7 @@ pub(crate) fn copy<T: Clone>(items: &[T]) -> Result<Vec<T>, FirmwareError> {
 /// A copy of `text`.
 pub(crate) fn text(text: &str) -> Result<String, FirmwareError> {
     let mut copy = String::new();
-    copy.try_reserve_exact(text.len())
-        .map_err(|_| FirmwareError::OutOfMemory)?;
+    copy.try_reserve_exact(text.len()).map_err(|_| FirmwareError::OutOfMemory)?;
     copy.push_str(text);
     Ok(copy)
 }

@@ -13,11 +13,7 @@ pub(crate) struct View<'a> {
 
 impl<'a> View<'a> {
     pub(crate) const fn new(table: Table, bytes: &'a [u8]) -> Self {
-        Self {
-            table,
-            base: 0,
-            bytes,
-        }
+        Self { table, base: 0, bytes }
     }
 
     pub(crate) const fn bytes(&self) -> &'a [u8] {
@@ -35,36 +31,20 @@ impl<'a> View<'a> {
 
     /// The place `offset` bytes further on.
     pub(crate) const fn at(&self, offset: usize) -> Location {
-        Location {
-            table: self.table,
-            offset: self.base.saturating_add(offset),
-        }
+        Location { table: self.table, offset: self.base.saturating_add(offset) }
     }
 
     /// The `len` bytes from `offset`.
     pub(crate) fn part(&self, offset: usize, len: usize) -> Result<Self, FirmwareError> {
-        let bytes = offset
-            .checked_add(len)
-            .and_then(|end| self.bytes.get(offset..end));
+        let bytes = offset.checked_add(len).and_then(|end| self.bytes.get(offset..end));
         let bytes = bytes.ok_or_else(|| self.truncated(offset, len))?;
-        Ok(Self {
-            base: self.base.saturating_add(offset),
-            bytes,
-            ..*self
-        })
+        Ok(Self { base: self.base.saturating_add(offset), bytes, ..*self })
     }
 
     /// The bytes from `offset` to the end.
     pub(crate) fn rest(&self, offset: usize) -> Result<Self, FirmwareError> {
-        let bytes = self
-            .bytes
-            .get(offset..)
-            .ok_or_else(|| self.truncated(offset, 0))?;
-        Ok(Self {
-            base: self.base.saturating_add(offset),
-            bytes,
-            ..*self
-        })
+        let bytes = self.bytes.get(offset..).ok_or_else(|| self.truncated(offset, 0))?;
+        Ok(Self { base: self.base.saturating_add(offset), bytes, ..*self })
     }
 
     /// The structure at `offset`.
@@ -88,10 +68,7 @@ impl<'a> View<'a> {
 
     /// The self-describing records from `offset` to the end.
     pub(crate) fn records(&self, offset: usize, shape: RecordShape) -> Result<Records<'a>, FirmwareError> {
-        Ok(Records {
-            rest: self.rest(offset)?,
-            shape,
-        })
+        Ok(Records { rest: self.rest(offset)?, shape })
     }
 
     /// The `count` self-describing records from `offset`; fewer are an error.
@@ -122,11 +99,7 @@ impl<'a> View<'a> {
 
     fn truncated(&self, offset: usize, needed: usize) -> FirmwareError {
         let available = self.bytes.len().saturating_sub(offset);
-        FirmwareError::Truncated {
-            at: self.at(offset),
-            needed,
-            available,
-        }
+        FirmwareError::Truncated { at: self.at(offset), needed, available }
     }
 }
 
@@ -173,10 +146,7 @@ impl<'a> Records<'a> {
         };
         let length = usize::from(length);
         if length < header_len {
-            return Err(FirmwareError::BadLength {
-                at: self.rest.here(),
-                length,
-            });
+            return Err(FirmwareError::BadLength { at: self.rest.here(), length });
         }
         let view = self.rest.part(0, length)?;
         self.rest = self.rest.rest(length)?;

@@ -41,10 +41,7 @@ pub(super) fn read(table: &View<'_>, topology: &mut Topology) -> Result<(), Firm
             }
             // These refer to units, which may come later.
             kind::RHSA | kind::ANDD => {}
-            kind => topology.warn(Warning::UnknownStructure {
-                at: structure.view.here(),
-                kind,
-            })?,
+            kind => topology.warn(Warning::UnknownStructure { at: structure.view.here(), kind })?,
         }
     }
     for structure in table.records(structures, RecordShape::WordWord)? {
@@ -67,37 +64,23 @@ fn read_drhd(structure: &Record<'_>, topology: &mut Topology) -> Result<(), Firm
     let registers = PhysRange::new(PhysAddr::new(base), len)
         .map_err(|error| FirmwareError::BadRange { at: origin, error })?;
     if base == 0 {
-        return Err(FirmwareError::BadValue {
-            at: origin,
-            value: base,
-        });
+        return Err(FirmwareError::BadValue { at: origin, value: base });
     }
     let rival = topology.units.iter().find(|unit| match &unit.kind {
         UnitKind::Vtd(vtd) => vtd.registers.overlaps(&registers),
         _ => false,
     });
     if let Some(kept) = rival.map(|unit| unit.origin) {
-        return topology.warn(Warning::Overlap {
-            kept,
-            ignored: origin,
-        });
+        return topology.warn(Warning::Overlap { kept, ignored: origin });
     }
     let include_all = drhd.flags & DRHD_INCLUDE_PCI_ALL != 0;
     let unit = VtdUnit {
         registers,
         segment: drhd.segment.get(),
-        coverage: if include_all {
-            VtdCoverage::IncludeAll
-        } else {
-            VtdCoverage::Listed
-        },
+        coverage: if include_all { VtdCoverage::IncludeAll } else { VtdCoverage::Listed },
         scopes: read_scopes(&structure.view, size_of::<Drhd>())?,
     };
-    topology.add_unit(UnitDescription {
-        kind: UnitKind::Vtd(unit),
-        proximity: None,
-        origin,
-    })?;
+    topology.add_unit(UnitDescription { kind: UnitKind::Vtd(unit), proximity: None, origin })?;
     Ok(())
 }
 
@@ -112,20 +95,8 @@ fn read_rmrr(structure: &Record<'_>, topology: &mut Topology) -> Result<(), Firm
     }
     let range = IovaRange::from_bounds(Iova::new(base), Iova::new(limit))
         .map_err(|error| FirmwareError::BadRange { at: origin, error })?;
-    let devices = DeviceSet {
-        segment: rmrr.segment.get(),
-        scopes,
-        ..DeviceSet::default()
-    };
-    list::push(
-        &mut topology.reserved,
-        ReservedRegion {
-            range,
-            kind: ReservedKind::Direct,
-            devices,
-            origin,
-        },
-    )
+    let devices = DeviceSet { segment: rmrr.segment.get(), scopes, ..DeviceSet::default() };
+    list::push(&mut topology.reserved, ReservedRegion { range, kind: ReservedKind::Direct, devices, origin })
 }
 
 /// ATSR and SATC.
@@ -138,19 +109,8 @@ fn read_ats(structure: &Record<'_>, topology: &mut Topology) -> Result<(), Firmw
         _ => AtsScopeKind::RootPorts,
     };
     let scopes = read_scopes(&structure.view, size_of::<FlaggedScopes>())?;
-    let devices = DeviceSet {
-        segment: ats.segment.get(),
-        scopes,
-        ..DeviceSet::default()
-    };
-    list::push(
-        &mut topology.ats_scopes,
-        AtsScope {
-            kind,
-            devices,
-            origin: structure.view.here(),
-        },
-    )
+    let devices = DeviceSet { segment: ats.segment.get(), scopes, ..DeviceSet::default() };
+    list::push(&mut topology.ats_scopes, AtsScope { kind, devices, origin: structure.view.here() })
 }
 
 fn read_rhsa(structure: &Record<'_>, topology: &mut Topology) -> Result<(), FirmwareError> {
@@ -162,9 +122,7 @@ fn read_rhsa(structure: &Record<'_>, topology: &mut Topology) -> Result<(), Firm
     });
     match unit {
         Some(unit) => unit.proximity = Some(rhsa.proximity_domain.get()),
-        None => topology.warn(Warning::UnknownTarget {
-            at: structure.view.here(),
-        })?,
+        None => topology.warn(Warning::UnknownTarget { at: structure.view.here() })?,
     }
     Ok(())
 }
@@ -182,14 +140,7 @@ fn read_andd(structure: &Record<'_>, topology: &mut Topology) -> Result<(), Firm
         // No bridge is on the path of a device that is not PCI.
         if let Some(id) = scope.device(segment, &mut |_: RequesterId| None) {
             let id = EndpointId::new(id.bdf().into());
-            list::push(
-                &mut streams,
-                StreamRange {
-                    unit,
-                    first: id,
-                    last: id,
-                },
-            )?;
+            list::push(&mut streams, StreamRange { unit, first: id, last: id })?;
         }
     }
     if streams.is_empty() {
@@ -213,9 +164,7 @@ fn namespace_scopes(topology: &Topology) -> impl Iterator<Item = (UnitIndex, u16
             UnitKind::Vtd(vtd) => (vtd.segment, vtd.scopes.as_slice()),
             _ => (0, &[][..]),
         };
-        let named = scopes
-            .iter()
-            .filter(|scope| scope.kind == ScopeKind::NamespaceDevice);
+        let named = scopes.iter().filter(|scope| scope.kind == ScopeKind::NamespaceDevice);
         named.map(move |scope| (index, segment, scope))
     })
 }
@@ -229,12 +178,7 @@ fn reserve_interrupt_range(origin: Location, topology: &mut Topology) -> Result<
     }
     list::push(
         &mut topology.reserved,
-        ReservedRegion {
-            range: INTERRUPT_RANGE,
-            kind: ReservedKind::Msi,
-            devices,
-            origin,
-        },
+        ReservedRegion { range: INTERRUPT_RANGE, kind: ReservedKind::Msi, devices, origin },
     )
 }
 
@@ -248,10 +192,7 @@ fn read_scopes(structure: &View<'_>, offset: usize) -> Result<Vec<DeviceScope>, 
         let steps = entry.rest(size_of::<Scope>())?.bytes();
         let (steps, odd) = steps.as_chunks::<2>();
         if steps.is_empty() || !odd.is_empty() {
-            return Err(FirmwareError::BadLength {
-                at: origin,
-                length: entry.len(),
-            });
+            return Err(FirmwareError::BadLength { at: origin, length: entry.len() });
         }
         let mut path = Vec::new();
         for &[device, function] in steps {
@@ -268,16 +209,7 @@ fn read_scopes(structure: &View<'_>, offset: usize) -> Result<Vec<DeviceScope>, 
             other => ScopeKind::Other(other),
         };
         let (enumeration_id, start_bus) = (header.enumeration_id, header.start_bus);
-        list::push(
-            &mut scopes,
-            DeviceScope {
-                kind,
-                enumeration_id,
-                start_bus,
-                path,
-                origin,
-            },
-        )?;
+        list::push(&mut scopes, DeviceScope { kind, enumeration_id, start_bus, path, origin })?;
     }
     Ok(scopes)
 }

@@ -47,10 +47,7 @@ pub(super) fn read(table: &View<'_>, topology: &mut Topology) -> Result<(), Firm
             }
             kind::ITS_GROUP | kind::SMMUV3 | kind::PMCG => {}
             // SMMUv1 and v2 are known and not driven; what refers to them warns.
-            kind => topology.warn(Warning::UnknownStructure {
-                at: node.here(),
-                kind,
-            })?,
+            kind => topology.warn(Warning::UnknownStructure { at: node.here(), kind })?,
         }
     }
     Ok(())
@@ -61,10 +58,7 @@ fn read_nodes<'a>(table: &View<'a>) -> Result<Graph<'a>, FirmwareError> {
     let iort: &Iort = table.read(header_len)?;
     let first = iort.node_offset.get();
     if (first as usize) < header_len + size_of::<Iort>() {
-        return Err(FirmwareError::BadReference {
-            at: table.at(header_len),
-            target: first,
-        });
+        return Err(FirmwareError::BadReference { at: table.at(header_len), target: first });
     }
     let mut nodes = Vec::new();
     let count = iort.node_count.get() as usize;
@@ -81,19 +75,12 @@ fn read_smmuv3(
 ) -> Result<UnitDescription, FirmwareError> {
     let smmu: &Smmuv3 = node.view.read(BODY)?;
     let flags = smmu.flags.get();
-    let registers = PhysRange::new(PhysAddr::new(smmu.base.get()), SMMUV3_BYTES).map_err(|error| {
-        FirmwareError::BadRange {
-            at: node.here(),
-            error,
-        }
-    })?;
+    let registers = PhysRange::new(PhysAddr::new(smmu.base.get()), SMMUV3_BYTES)
+        .map_err(|error| FirmwareError::BadRange { at: node.here(), error })?;
     // The architecture makes all of them edge-triggered (SMMUv3, 3.18).
     let interrupt = |gsiv: U32| match gsiv.get() {
         0 => None,
-        intid => Some(Interrupt {
-            intid,
-            trigger: Trigger::EdgeRising,
-        }),
+        intid => Some(Interrupt { intid, trigger: Trigger::EdgeRising }),
     };
     let unit = Smmuv3Unit {
         registers,
@@ -120,11 +107,7 @@ fn read_smmuv3(
         },
     };
     let proximity = (flags & SMMUV3_PROXIMITY_VALID != 0).then(|| smmu.proximity_domain.get());
-    Ok(UnitDescription {
-        kind: UnitKind::Smmuv3(unit),
-        proximity,
-        origin: node.here(),
-    })
+    Ok(UnitDescription { kind: UnitKind::Smmuv3(unit), proximity, origin: node.here() })
 }
 
 fn own_msi(
@@ -138,10 +121,7 @@ fn own_msi(
         return Ok(None);
     }
     let controller = its_of(target, gic)?;
-    Ok(controller.map(|controller| MsiTarget {
-        controller,
-        device_id: mapping.output_base.get(),
-    }))
+    Ok(controller.map(|controller| MsiTarget { controller, device_id: mapping.output_base.get() }))
 }
 
 /// The ITS of a group that a device uses: the first that MADT knows, or the first if there is no MADT.
@@ -160,27 +140,16 @@ fn read_root_complex(
     topology: &mut Topology,
 ) -> Result<(), FirmwareError> {
     let root: &RootComplex = node.view.read(BODY)?;
-    let segment = u16::try_from(root.segment.get()).map_err(|_| FirmwareError::BadValue {
-        at: node.here(),
-        value: root.segment.get().into(),
-    })?;
+    let segment = u16::try_from(root.segment.get())
+        .map_err(|_| FirmwareError::BadValue { at: node.here(), value: root.segment.get().into() })?;
     if root.ats_attribute.get() & ATS_SUPPORTED != 0 {
-        list::push(
-            &mut topology.segment_ats,
-            SegmentAts {
-                segment,
-                support: AtsSupport::Supported,
-            },
-        )?;
+        list::push(&mut topology.segment_ats, SegmentAts { segment, support: AtsSupport::Supported })?;
     }
     // Input ids are requester ids, 16 bits wide.
     graph.trace(node, 0, u16::MAX.into(), steps, &mut |reached| {
         let window = match reached.input {
             Some((first, last)) => RequesterWindow::new(segment, first as u16, last as u16),
-            None => RequesterWindow {
-                mask: 0,
-                ..RequesterWindow::new(segment, 0, 0)
-            },
+            None => RequesterWindow { mask: 0, ..RequesterWindow::new(segment, 0, 0) },
         };
         add_requesters(node, &reached, window, topology)
     })
@@ -197,27 +166,15 @@ fn add_requesters(
     match (reached.node.kind, reached.node.unit) {
         (kind::ITS_GROUP, _) => match its_of(reached.node, topology.gic.as_ref())? {
             Some(controller) => {
-                let target = MsiTarget {
-                    controller,
-                    device_id: output,
-                };
-                topology.add_msi_mapping(MsiMapping {
-                    window,
-                    target,
-                    origin,
-                })
+                let target = MsiTarget { controller, device_id: output };
+                topology.add_msi_mapping(MsiMapping { window, target, origin })
             }
             None => topology.warn(Warning::UnknownTarget { at: origin }),
         },
         // Behind the first SMMU, another does not know the requester.
         (_, Some(unit)) if reached.distance == 0 => {
             let endpoint = EndpointId::new(output);
-            topology.add_mapping(RequesterMapping {
-                window,
-                unit,
-                endpoint,
-                origin,
-            })
+            topology.add_mapping(RequesterMapping { window, unit, endpoint, origin })
         }
         (_, Some(_)) => Ok(()),
         (_, None) => topology.warn(Warning::UnknownTarget { at: origin }),
@@ -250,10 +207,7 @@ fn read_named_component(
         }
         if device.msi.is_none() {
             let controller = its_of(reached.node, topology.gic.as_ref())?;
-            device.msi = controller.map(|controller| MsiTarget {
-                controller,
-                device_id: reached.output.0,
-            });
+            device.msi = controller.map(|controller| MsiTarget { controller, device_id: reached.output.0 });
         }
         Ok(())
     })?;
@@ -285,9 +239,8 @@ fn read_rmr(
     topology: &mut Topology,
 ) -> Result<(), FirmwareError> {
     let rmr: &Rmr = node.view.read(BODY)?;
-    let ranges: &[RmrRange] = node
-        .view
-        .read_array(rmr.range_offset.get() as usize, rmr.range_count.get() as usize)?;
+    let ranges: &[RmrRange] =
+        node.view.read_array(rmr.range_offset.get() as usize, rmr.range_count.get() as usize)?;
     let reserved_kind = match rmr.flags.get() & RMR_REMAP_PERMITTED {
         0 => ReservedKind::Direct,
         _ => ReservedKind::DirectRelaxable,
@@ -307,24 +260,12 @@ fn read_rmr(
         return Err(FirmwareError::TooManyEntries { limit: list::LIMIT });
     }
     for range in ranges {
-        let range = IovaRange::new(Iova::new(range.base.get()), range.length.get()).map_err(|error| {
-            FirmwareError::BadRange {
-                at: node.here(),
-                error,
-            }
-        })?;
-        let devices = DeviceSet {
-            streams: list::copy(&streams)?,
-            ..DeviceSet::default()
-        };
+        let range = IovaRange::new(Iova::new(range.base.get()), range.length.get())
+            .map_err(|error| FirmwareError::BadRange { at: node.here(), error })?;
+        let devices = DeviceSet { streams: list::copy(&streams)?, ..DeviceSet::default() };
         list::push(
             &mut topology.reserved,
-            ReservedRegion {
-                range,
-                kind: reserved_kind,
-                devices,
-                origin: node.here(),
-            },
+            ReservedRegion { range, kind: reserved_kind, devices, origin: node.here() },
         )?;
     }
     Ok(())

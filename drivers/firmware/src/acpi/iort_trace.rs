@@ -27,18 +27,10 @@ impl<'a> Node<'a> {
         let count = header.mapping_count.get() as usize;
         let mappings = match count {
             0 => &[],
-            _ => record
-                .view
-                .read_array(header.mapping_offset.get() as usize, count)?,
+            _ => record.view.read_array(header.mapping_offset.get() as usize, count)?,
         };
         let offset = record.view.here().offset;
-        Ok(Self {
-            offset,
-            kind: record.kind,
-            view: record.view,
-            unit: None,
-            mappings,
-        })
+        Ok(Self { offset, kind: record.kind, view: record.view, unit: None, mappings })
     }
 
     pub(super) const fn here(&self) -> Location {
@@ -57,9 +49,7 @@ impl<'a> Node<'a> {
         let valid = if header.revision >= 5 {
             smmu.flags.get() & SMMUV3_DEVICE_ID_VALID != 0
         } else {
-            [smmu.event_gsiv, smmu.pri_gsiv, smmu.gerror_gsiv, smmu.sync_gsiv]
-                .iter()
-                .any(|g| g.get() == 0)
+            [smmu.event_gsiv, smmu.pri_gsiv, smmu.gerror_gsiv, smmu.sync_gsiv].iter().any(|g| g.get() == 0)
         };
         let index = smmu.device_id_mapping.get() as usize;
         let mapping = self.mappings.get(index)?;
@@ -88,9 +78,7 @@ pub(super) struct Graph<'a> {
 impl<'a> Graph<'a> {
     /// The node at `offset`, for the structure at `at`.
     pub(super) fn find(&self, at: Location, offset: u32) -> Result<&Node<'a>, FirmwareError> {
-        let position = self
-            .nodes
-            .binary_search_by_key(&(offset as usize), |node| node.offset);
+        let position = self.nodes.binary_search_by_key(&(offset as usize), |node| node.offset);
         let node = position.ok().and_then(|position| self.nodes.get(position));
         node.ok_or(FirmwareError::BadReference { at, target: offset })
     }
@@ -113,12 +101,7 @@ impl<'a> Graph<'a> {
             };
             let node = self.target(device, mapping)?;
             let input = (!single).then_some(part.input);
-            let reached = Reached {
-                input,
-                output: part.output,
-                node,
-                distance: 0,
-            };
+            let reached = Reached { input, output: part.output, node, distance: 0 };
             found(reached)?;
             self.follow(reached, steps, found)?;
         }
@@ -152,15 +135,8 @@ impl<'a> Graph<'a> {
             let node = self.target(from.node, mapping)?;
             let skipped = part.input.0 - from.output.0;
             let length = part.input.1 - part.input.0;
-            let input = from
-                .input
-                .map(|(first, _)| (first + skipped, first + skipped + length));
-            let reached = Reached {
-                input,
-                output: part.output,
-                node,
-                distance,
-            };
+            let input = from.input.map(|(first, _)| (first + skipped, first + skipped + length));
+            let reached = Reached { input, output: part.output, node, distance };
             found(reached)?;
             self.follow(reached, steps, found)?;
         }
@@ -174,10 +150,7 @@ impl<'a> Graph<'a> {
         match node.kind {
             kind::ITS_GROUP | kind::SMMU | kind::SMMUV3 => Ok(node),
             _ if node.offset == from.offset => Err(FirmwareError::ReferenceLoop { at: from.here() }),
-            _ => Err(FirmwareError::BadReference {
-                at: from.here(),
-                target: offset,
-            }),
+            _ => Err(FirmwareError::BadReference { at: from.here(), target: offset }),
         }
     }
 }
@@ -188,11 +161,7 @@ fn is_single(mapping: &IdMapping) -> bool {
 
 fn count_step(steps: &mut usize) -> Result<(), FirmwareError> {
     *steps += 1;
-    if *steps > MAX_STEPS {
-        Err(FirmwareError::TooManyEntries { limit: MAX_STEPS })
-    } else {
-        Ok(())
-    }
+    if *steps > MAX_STEPS { Err(FirmwareError::TooManyEntries { limit: MAX_STEPS }) } else { Ok(()) }
 }
 
 /// Some ids and their translations.
@@ -210,16 +179,10 @@ fn translate(
 ) -> Result<Option<Part>, FirmwareError> {
     let output_base = mapping.output_base.get();
     if single {
-        return Ok(Some(Part {
-            input: (first, last),
-            output: (output_base, output_base),
-        }));
+        return Ok(Some(Part { input: (first, last), output: (output_base, output_base) }));
     }
     let base = mapping.input_base.get();
-    let bad = |value: u32| FirmwareError::BadValue {
-        at: node.here(),
-        value: value.into(),
-    };
+    let bad = |value: u32| FirmwareError::BadValue { at: node.here(), value: value.into() };
     let count = mapping.id_count.get();
     let end = base.checked_add(count).ok_or_else(|| bad(base))?;
     output_base.checked_add(count).ok_or_else(|| bad(output_base))?;

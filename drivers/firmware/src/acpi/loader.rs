@@ -90,25 +90,15 @@ pub enum Zone {
 ///
 /// Each item may be an error; the iterator ends after the last whole entry of the script.
 pub fn allocations(script: &[u8]) -> impl Iterator<Item = Result<Allocation<'_>, FirmwareError>> {
-    entries(script)
-        .filter(|(_, entry)| entry.command.get() == ALLOCATE)
-        .map(|(at, entry)| {
-            let allocate: &Allocate = arguments(at, entry)?;
-            let align = u64::from(allocate.align.get());
-            if !align.is_power_of_two() {
-                return Err(FirmwareError::BadValue { at, value: align });
-            }
-            let zone = if allocate.zone == ZONE_F_SEGMENT {
-                Zone::FSegment
-            } else {
-                Zone::High
-            };
-            Ok(Allocation {
-                name: name(at, &allocate.file)?,
-                align,
-                zone,
-            })
-        })
+    entries(script).filter(|(_, entry)| entry.command.get() == ALLOCATE).map(|(at, entry)| {
+        let allocate: &Allocate = arguments(at, entry)?;
+        let align = u64::from(allocate.align.get());
+        if !align.is_power_of_two() {
+            return Err(FirmwareError::BadValue { at, value: align });
+        }
+        let zone = if allocate.zone == ZONE_F_SEGMENT { Zone::FSegment } else { Zone::High };
+        Ok(Allocation { name: name(at, &allocate.file)?, align, zone })
+    })
 }
 
 /// Runs the pointer and checksum commands of `script` on `files`.
@@ -123,14 +113,8 @@ pub fn allocations(script: &[u8]) -> impl Iterator<Item = Result<Allocation<'_>,
 /// entries. Commands before the one in error have been run.
 pub fn run(script: &[u8], files: &mut [LoadedFile<'_>]) -> Result<(), FirmwareError> {
     if !script.len().is_multiple_of(size_of::<Entry>()) {
-        let at = Location {
-            table: Table::TableLoader,
-            offset: 0,
-        };
-        return Err(FirmwareError::BadLength {
-            at,
-            length: script.len(),
-        });
+        let at = Location { table: Table::TableLoader, offset: 0 };
+        return Err(FirmwareError::BadLength { at, length: script.len() });
     }
     for (at, entry) in entries(script) {
         match entry.command.get() {
@@ -143,16 +127,10 @@ pub fn run(script: &[u8], files: &mut [LoadedFile<'_>]) -> Result<(), FirmwareEr
 }
 
 fn entries(script: &[u8]) -> impl Iterator<Item = (Location, &Entry)> {
-    script
-        .chunks_exact(size_of::<Entry>())
-        .enumerate()
-        .filter_map(|(index, bytes)| {
-            let at = Location {
-                table: Table::TableLoader,
-                offset: index * size_of::<Entry>(),
-            };
-            Some((at, Entry::ref_from_bytes(bytes).ok()?))
-        })
+    script.chunks_exact(size_of::<Entry>()).enumerate().filter_map(|(index, bytes)| {
+        let at = Location { table: Table::TableLoader, offset: index * size_of::<Entry>() };
+        Some((at, Entry::ref_from_bytes(bytes).ok()?))
+    })
 }
 
 fn arguments<T>(at: Location, entry: &Entry) -> Result<&T, FirmwareError>
@@ -164,8 +142,7 @@ where
 
 fn name(at: Location, field: &[u8; NAME_LEN]) -> Result<&str, FirmwareError> {
     let name = core::ffi::CStr::from_bytes_until_nul(field).ok();
-    name.and_then(|name| name.to_str().ok())
-        .ok_or(FirmwareError::BadValue { at, value: 0 })
+    name.and_then(|name| name.to_str().ok()).ok_or(FirmwareError::BadValue { at, value: 0 })
 }
 
 fn find<'f, 'a>(
@@ -187,24 +164,13 @@ fn add_pointer(
     let address = find(at, &command.source, files)?.address.get();
     let size = usize::from(command.size);
     if !matches!(size, 1 | 2 | 4 | 8) {
-        return Err(FirmwareError::BadValue {
-            at,
-            value: command.size.into(),
-        });
+        return Err(FirmwareError::BadValue { at, value: command.size.into() });
     }
     let offset = command.offset.get();
     let file = find(at, &command.destination, files)?;
-    let field = usize::try_from(offset)
-        .ok()
-        .and_then(|start| file.bytes.get_mut(start..)?.get_mut(..size));
-    let field = field.ok_or(FirmwareError::BadValue {
-        at,
-        value: offset.into(),
-    })?;
-    let value = field
-        .iter()
-        .rev()
-        .fold(0u64, |value, &byte| value << 8 | u64::from(byte));
+    let field = usize::try_from(offset).ok().and_then(|start| file.bytes.get_mut(start..)?.get_mut(..size));
+    let field = field.ok_or(FirmwareError::BadValue { at, value: offset.into() })?;
+    let value = field.iter().rev().fold(0u64, |value, &byte| value << 8 | u64::from(byte));
     let sum = value.wrapping_add(address);
     if size < 8 && sum >> (8 * size) != 0 {
         return Err(FirmwareError::BadValue { at, value: sum });
@@ -224,16 +190,10 @@ fn add_checksum(
     let [offset, start, length] = [command.offset, command.start, command.length].map(|field| field.get());
     let file = find(at, &command.file, files)?;
     let range = (start as usize)..(start as usize).saturating_add(length as usize);
-    let range = file.bytes.get(range).ok_or(FirmwareError::BadValue {
-        at,
-        value: start.into(),
-    })?;
+    let range = file.bytes.get(range).ok_or(FirmwareError::BadValue { at, value: start.into() })?;
     let sum = range.iter().fold(0u8, |sum, &byte| sum.wrapping_add(byte));
     let field = file.bytes.get_mut(offset as usize);
-    let field = field.ok_or(FirmwareError::BadValue {
-        at,
-        value: offset.into(),
-    })?;
+    let field = field.ok_or(FirmwareError::BadValue { at, value: offset.into() })?;
     *field = field.wrapping_sub(sum);
     Ok(())
 }

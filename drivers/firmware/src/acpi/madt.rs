@@ -44,11 +44,7 @@ pub(super) fn read(table: &View<'_>, topology: &mut Topology) -> Result<(), Firm
             kind::IO_APIC => {
                 let apic: &IoApic = view.read(0)?;
                 let address = PhysAddr::new(apic.address.get().into());
-                let apic = topology::IoApic {
-                    id: apic.id,
-                    address,
-                    gsi_base: apic.gsi_base.get(),
-                };
+                let apic = topology::IoApic { id: apic.id, address, gsi_base: apic.gsi_base.get() };
                 list::push(&mut topology.io_apics, apic)?;
             }
             kind::INTERRUPT_OVERRIDE => {
@@ -72,14 +68,7 @@ fn add_apic(topology: &mut Topology, id: u32, flags: u32) -> Result<(), Firmware
         (false, true) => CpuState::OnlineCapable,
         (false, false) => return Ok(()),
     };
-    add_cpu(
-        topology,
-        Cpu {
-            id: CpuId::Apic(id),
-            state,
-            start: CpuStart::InitSipi,
-        },
-    )
+    add_cpu(topology, Cpu { id: CpuId::Apic(id), state, start: CpuStart::InitSipi })
 }
 
 fn add_cpu(topology: &mut Topology, cpu: Cpu) -> Result<(), FirmwareError> {
@@ -100,11 +89,7 @@ fn read_override(view: &View<'_>) -> Result<InterruptOverride, FirmwareError> {
         (_, 3) => Some(Trigger::EdgeFalling),
         (_, _) => Some(Trigger::EdgeRising),
     };
-    Ok(InterruptOverride {
-        isa_irq: entry.source,
-        gsi: entry.gsi.get(),
-        trigger,
-    })
+    Ok(InterruptOverride { isa_irq: entry.source, gsi: entry.gsi.get(), trigger })
 }
 
 /// What MADT says about the GIC, in structures of any order.
@@ -137,13 +122,7 @@ impl GicParts {
             kind::GIC_ITS => {
                 let its: &GicIts = view.read(0)?;
                 let registers = window(view, its.base.get(), ITS_BYTES)?;
-                list::push(
-                    &mut self.translation_services,
-                    Its {
-                        id: ItsId(its.id.get()),
-                        registers,
-                    },
-                )?;
+                list::push(&mut self.translation_services, Its { id: ItsId(its.id.get()), registers })?;
             }
             kind::GIC_MSI_FRAME => {
                 let frame: &GicMsiFrame = view.read(0)?;
@@ -180,23 +159,12 @@ impl GicParts {
         if gicc.gicc_base.get() != 0 && self.cpu_interface.is_none() {
             self.cpu_interface = Some(window(view, gicc.gicc_base.get(), CPU_INTERFACE_BYTES)?);
         }
-        add_cpu(
-            topology,
-            Cpu {
-                id: CpuId::Mpidr(gicc.mpidr.get()),
-                state,
-                start,
-            },
-        )
+        add_cpu(topology, Cpu { id: CpuId::Mpidr(gicc.mpidr.get()), state, start })
     }
 
     /// Regions of redistributors count before those that single CPUs name.
     fn finish(self) -> Option<Gic> {
-        let redistributors = if self.regions.is_empty() {
-            self.per_cpu
-        } else {
-            self.regions
-        };
+        let redistributors = if self.regions.is_empty() { self.per_cpu } else { self.regions };
         let version = match self.version {
             0 if redistributors.is_empty() => 2,
             0 => 3,
@@ -214,8 +182,6 @@ impl GicParts {
 }
 
 fn window(view: &View<'_>, base: u64, len: u64) -> Result<PhysRange, FirmwareError> {
-    PhysRange::new(PhysAddr::new(base), len).map_err(|error| FirmwareError::BadRange {
-        at: view.here(),
-        error,
-    })
+    PhysRange::new(PhysAddr::new(base), len)
+        .map_err(|error| FirmwareError::BadRange { at: view.here(), error })
 }

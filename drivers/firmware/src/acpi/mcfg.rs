@@ -15,36 +15,18 @@ pub(super) fn read(table: &View<'_>, topology: &mut Topology) -> Result<(), Firm
     let entries = table.rest(FIRST_ENTRY)?;
     let entry_len = size_of::<McfgEntry>();
     if !entries.len().is_multiple_of(entry_len) {
-        return Err(FirmwareError::BadLength {
-            at: table.here(),
-            length: table.len(),
-        });
+        return Err(FirmwareError::BadLength { at: table.here(), length: table.len() });
     }
     for offset in (0..entries.len()).step_by(entry_len) {
         let entry: &McfgEntry = entries.read(offset)?;
         let origin = entries.at(offset);
-        let buses = BusRange {
-            first: entry.start_bus,
-            last: entry.end_bus,
-        };
+        let buses = BusRange { first: entry.start_bus, last: entry.end_bus };
         if buses.last < buses.first {
-            return Err(FirmwareError::BadValue {
-                at: origin,
-                value: buses.last.into(),
-            });
+            return Err(FirmwareError::BadValue { at: origin, value: buses.last.into() });
         }
-        let ecam =
-            ecam_window(PhysAddr::new(entry.base_address.get()), buses).ok_or(FirmwareError::BadValue {
-                at: origin,
-                value: entry.base_address.get(),
-            })?;
-        let bridge = HostBridge {
-            segment: entry.segment.get(),
-            buses,
-            ecam,
-            windows: Vec::new(),
-            origin,
-        };
+        let ecam = ecam_window(PhysAddr::new(entry.base_address.get()), buses)
+            .ok_or(FirmwareError::BadValue { at: origin, value: entry.base_address.get() })?;
+        let bridge = HostBridge { segment: entry.segment.get(), buses, ecam, windows: Vec::new(), origin };
         add_host_bridge(topology, bridge)?;
     }
     Ok(())
@@ -65,10 +47,7 @@ pub(crate) fn add_host_bridge(topology: &mut Topology, bridge: HostBridge) -> Re
             && bridge.buses.first <= earlier.buses.last
     });
     match rival.map(|earlier| earlier.origin) {
-        Some(kept) => topology.warn(Warning::Overlap {
-            kept,
-            ignored: bridge.origin,
-        }),
+        Some(kept) => topology.warn(Warning::Overlap { kept, ignored: bridge.origin }),
         None => list::push(&mut topology.host_bridges, bridge),
     }
 }

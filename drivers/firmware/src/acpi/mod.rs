@@ -80,9 +80,7 @@ fn map<'m>(
 ) -> Result<&'m [u8], FirmwareError> {
     let at = View::new(table, &[]).here();
     let range = PhysRange::new(address, len).map_err(|error| FirmwareError::BadRange { at, error })?;
-    memory
-        .bytes(range)
-        .ok_or(FirmwareError::Unmapped { table, range })
+    memory.bytes(range).ok_or(FirmwareError::Unmapped { table, range })
 }
 
 /// Reads one table into a topology.
@@ -115,10 +113,7 @@ impl<'a> Tables<'a> {
                 available: bytes.len(),
             });
         };
-        let known = KNOWN
-            .iter()
-            .zip(&mut self.found)
-            .find(|((known, _), _)| *known == signature);
+        let known = KNOWN.iter().zip(&mut self.found).find(|((known, _), _)| *known == signature);
         match known {
             None => Ok(()),
             Some((_, slot)) if slot.is_none() => {
@@ -156,10 +151,7 @@ fn check<'a>(signature: Signature, bytes: &'a [u8]) -> Result<View<'a>, Firmware
     }
     let length = header.length.get() as usize;
     if length < size_of::<TableHeader>() {
-        return Err(FirmwareError::BadLength {
-            at: view.here(),
-            length,
-        });
+        return Err(FirmwareError::BadLength { at: view.here(), length });
     }
     let view = view.part(0, length)?;
     check_sum(table, view.bytes())?;

@@ -18,10 +18,7 @@ pub(super) fn read_fadt(table: &View<'_>, topology: &mut Topology) -> Result<(),
         return Ok(());
     }
     let flags = table.read::<U16>(FADT_ARM_BOOT_ARCH)?.get();
-    topology.psci = match (
-        flags & ARM_BOOT_PSCI_COMPLIANT != 0,
-        flags & ARM_BOOT_PSCI_USE_HVC != 0,
-    ) {
+    topology.psci = match (flags & ARM_BOOT_PSCI_COMPLIANT != 0, flags & ARM_BOOT_PSCI_USE_HVC != 0) {
         (false, _) => None,
         (true, false) => Some(PsciConduit::Smc),
         (true, true) => Some(PsciConduit::Hvc),
@@ -35,23 +32,10 @@ pub(super) fn read_spcr(table: &View<'_>, topology: &mut Topology) -> Result<(),
     if spcr.interface_type != SPCR_PL011 || spcr.address_space != GAS_SYSTEM_MEMORY {
         return Ok(());
     }
-    let registers = PhysRange::new(PhysAddr::new(spcr.address.get()), PL011_BYTES).map_err(|error| {
-        FirmwareError::BadRange {
-            at: table.here(),
-            error,
-        }
-    })?;
+    let registers = PhysRange::new(PhysAddr::new(spcr.address.get()), PL011_BYTES)
+        .map_err(|error| FirmwareError::BadRange { at: table.here(), error })?;
     let wired = spcr.interrupt_type & SPCR_INTERRUPT_GIC != 0;
-    let interrupt = wired.then(|| Interrupt {
-        intid: spcr.global_system_interrupt.get(),
-        trigger: Trigger::LevelHigh,
-    });
-    list::push(
-        &mut topology.consoles,
-        Console {
-            kind: ConsoleKind::Pl011,
-            registers,
-            interrupt,
-        },
-    )
+    let interrupt =
+        wired.then(|| Interrupt { intid: spcr.global_system_interrupt.get(), trigger: Trigger::LevelHigh });
+    list::push(&mut topology.consoles, Console { kind: ConsoleKind::Pl011, registers, interrupt })
 }

@@ -21,13 +21,9 @@ const LEN_V2: usize = LEN_V1 + size_of::<RsdpExtension>();
 pub fn find_rsdp(area: &[u8]) -> Option<usize> {
     let is_rsdp = |bytes: &[u8]| {
         bytes.starts_with(&SIGNATURE)
-            && bytes
-                .get(..LEN_V1)
-                .is_some_and(|rsdp| check_sum(Table::Rsdp, rsdp).is_ok())
+            && bytes.get(..LEN_V1).is_some_and(|rsdp| check_sum(Table::Rsdp, rsdp).is_ok())
     };
-    (0..area.len())
-        .step_by(RSDP_ALIGN)
-        .find(|&offset| area.get(offset..).is_some_and(is_rsdp))
+    (0..area.len()).step_by(RSDP_ALIGN).find(|&offset| area.get(offset..).is_some_and(is_rsdp))
 }
 
 /// RSDT or XSDT.
@@ -61,10 +57,7 @@ fn read_extension<'m>(memory: &impl PhysMemory<'m>, address: PhysAddr) -> Result
     let extension: &RsdpExtension = view.read(LEN_V1)?;
     let length = extension.length.get();
     if (length as usize) < LEN_V2 {
-        return Err(FirmwareError::BadLength {
-            at: view.at(LEN_V1),
-            length: length as usize,
-        });
+        return Err(FirmwareError::BadLength { at: view.at(LEN_V1), length: length as usize });
     }
     check_sum(Table::Rsdp, map(memory, Table::Rsdp, address, length.into())?)?;
     Ok(PhysAddr::new(extension.xsdt_address.get()))
@@ -91,16 +84,10 @@ impl RootTable<'_> {
     pub(super) fn entries(&self) -> Result<impl Iterator<Item = PhysAddr>, FirmwareError> {
         let entries = self.view.rest(size_of::<TableHeader>())?;
         if !entries.len().is_multiple_of(self.entry_len) {
-            return Err(FirmwareError::BadLength {
-                at: self.view.here(),
-                length: self.view.len(),
-            });
+            return Err(FirmwareError::BadLength { at: self.view.here(), length: self.view.len() });
         }
         let addresses = entries.bytes().chunks_exact(self.entry_len).map(|entry| {
-            let value = entry
-                .iter()
-                .rev()
-                .fold(0, |value, &byte| value << 8 | u64::from(byte));
+            let value = entry.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
             PhysAddr::new(value)
         });
         Ok(addresses.filter(|address| address.get() != 0))

@@ -28,10 +28,7 @@ pub(super) fn read(table: &View<'_>, topology: &mut Topology) -> Result<(), Firm
             .iter()
             .find(|(offset, _)| *offset == usize::from(reference))
             .map(|(_, unit)| *unit)
-            .ok_or(FirmwareError::BadReference {
-                at: node.view.here(),
-                target: reference.into(),
-            })
+            .ok_or(FirmwareError::BadReference { at: node.view.here(), target: reference.into() })
     };
     for node in nodes(table)? {
         let node = node?;
@@ -48,10 +45,7 @@ pub(super) fn read(table: &View<'_>, topology: &mut Topology) -> Result<(), Firm
                 list::push(&mut topology.platform_devices, device)?;
             }
             kind::VIRTIO_IOMMU_PCI | kind::VIRTIO_IOMMU_MMIO => {}
-            kind => topology.warn(Warning::UnknownStructure {
-                at: node.view.here(),
-                kind,
-            })?,
+            kind => topology.warn(Warning::UnknownStructure { at: node.view.here(), kind })?,
         }
     }
     Ok(())
@@ -65,10 +59,7 @@ fn nodes<'a>(
     let viot: &Viot = table.read(header_len)?;
     let first = usize::from(viot.node_offset.get());
     if first < header_len + size_of::<Viot>() {
-        return Err(FirmwareError::BadReference {
-            at: table.at(header_len),
-            target: first as u32,
-        });
+        return Err(FirmwareError::BadReference { at: table.at(header_len), target: first as u32 });
     }
     table.counted_records(first, RecordShape::ByteGapWord, viot.node_count.get().into())
 }
@@ -85,19 +76,12 @@ fn unit_of(node: &Record<'_>) -> Result<Option<UnitDescription>, FirmwareError> 
             let base = PhysAddr::new(mmio.base_address.get());
             let registers = PhysRange::new(base, VIRTIO_MMIO_BYTES)
                 .map_err(|error| FirmwareError::BadRange { at: origin, error })?;
-            VirtioTransport::Mmio {
-                registers,
-                interrupt: None,
-            }
+            VirtioTransport::Mmio { registers, interrupt: None }
         }
         _ => return Ok(None),
     };
     let kind = UnitKind::VirtioIommu(VirtioIommuUnit { transport });
-    Ok(Some(UnitDescription {
-        kind,
-        proximity: None,
-        origin,
-    }))
+    Ok(Some(UnitDescription { kind, proximity: None, origin }))
 }
 
 fn pci_mapping(
@@ -119,17 +103,9 @@ fn pci_mapping(
         .offset_of(RequesterId::from_bdf(window.last_segment, window.last))
         .is_some_and(|last| window.first_segment <= window.last_segment && start.checked_add(last).is_some());
     if !fits {
-        return Err(FirmwareError::BadValue {
-            at,
-            value: start.into(),
-        });
+        return Err(FirmwareError::BadValue { at, value: start.into() });
     }
-    Ok(RequesterMapping {
-        window,
-        unit,
-        endpoint: EndpointId::new(start),
-        origin: at,
-    })
+    Ok(RequesterMapping { window, unit, endpoint: EndpointId::new(start), origin: at })
 }
 
 fn mmio_device(node: &Record<'_>, endpoint: &Mmio, unit: UnitIndex) -> Result<PlatformDevice, FirmwareError> {
@@ -140,14 +116,7 @@ fn mmio_device(node: &Record<'_>, endpoint: &Mmio, unit: UnitIndex) -> Result<Pl
     let mut registers = Vec::new();
     list::push(&mut registers, base)?;
     let mut streams = Vec::new();
-    list::push(
-        &mut streams,
-        StreamRange {
-            unit,
-            first: id,
-            last: id,
-        },
-    )?;
+    list::push(&mut streams, StreamRange { unit, first: id, last: id })?;
     Ok(PlatformDevice {
         name: String::new(),
         compatible: Vec::new(),

@@ -14,10 +14,7 @@ impl<'a> Cells<'a> {
     pub(super) fn new(value: &'a [u8], at: Location) -> Result<Self, FirmwareError> {
         match value.as_chunks() {
             (rest, []) => Ok(Self { rest, at }),
-            _ => Err(FirmwareError::BadLength {
-                at,
-                length: value.len(),
-            }),
+            _ => Err(FirmwareError::BadLength { at, length: value.len() }),
         }
     }
 
@@ -33,11 +30,7 @@ impl<'a> Cells<'a> {
     /// The next cell.
     pub(super) fn number(&mut self) -> Result<u32, FirmwareError> {
         let [first, rest @ ..] = self.rest else {
-            return Err(FirmwareError::Truncated {
-                at: self.at,
-                needed: 4,
-                available: 0,
-            });
+            return Err(FirmwareError::Truncated { at: self.at, needed: 4, available: 0 });
         };
         self.rest = rest;
         self.at.offset = self.at.offset.saturating_add(4);
@@ -62,11 +55,7 @@ impl<'a> Cells<'a> {
     pub(super) fn part(&mut self, count: usize) -> Result<Self, FirmwareError> {
         let Some((part, rest)) = self.rest.split_at_checked(count) else {
             let available = self.rest.len().saturating_mul(4);
-            return Err(FirmwareError::Truncated {
-                at: self.at,
-                needed: count.saturating_mul(4),
-                available,
-            });
+            return Err(FirmwareError::Truncated { at: self.at, needed: count.saturating_mul(4), available });
         };
         let at = self.at;
         self.rest = rest;
@@ -83,10 +72,7 @@ impl<'a> Cells<'a> {
     pub(super) fn end(&self) -> Result<(), FirmwareError> {
         match self.rest.len() {
             0 => Ok(()),
-            left => Err(FirmwareError::BadLength {
-                at: self.at,
-                length: left.saturating_mul(4),
-            }),
+            left => Err(FirmwareError::BadLength { at: self.at, length: left.saturating_mul(4) }),
         }
     }
 }

@@ -5,12 +5,7 @@ use crate::{FirmwareError, Gic, Interrupt, Its, ItsId, MsiController, MsiTarget,
 use alloc::vec::Vec;
 
 const GIC_V3: &[&str] = &["arm,gic-v3"];
-const GIC_V2: &[&str] = &[
-    "arm,cortex-a15-gic",
-    "arm,gic-400",
-    "arm,cortex-a9-gic",
-    "arm,cortex-a7-gic",
-];
+const GIC_V2: &[&str] = &["arm,cortex-a15-gic", "arm,gic-400", "arm,cortex-a9-gic", "arm,cortex-a7-gic"];
 const ITS: &[&str] = &["arm,gic-v3-its"];
 const V2M: &[&str] = &["arm,gic-v2m-frame"];
 
@@ -34,13 +29,7 @@ impl Controllers {
         for node in tree.nodes().filter(Node::is_enabled) {
             if node.is_compatible(ITS) {
                 let id = ItsId(translation_services.len() as u32);
-                list::push(
-                    &mut translation_services,
-                    Its {
-                        id,
-                        registers: node.first_registers()?,
-                    },
-                )?;
+                list::push(&mut translation_services, Its { id, registers: node.first_registers()? })?;
                 list::push(&mut msi, (node.index(), MsiController::Its(id)))?;
             } else if node.is_compatible(V2M) {
                 list::push(&mut msi, (node.index(), MsiController::V2m(v2m_frames.len())))?;
@@ -49,20 +38,13 @@ impl Controllers {
                 gic = Some(read_gic(&node)?);
             }
         }
-        let gic = gic.map(|gic| Gic {
-            translation_services,
-            v2m_frames,
-            ..gic
-        });
+        let gic = gic.map(|gic| Gic { translation_services, v2m_frames, ..gic });
         Ok(Self { gic, msi })
     }
 
     /// The MSI controller that a node is.
     pub(super) fn msi(&self, node: &Node<'_, '_>) -> Option<MsiController> {
-        self.msi
-            .iter()
-            .find(|(index, _)| *index == node.index())
-            .map(|(_, controller)| *controller)
+        self.msi.iter().find(|(index, _)| *index == node.index()).map(|(_, controller)| *controller)
     }
 
     /// The first MSI target in a node's own `msi-parent`.
@@ -80,10 +62,7 @@ impl Controllers {
             let count = parent.number("#msi-cells")?.unwrap_or(0);
             let device_id = parents.part(count as usize)?.first_or_zero();
             if let Some(controller) = self.msi(&parent) {
-                return Ok(Some(MsiTarget {
-                    controller,
-                    device_id,
-                }));
+                return Ok(Some(MsiTarget { controller, device_id }));
             }
         }
         Ok(None)
@@ -92,17 +71,11 @@ impl Controllers {
 
 fn read_gic(node: &Node<'_, '_>) -> Result<Gic, FirmwareError> {
     let registers = node.registers()?;
-    let missing = FirmwareError::BadLength {
-        at: node.here(),
-        length: registers.len(),
-    };
+    let missing = FirmwareError::BadLength { at: node.here(), length: registers.len() };
     let (&distributor, rest) = registers.split_first().ok_or(missing)?;
     let (version, redistributors, cpu_interface) = if node.is_compatible(GIC_V3) {
         let count = node.number("#redistributor-regions")?.unwrap_or(1) as usize;
-        let regions = rest
-            .get(..count)
-            .filter(|regions| !regions.is_empty())
-            .ok_or(missing)?;
+        let regions = rest.get(..count).filter(|regions| !regions.is_empty()).ok_or(missing)?;
         (3, list::copy(regions)?, None)
     } else {
         (2, Vec::new(), rest.first().copied())
@@ -120,10 +93,7 @@ fn read_gic(node: &Node<'_, '_>) -> Result<Gic, FirmwareError> {
 fn read_v2m(node: &Node<'_, '_>) -> Result<V2mFrame, FirmwareError> {
     let base = node.number("arm,msi-base-spi")?;
     let spis = base.zip(node.number("arm,msi-num-spis")?);
-    Ok(V2mFrame {
-        registers: node.first_registers()?,
-        spis,
-    })
+    Ok(V2mFrame { registers: node.first_registers()?, spis })
 }
 
 /// The interrupts of a node in their order; `None` for one whose controller is not a GIC.
@@ -184,20 +154,14 @@ fn specifier(
     let (kind, number, flags) = (cells.number()?, cells.number()?, cells.number()?);
     let base = INTID_BASES.get(kind as usize);
     let intid = base.and_then(|base| base.checked_add(number));
-    let intid = intid.ok_or(FirmwareError::BadValue {
-        at,
-        value: kind.into(),
-    })?;
+    let intid = intid.ok_or(FirmwareError::BadValue { at, value: kind.into() })?;
     let trigger = match flags & 0xf {
         1 => Trigger::EdgeRising,
         2 => Trigger::EdgeFalling,
         4 => Trigger::LevelHigh,
         8 => Trigger::LevelLow,
         other => {
-            return Err(FirmwareError::BadValue {
-                at,
-                value: other.into(),
-            });
+            return Err(FirmwareError::BadValue { at, value: other.into() });
         }
     };
     Ok(Some(Interrupt { intid, trigger }))

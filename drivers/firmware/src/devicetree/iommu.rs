@@ -27,10 +27,7 @@ pub(super) struct Units(Vec<UnitNode>);
 impl Units {
     /// The unit that a node is.
     pub(super) fn find(&self, node: &Node<'_, '_>) -> Option<UnitIndex> {
-        self.0
-            .iter()
-            .find(|unit| unit.node == node.index())
-            .map(|unit| unit.unit)
+        self.0.iter().find(|unit| unit.node == node.index()).map(|unit| unit.unit)
     }
 }
 
@@ -58,9 +55,7 @@ pub(super) fn read_units(
                 topology.warn(Warning::Ignored { at: node.here() })?;
                 continue;
             };
-            UnitKind::VirtioIommu(VirtioIommuUnit {
-                transport: VirtioTransport::Pci(id),
-            })
+            UnitKind::VirtioIommu(VirtioIommuUnit { transport: VirtioTransport::Pci(id) })
         } else if node.is_compatible(VIRTIO_MMIO) && node.has("#iommu-cells") {
             let registers = node.first_registers()?;
             let interrupt = interrupts(tree, &node)?.first().copied().flatten();
@@ -69,18 +64,8 @@ pub(super) fn read_units(
         } else {
             continue;
         };
-        let unit = topology.add_unit(UnitDescription {
-            kind,
-            proximity: None,
-            origin: node.here(),
-        })?;
-        list::push(
-            &mut units,
-            UnitNode {
-                node: node.index(),
-                unit,
-            },
-        )?;
+        let unit = topology.add_unit(UnitDescription { kind, proximity: None, origin: node.here() })?;
+        list::push(&mut units, UnitNode { node: node.index(), unit })?;
     }
     Ok(Units(units))
 }
@@ -101,11 +86,7 @@ fn read_smmuv3(
             _ => {}
         }
     }
-    let walks = if node.has("dma-coherent") {
-        WalkCoherency::Coherent
-    } else {
-        WalkCoherency::AsReported
-    };
+    let walks = if node.has("dma-coherent") { WalkCoherency::Coherent } else { WalkCoherency::AsReported };
     let model = if node.has("cavium,cn9900-broken-page1-regspace") {
         Smmuv3Model::CaviumCn99xx
     } else if node.has("hisilicon,broken-prefetch-cmd") {
@@ -162,14 +143,7 @@ pub(super) fn read_platform_devices(
             let id = EndpointId::new(entries.part(count as usize)?.first_or_zero());
             match units.find(&target) {
                 Some(unit) if count == 1 => {
-                    list::push(
-                        &mut streams,
-                        StreamRange {
-                            unit,
-                            first: id,
-                            last: id,
-                        },
-                    )?;
+                    list::push(&mut streams, StreamRange { unit, first: id, last: id })?;
                 }
                 _ => topology.warn(Warning::UnknownTarget { at })?,
             }
@@ -183,13 +157,7 @@ pub(super) fn read_platform_devices(
             dma: coherency(&node),
             origin: node.here(),
         };
-        list::push(
-            &mut devices,
-            DeviceNode {
-                node: node.index(),
-                device: topology.platform_devices.len(),
-            },
-        )?;
+        list::push(&mut devices, DeviceNode { node: node.index(), device: topology.platform_devices.len() })?;
         list::push(&mut topology.platform_devices, device)?;
     }
     Ok(devices)
@@ -251,25 +219,11 @@ pub(super) fn read_map<'t, 'a>(
         };
         let last = first.checked_add(extra).and_then(|last| u16::try_from(last).ok());
         let requesters = u16::try_from(first).ok().zip(last);
-        let requesters = requesters.ok_or(FirmwareError::BadValue {
-            at,
-            value: first.into(),
-        })?;
+        let requesters = requesters.ok_or(FirmwareError::BadValue { at, value: first.into() })?;
         if output.checked_add(extra).is_none() {
-            return Err(FirmwareError::BadValue {
-                at,
-                value: output.into(),
-            });
+            return Err(FirmwareError::BadValue { at, value: output.into() });
         }
-        list::push(
-            &mut map,
-            MapEntry {
-                at,
-                requesters,
-                target,
-                output,
-            },
-        )?;
+        list::push(&mut map, MapEntry { at, requesters, target, output })?;
     }
     Ok(map)
 }

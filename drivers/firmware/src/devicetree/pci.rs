@@ -34,17 +34,9 @@ pub(super) fn hosts(tree: &Tree<'_>) -> Result<Vec<Host>, FirmwareError> {
     for node in tree.nodes().filter(is_host) {
         match node.number("linux,pci-domain")? {
             Some(domain) => {
-                let segment = u16::try_from(domain).map_err(|_| FirmwareError::BadValue {
-                    at: node.here(),
-                    value: domain.into(),
-                })?;
-                list::push(
-                    &mut hosts,
-                    Host {
-                        node: node.index(),
-                        segment,
-                    },
-                )?;
+                let segment = u16::try_from(domain)
+                    .map_err(|_| FirmwareError::BadValue { at: node.here(), value: domain.into() })?;
+                list::push(&mut hosts, Host { node: node.index(), segment })?;
             }
             None => list::push(&mut unnumbered, node.index())?,
         }
@@ -52,9 +44,7 @@ pub(super) fn hosts(tree: &Tree<'_>) -> Result<Vec<Host>, FirmwareError> {
     let mut free = 0..=u16::MAX;
     for node in unnumbered {
         let segment = free.find(|segment| hosts.iter().all(|host| host.segment != *segment));
-        let segment = segment.ok_or(FirmwareError::TooManyEntries {
-            limit: usize::from(u16::MAX),
-        })?;
+        let segment = segment.ok_or(FirmwareError::TooManyEntries { limit: usize::from(u16::MAX) })?;
         list::push(&mut hosts, Host { node, segment })?;
     }
     Ok(hosts)
@@ -76,10 +66,7 @@ pub(super) fn read_hosts(
             add_host_bridge(topology, read_bridge(&node, host.segment)?)?;
         }
         if node.has("ats-supported") {
-            let ats = SegmentAts {
-                segment: host.segment,
-                support: AtsSupport::Supported,
-            };
+            let ats = SegmentAts { segment: host.segment, support: AtsSupport::Supported };
             list::push(&mut topology.segment_ats, ats)?;
         }
         read_iommu_map(tree, &node, host.segment, units, topology)?;
@@ -97,44 +84,21 @@ fn read_bridge(node: &Node<'_, '_>, segment: u16) -> Result<HostBridge, Firmware
             let (at, first, last) = (range.here(), range.number()?, range.number()?);
             range.end()?;
             let bus = |value: u32| {
-                u8::try_from(value).map_err(|_| FirmwareError::BadValue {
-                    at,
-                    value: value.into(),
-                })
+                u8::try_from(value).map_err(|_| FirmwareError::BadValue { at, value: value.into() })
             };
-            BusRange {
-                first: bus(first)?,
-                last: bus(last)?,
-            }
+            BusRange { first: bus(first)?, last: bus(last)? }
         }
     };
-    let count = buses
-        .last
-        .checked_sub(buses.first)
-        .map(|more| u64::from(more) + 1);
-    let count = count.ok_or(FirmwareError::BadValue {
-        at: origin,
-        value: buses.last.into(),
-    })?;
+    let count = buses.last.checked_sub(buses.first).map(|more| u64::from(more) + 1);
+    let count = count.ok_or(FirmwareError::BadValue { at: origin, value: buses.last.into() })?;
     // Buses beyond the registers cannot be reached.
     let covered = (registers.len() / ECAM_BYTES_PER_BUS).min(count);
-    let more = covered.checked_sub(1).ok_or(FirmwareError::BadValue {
-        at: origin,
-        value: registers.len(),
-    })?;
-    let buses = BusRange {
-        first: buses.first,
-        last: buses.first + more as u8,
-    };
+    let more =
+        covered.checked_sub(1).ok_or(FirmwareError::BadValue { at: origin, value: registers.len() })?;
+    let buses = BusRange { first: buses.first, last: buses.first + more as u8 };
     let ecam = PhysRange::new(registers.start(), covered * ECAM_BYTES_PER_BUS)
         .map_err(|error| FirmwareError::BadRange { at: origin, error })?;
-    Ok(HostBridge {
-        segment,
-        buses,
-        ecam,
-        windows: read_windows(node)?,
-        origin,
-    })
+    Ok(HostBridge { segment, buses, ecam, windows: read_windows(node)?, origin })
 }
 
 /// `ranges`: a PCI address of three cells, a CPU address, a size.
@@ -145,19 +109,12 @@ fn read_windows(node: &Node<'_, '_>) -> Result<Vec<PciWindow>, FirmwareError> {
         return Ok(windows);
     };
     if below.address != 3 {
-        return Err(FirmwareError::BadValue {
-            at: node.here(),
-            value: below.address as u64,
-        });
+        return Err(FirmwareError::BadValue { at: node.here(), value: below.address as u64 });
     }
     while !ranges.is_empty() {
         let at = ranges.here();
         let flags = ranges.number()?;
-        let (bus, cpu, size) = (
-            ranges.take(2)?,
-            ranges.take(above.address)?,
-            ranges.take(below.size)?,
-        );
+        let (bus, cpu, size) = (ranges.take(2)?, ranges.take(above.address)?, ranges.take(below.size)?);
         let space = match flags >> SPACE_SHIFT & 3 {
             1 => PciSpace::Io,
             2 => PciSpace::Memory32,
@@ -175,15 +132,7 @@ fn read_windows(node: &Node<'_, '_>) -> Result<Vec<PciWindow>, FirmwareError> {
             _ => Prefetch::Prefetchable,
         };
         if let Some(cpu) = node.translate(cpu)? {
-            list::push(
-                &mut windows,
-                PciWindow {
-                    space,
-                    cpu,
-                    bus,
-                    prefetch,
-                },
-            )?;
+            list::push(&mut windows, PciWindow { space, cpu, bus, prefetch })?;
         }
     }
     Ok(windows)
@@ -203,17 +152,9 @@ fn read_iommu_map(
             continue;
         };
         let (first, last) = entry.requesters;
-        let window = RequesterWindow {
-            mask,
-            ..RequesterWindow::new(segment, first, last)
-        };
+        let window = RequesterWindow { mask, ..RequesterWindow::new(segment, first, last) };
         let endpoint = EndpointId::new(entry.output);
-        topology.add_mapping(RequesterMapping {
-            window,
-            unit,
-            endpoint,
-            origin: entry.at,
-        })?;
+        topology.add_mapping(RequesterMapping { window, unit, endpoint, origin: entry.at })?;
     }
     Ok(())
 }
@@ -231,15 +172,8 @@ fn read_msi_map(
             return Ok(());
         };
         let window = RequesterWindow::new(segment, 0, u16::MAX);
-        let target = MsiTarget {
-            device_id: 0,
-            ..parent
-        };
-        return topology.add_msi_mapping(MsiMapping {
-            window,
-            target,
-            origin: node.here(),
-        });
+        let target = MsiTarget { device_id: 0, ..parent };
+        return topology.add_msi_mapping(MsiMapping { window, target, origin: node.here() });
     }
     let mask = read_mask(node, "msi-map-mask")?;
     for entry in read_map(tree, node, "msi-map", &mut |at| topology.ignored(at))? {
@@ -248,26 +182,14 @@ fn read_msi_map(
             continue;
         };
         let (first, last) = entry.requesters;
-        let window = RequesterWindow {
-            mask,
-            ..RequesterWindow::new(segment, first, last)
-        };
-        let target = MsiTarget {
-            controller,
-            device_id: entry.output,
-        };
-        topology.add_msi_mapping(MsiMapping {
-            window,
-            target,
-            origin: entry.at,
-        })?;
+        let window = RequesterWindow { mask, ..RequesterWindow::new(segment, first, last) };
+        let target = MsiTarget { controller, device_id: entry.output };
+        topology.add_msi_mapping(MsiMapping { window, target, origin: entry.at })?;
     }
     Ok(())
 }
 
 /// A mask of requester words. Bits above 15 cannot matter.
 fn read_mask(node: &Node<'_, '_>, property: &str) -> Result<u16, FirmwareError> {
-    Ok(node
-        .number(property)?
-        .map_or(RequesterWindow::FULL_MASK, |mask| mask as u16))
+    Ok(node.number(property)?.map_or(RequesterWindow::FULL_MASK, |mask| mask as u16))
 }

@@ -12,27 +12,19 @@ const PL011: &[&str] = &["arm,pl011"];
 
 /// Adds CPUs and the way PSCI is called.
 pub(super) fn read_cpus(tree: &Tree<'_>, topology: &mut Topology) -> Result<(), FirmwareError> {
-    let psci = tree
-        .nodes()
-        .find(|node| node.is_enabled() && node.is_compatible(PSCI));
+    let psci = tree.nodes().find(|node| node.is_enabled() && node.is_compatible(PSCI));
     topology.psci = match psci.and_then(|node| Some((node, node.string("method")?))) {
         Some((_, "smc")) => Some(PsciConduit::Smc),
         Some((_, "hvc")) => Some(PsciConduit::Hvc),
         Some((node, _)) => {
-            return Err(FirmwareError::BadValue {
-                at: node.here(),
-                value: 0,
-            });
+            return Err(FirmwareError::BadValue { at: node.here(), value: 0 });
         }
         None => None,
     };
     let Some(parent) = tree.by_path("/cpus") else {
         return Ok(());
     };
-    for node in parent
-        .children()
-        .filter(|node| node.string("device_type") == Some("cpu"))
-    {
+    for node in parent.children().filter(|node| node.string("device_type") == Some("cpu")) {
         // A disabled CPU is quiescent, one that failed is none (Devicetree Specification 3.8.1).
         let state = match node.string("status") {
             None | Some("okay" | "ok") => CpuState::Enabled,
@@ -40,20 +32,10 @@ pub(super) fn read_cpus(tree: &Tree<'_>, topology: &mut Topology) -> Result<(), 
             Some(_) => continue,
         };
         let Some(mut reg) = node.list("reg")? else {
-            return Err(FirmwareError::BadLength {
-                at: node.here(),
-                length: 0,
-            });
+            return Err(FirmwareError::BadLength { at: node.here(), length: 0 });
         };
         let id = CpuId::Mpidr(reg.take(node.cells().address)?);
-        list::push(
-            &mut topology.cpus,
-            Cpu {
-                id,
-                state,
-                start: start_method(&node)?,
-            },
-        )?;
+        list::push(&mut topology.cpus, Cpu { id, state, start: start_method(&node)? })?;
     }
     Ok(())
 }
@@ -72,10 +54,7 @@ fn start_method(node: &Node<'_, '_>) -> Result<CpuStart, FirmwareError> {
 /// Adds PL011s, the one that `/chosen` names as standard output first.
 pub(super) fn read_consoles(tree: &Tree<'_>, topology: &mut Topology) -> Result<(), FirmwareError> {
     let chosen = standard_output(tree).map(|node| node.index());
-    for node in tree
-        .nodes()
-        .filter(|node| node.is_enabled() && node.is_compatible(PL011))
-    {
+    for node in tree.nodes().filter(|node| node.is_enabled() && node.is_compatible(PL011)) {
         let console = Console {
             kind: ConsoleKind::Pl011,
             registers: node.first_registers()?,

@@ -35,19 +35,10 @@ pub(super) fn read(
             let range = IovaRange::new(Iova::new(start), size)
                 .map_err(|error| FirmwareError::BadRange { at: origin, error })?;
             let same = |memory: &PhysRange| memory.start().get() == start && memory.len() == size;
-            let kind = if memory.iter().any(same) {
-                ReservedKind::Direct
-            } else {
-                ReservedKind::Reserved
-            };
+            let kind = if memory.iter().any(same) { ReservedKind::Direct } else { ReservedKind::Reserved };
             match device_set(&device, devices, hosts, topology)? {
                 Some(devices) => {
-                    let region = ReservedRegion {
-                        range,
-                        kind,
-                        devices,
-                        origin,
-                    };
+                    let region = ReservedRegion { range, kind, devices, origin };
                     list::push(&mut topology.reserved, region)?;
                 }
                 None => topology.warn(Warning::UnknownTarget { at: origin })?,
@@ -71,10 +62,7 @@ fn device_set(
     } else if let Some(id) = pci_function(node, hosts)? {
         list::push(&mut set.requesters, RequesterRange::single(id))?;
     } else if let Some(host) = hosts.iter().find(|host| host.node == node.index()) {
-        list::push(
-            &mut set.requesters,
-            RequesterRange::buses(host.segment, ALL_BUSES),
-        )?;
+        list::push(&mut set.requesters, RequesterRange::buses(host.segment, ALL_BUSES))?;
     } else {
         return Ok(None);
     }

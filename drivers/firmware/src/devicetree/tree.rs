@@ -42,24 +42,13 @@ pub(super) struct CellCounts {
 impl<'a> Tree<'a> {
     /// Indexes the tree at the start of `bytes`, which may be longer.
     pub(super) fn new(bytes: &'a [u8]) -> Result<Self, FirmwareError> {
-        let at = Location {
-            table: Table::DeviceTree,
-            offset: 0,
-        };
+        let at = Location { table: Table::DeviceTree, offset: 0 };
         let size = bytes.get(TOTAL_SIZE..).and_then(|rest| rest.first_chunk());
         let size = size.map_or(0, |&size| u32::from_be_bytes(size)) as usize;
         let available = bytes.len();
-        let blob = bytes.get(..size).ok_or(FirmwareError::Truncated {
-            at,
-            needed: size,
-            available,
-        })?;
+        let blob = bytes.get(..size).ok_or(FirmwareError::Truncated { at, needed: size, available })?;
         let fdt = Fdt::new(blob).map_err(|_| FirmwareError::MalformedDeviceTree)?;
-        let mut tree = Self {
-            blob,
-            nodes: Vec::new(),
-            phandles: Vec::new(),
-        };
+        let mut tree = Self { blob, nodes: Vec::new(), phandles: Vec::new() };
         tree.add_nodes(fdt)?;
         tree.add_phandles()?;
         Ok(tree)
@@ -69,8 +58,7 @@ impl<'a> Tree<'a> {
         let root = fdt.root();
         let root_index = self.add_node(root, None)?;
         let mut open = Vec::new();
-        open.try_reserve_exact(MAX_DEPTH)
-            .map_err(|_| FirmwareError::OutOfMemory)?;
+        open.try_reserve_exact(MAX_DEPTH).map_err(|_| FirmwareError::OutOfMemory)?;
         open.push((root_index, root.children()));
         while let Some((parent, children)) = open.last_mut() {
             let Some(child) = children.next() else {
@@ -79,10 +67,7 @@ impl<'a> Tree<'a> {
             };
             let index = self.add_node(child, Some(*parent))?;
             if open.len() == MAX_DEPTH {
-                return Err(FirmwareError::TooDeep {
-                    at: self.place(child.name()),
-                    limit: MAX_DEPTH,
-                });
+                return Err(FirmwareError::TooDeep { at: self.place(child.name()), limit: MAX_DEPTH });
             }
             open.push((index, child.children()));
         }
@@ -101,28 +86,18 @@ impl<'a> Tree<'a> {
                 Some(&count) if value.len() == 4 && u32::from_be_bytes(count) <= 4 => {
                     Ok(u32::from_be_bytes(count) as usize)
                 }
-                _ => Err(FirmwareError::BadLength {
-                    at: self.place_of(value),
-                    length: value.len(),
-                }),
+                _ => Err(FirmwareError::BadLength { at: self.place_of(value), length: value.len() }),
             },
         };
-        let cells = CellCounts {
-            address: count("#address-cells", 2)?,
-            size: count("#size-cells", 1)?,
-        };
-        self.nodes
-            .try_reserve(1)
-            .map_err(|_| FirmwareError::OutOfMemory)?;
+        let cells = CellCounts { address: count("#address-cells", 2)?, size: count("#size-cells", 1)? };
+        self.nodes.try_reserve(1).map_err(|_| FirmwareError::OutOfMemory)?;
         self.nodes.push(Entry { node, parent, cells });
         Ok(index)
     }
 
     fn add_phandles(&mut self) -> Result<(), FirmwareError> {
         let mut phandles = Vec::new();
-        phandles
-            .try_reserve(self.nodes.len())
-            .map_err(|_| FirmwareError::OutOfMemory)?;
+        phandles.try_reserve(self.nodes.len()).map_err(|_| FirmwareError::OutOfMemory)?;
         for node in self.nodes() {
             if let Some(phandle) = node.number("phandle")? {
                 phandles.push((phandle, node.index));
@@ -142,26 +117,18 @@ impl<'a> Tree<'a> {
 
     pub(super) fn node(&self, index: usize) -> Option<Node<'_, 'a>> {
         let entry = self.nodes.get(index)?;
-        Some(Node {
-            tree: self,
-            entry,
-            index,
-        })
+        Some(Node { tree: self, entry, index })
     }
 
     /// The node with this phandle.
     pub(super) fn by_phandle(&self, phandle: u32) -> Option<Node<'_, 'a>> {
-        let position = self
-            .phandles
-            .binary_search_by_key(&phandle, |(known, _)| *known)
-            .ok()?;
+        let position = self.phandles.binary_search_by_key(&phandle, |(known, _)| *known).ok()?;
         self.node(self.phandles.get(position)?.1)
     }
 
     /// The node that a reference points to, or an error that names the reference.
     pub(super) fn reference(&self, at: Location, phandle: u32) -> Result<Node<'_, 'a>, FirmwareError> {
-        self.by_phandle(phandle)
-            .ok_or(FirmwareError::BadReference { at, target: phandle })
+        self.by_phandle(phandle).ok_or(FirmwareError::BadReference { at, target: phandle })
     }
 
     /// The node at an absolute path. A component without unit address matches one with.
@@ -180,10 +147,7 @@ impl<'a> Tree<'a> {
     /// The place of bytes of the blob.
     fn place_of(&self, bytes: &[u8]) -> Location {
         let offset = bytes.as_ptr().addr().saturating_sub(self.blob.as_ptr().addr());
-        Location {
-            table: Table::DeviceTree,
-            offset,
-        }
+        Location { table: Table::DeviceTree, offset }
     }
 }
 
@@ -226,16 +190,13 @@ impl<'t, 'a> Node<'t, 'a> {
 
     /// Cell counts for the node's own `reg`.
     pub(super) fn cells(&self) -> CellCounts {
-        self.parent()
-            .map_or(CellCounts { address: 2, size: 1 }, |parent| parent.cells_below())
+        self.parent().map_or(CellCounts { address: 2, size: 1 }, |parent| parent.cells_below())
     }
 
     pub(super) fn children(&self) -> impl Iterator<Item = Self> + use<'t, 'a> {
         let (tree, index) = (self.tree, self.index);
         let later = index + 1..tree.nodes.len();
-        later
-            .filter_map(|index| tree.node(index))
-            .filter(move |node| node.entry.parent == Some(index))
+        later.filter_map(|index| tree.node(index)).filter(move |node| node.entry.parent == Some(index))
     }
 
     fn is_named(&self, name: &str) -> bool {
@@ -253,9 +214,7 @@ impl<'t, 'a> Node<'t, 'a> {
 
     /// The value of a property as cells.
     pub(super) fn list(&self, name: &str) -> Result<Option<Cells<'a>>, FirmwareError> {
-        self.property(name)
-            .map(|value| Cells::new(value, self.tree.place_of(value)))
-            .transpose()
+        self.property(name).map(|value| Cells::new(value, self.tree.place_of(value))).transpose()
     }
 
     /// The value of a property of one cell.
@@ -273,10 +232,7 @@ impl<'t, 'a> Node<'t, 'a> {
         let value = self.property(name).unwrap_or(&[]);
         let value = value.strip_suffix(b"\0").unwrap_or(value);
         let parts = (!value.is_empty()).then(|| value.split(|&byte| byte == 0));
-        parts
-            .into_iter()
-            .flatten()
-            .map_while(|text| core::str::from_utf8(text).ok())
+        parts.into_iter().flatten().map_while(|text| core::str::from_utf8(text).ok())
     }
 
     /// The first string of a property.
@@ -290,8 +246,7 @@ impl<'t, 'a> Node<'t, 'a> {
 
     /// Whether `status` lets the device be used.
     pub(super) fn is_enabled(&self) -> bool {
-        self.string("status")
-            .is_none_or(|status| matches!(status, "okay" | "ok"))
+        self.string("status").is_none_or(|status| matches!(status, "okay" | "ok"))
     }
 
     /// The node's registers as the CPU sees them. Entries that no `ranges` make visible are left out.
@@ -321,10 +276,7 @@ impl<'t, 'a> Node<'t, 'a> {
 
     /// The first of the node's registers; an error if there are none.
     pub(super) fn first_registers(&self) -> Result<PhysRange, FirmwareError> {
-        let missing = FirmwareError::BadLength {
-            at: self.here(),
-            length: 0,
-        };
+        let missing = FirmwareError::BadLength { at: self.here(), length: 0 };
         self.registers()?.first().copied().ok_or(missing)
     }
 

@@ -79,10 +79,7 @@ impl Topology {
 
     /// The units with their indices.
     pub fn indexed_units(&self) -> impl Iterator<Item = (UnitIndex, &UnitDescription)> {
-        self.units
-            .iter()
-            .enumerate()
-            .map(|(index, unit)| (UnitIndex(index), unit))
+        self.units.iter().enumerate().map(|(index, unit)| (UnitIndex(index), unit))
     }
 
     /// The unit that translates `id`, and the id by which it knows the requester.
@@ -102,10 +99,7 @@ impl Topology {
     pub fn msi_device_id(&self, id: RequesterId) -> Option<MsiTarget> {
         self.msi_map.iter().find_map(|entry| {
             let device_id = entry.target.device_id.checked_add(entry.window.offset_of(id)?)?;
-            Some(MsiTarget {
-                device_id,
-                ..entry.target
-            })
+            Some(MsiTarget { device_id, ..entry.target })
         })
     }
 
@@ -125,9 +119,7 @@ impl Topology {
         unit: UnitIndex,
         endpoint: EndpointId,
     ) -> impl Iterator<Item = &ReservedRegion> {
-        self.reserved
-            .iter()
-            .filter(move |region| region.devices.has_stream(unit, endpoint))
+        self.reserved.iter().filter(move |region| region.devices.has_stream(unit, endpoint))
     }
 
     /// What firmware says about address translation services for `id`. The path-based statements of DMAR
@@ -135,11 +127,7 @@ impl Topology {
     /// [`resolve_scopes`](Self::resolve_scopes).
     pub fn ats_support(&self, id: RequesterId) -> AtsSupport {
         let segment = id.segment();
-        let by_segment = self
-            .segment_ats
-            .iter()
-            .filter(|ats| ats.segment == segment)
-            .map(|ats| ats.support);
+        let by_segment = self.segment_ats.iter().filter(|ats| ats.segment == segment).map(|ats| ats.support);
         let by_scope = self.ats_scopes.iter().filter_map(|scope| match scope.kind {
             AtsScopeKind::AllRootPorts => (scope.devices.segment == segment).then_some(AtsSupport::Supported),
             AtsScopeKind::RootPorts | AtsScopeKind::Integrated => {
@@ -180,10 +168,7 @@ impl Topology {
             .find(|earlier| earlier.window.may_overlap(&entry.window) && !earlier.agrees_with(&entry))
             .map(|earlier| earlier.origin);
         if let Some(kept) = kept {
-            self.warn(Warning::Overlap {
-                kept,
-                ignored: entry.origin,
-            })?;
+            self.warn(Warning::Overlap { kept, ignored: entry.origin })?;
         }
         list::push(&mut self.requester_map, entry)
     }
@@ -196,10 +181,7 @@ impl Topology {
             .find(|earlier| earlier.window.may_overlap(&entry.window))
             .map(|earlier| earlier.origin);
         if let Some(kept) = kept {
-            self.warn(Warning::Overlap {
-                kept,
-                ignored: entry.origin,
-            })?;
+            self.warn(Warning::Overlap { kept, ignored: entry.origin })?;
         }
         list::push(&mut self.msi_map, entry)
     }

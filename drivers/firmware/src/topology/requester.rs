@@ -15,20 +15,12 @@ pub struct RequesterRange {
 impl RequesterRange {
     /// The single requester `id`.
     pub const fn single(id: RequesterId) -> Self {
-        Self {
-            segment: id.segment(),
-            first: id.bdf(),
-            last: id.bdf(),
-        }
+        Self { segment: id.segment(), first: id.bdf(), last: id.bdf() }
     }
 
     /// Every function on `buses` of `segment`.
     pub const fn buses(segment: u16, buses: BusRange) -> Self {
-        Self {
-            segment,
-            first: (buses.first as u16) << 8,
-            last: (buses.last as u16) << 8 | 0xff,
-        }
+        Self { segment, first: (buses.first as u16) << 8, last: (buses.last as u16) << 8 | 0xff }
     }
 
     /// The first requester.
@@ -77,13 +69,7 @@ impl RequesterWindow {
 
     /// The requesters from `first` to `last` of one segment.
     pub const fn new(segment: u16, first: u16, last: u16) -> Self {
-        Self {
-            first_segment: segment,
-            last_segment: segment,
-            mask: Self::FULL_MASK,
-            first,
-            last,
-        }
+        Self { first_segment: segment, last_segment: segment, mask: Self::FULL_MASK, first, last }
     }
 
     /// What the entry adds to its output base for `id`, or `None` if it does not take it in.

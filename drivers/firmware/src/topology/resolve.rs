@@ -114,26 +114,14 @@ impl Found {
             .find(|earlier| earlier.unit != unit && earlier.window.may_overlap(&entry.window))
             .map(|earlier| earlier.origin);
         if let Some(kept) = rival {
-            list::push(
-                &mut self.warnings,
-                Warning::ScopeOverlap {
-                    kept,
-                    ignored: origin,
-                },
-            )?;
+            list::push(&mut self.warnings, Warning::ScopeOverlap { kept, ignored: origin })?;
         }
         list::push(&mut self.map, entry)
     }
 
     fn add_rest(&mut self, unit: UnitIndex, segment: u16, origin: Location) -> Result<(), FirmwareError> {
         if let Some(&(_, kept)) = self.complete.iter().find(|(known, _)| *known == segment) {
-            return list::push(
-                &mut self.warnings,
-                Warning::ScopeOverlap {
-                    kept,
-                    ignored: origin,
-                },
-            );
+            return list::push(&mut self.warnings, Warning::ScopeOverlap { kept, ignored: origin });
         }
         list::push(&mut self.complete, (segment, origin))?;
         list::push(&mut self.map, mapping(unit, segment, 0, 0xffff, origin))

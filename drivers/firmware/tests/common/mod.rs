@@ -67,15 +67,7 @@ impl ToBytes for &str {
 
 /// A table with header and right checksum.
 pub fn table(signature: &str, revision: u8, body: &[u8]) -> Vec<u8> {
-    let mut table = bytes![
-        signature,
-        36 + body.len() as u32,
-        revision,
-        0u8,
-        "OEMIDX",
-        "OEMTABLE",
-        1u32
-    ];
+    let mut table = bytes![signature, 36 + body.len() as u32, revision, 0u8, "OEMIDX", "OEMTABLE", 1u32];
     table.extend_from_slice(&bytes!["TEST", 1u32]);
     table.extend_from_slice(body);
     fix_checksum(&mut table);
@@ -105,12 +97,7 @@ pub mod dmar {
 
     fn structure(kind: u16, body: &[u8], scopes: &[Vec<u8>]) -> Vec<u8> {
         let scopes = scopes.concat();
-        bytes![
-            kind,
-            (4 + body.len() + scopes.len()) as u16,
-            body.to_vec(),
-            scopes
-        ]
+        bytes![kind, (4 + body.len() + scopes.len()) as u16, body.to_vec(), scopes]
     }
 
     pub fn drhd(flags: u8, segment: u16, base: u64, scopes: &[Vec<u8>]) -> Vec<u8> {
@@ -161,22 +148,10 @@ pub mod iort {
     }
 
     pub fn map(input: u32, count: u32, output: u32, to: usize) -> Map {
-        Map {
-            input,
-            count,
-            output,
-            to,
-            single: false,
-        }
+        Map { input, count, output, to, single: false }
     }
     pub fn single(output: u32, to: usize) -> Map {
-        Map {
-            input: 0,
-            count: 1,
-            output,
-            to,
-            single: true,
-        }
+        Map { input: 0, count: 1, output, to, single: true }
     }
 
     pub struct Node {
@@ -199,68 +174,33 @@ pub mod iort {
 
     pub fn its_group(ids: &[u32]) -> Node {
         let ids: Vec<u8> = ids.iter().flat_map(|id| id.to_le_bytes()).collect();
-        Node {
-            kind: 0,
-            revision: 1,
-            body: bytes![(ids.len() / 4) as u32, ids],
-            maps: vec![],
-        }
+        Node { kind: 0, revision: 1, body: bytes![(ids.len() / 4) as u32, ids], maps: vec![] }
     }
     pub fn named(name: &str, maps: Vec<Map>) -> Node {
         let body = bytes![0u32, 1u32, 0u32, 48u8, name, 0u8];
-        Node {
-            kind: 1,
-            revision: 4,
-            body,
-            maps,
-        }
+        Node { kind: 1, revision: 4, body, maps }
     }
     pub fn root(segment: u32, ats: u32, maps: Vec<Map>) -> Node {
         let body = bytes![1u32, 0u32, ats, segment, 64u8, vec![0; 3]];
-        Node {
-            kind: 2,
-            revision: 3,
-            body,
-            maps,
-        }
+        Node { kind: 2, revision: 3, body, maps }
     }
     pub fn smmuv2() -> Node {
-        Node {
-            kind: 3,
-            revision: 3,
-            body: vec![0; 60],
-            maps: vec![],
-        }
+        Node { kind: 3, revision: 3, body: vec![0; 60], maps: vec![] }
     }
     /// GSIVs: event, PRI, global error, sync.
     pub fn smmuv3(base: u64, flags: u32, gsivs: [u32; 4], own_map: u32, maps: Vec<Map>) -> Node {
         let [event, pri, gerror, sync] = gsivs;
         let head = bytes![base, flags, 0u32, 0u64, 0u32];
         let body = bytes![head, event, pri, gerror, sync, 7u32, own_map];
-        Node {
-            kind: 4,
-            revision: 5,
-            body,
-            maps,
-        }
+        Node { kind: 4, revision: 5, body, maps }
     }
     pub fn pmcg(to: usize) -> Node {
-        Node {
-            kind: 5,
-            revision: 2,
-            body: vec![0; 24],
-            maps: vec![single(0, to)],
-        }
+        Node { kind: 5, revision: 2, body: vec![0; 24], maps: vec![single(0, to)] }
     }
     pub fn rmr(flags: u32, ranges: &[(u64, u64)], maps: Vec<Map>) -> Node {
         let list: Vec<u8> = ranges.iter().flat_map(|r| bytes![r.0, r.1, 0u32]).collect();
         let body = bytes![flags, ranges.len() as u32, 28u32, list];
-        Node {
-            kind: 6,
-            revision: 3,
-            body,
-            maps,
-        }
+        Node { kind: 6, revision: 3, body, maps }
     }
 
     pub fn table(nodes: &[Node]) -> Vec<u8> {
@@ -271,11 +211,7 @@ pub mod iort {
         let mut body = bytes![nodes.len() as u32, 48u32, 0u32];
         for (index, node) in nodes.iter().enumerate() {
             let inner = node.padded();
-            let at = if node.maps.is_empty() {
-                0
-            } else {
-                16 + inner.len() as u32
-            };
+            let at = if node.maps.is_empty() { 0 } else { 16 + inner.len() as u32 };
             let head = bytes![node.kind, node.len() as u16, node.revision, index as u32];
             body.extend(bytes![head, node.maps.len() as u32, at, inner]);
             for map in &node.maps {
@@ -297,14 +233,13 @@ pub mod fdt {
     }
 
     pub fn node(name: &str) -> Node {
-        Node {
-            name: name.into(),
-            ..Node::default()
-        }
+        Node { name: name.into(), ..Node::default() }
     }
 
     impl Node {
+        /// Sets a property, in place of an earlier one of that name.
         pub fn raw(mut self, name: &str, value: &[u8]) -> Self {
+            self.properties.retain(|(known, _)| known != name);
             self.properties.push((name.into(), value.to_vec()));
             self
         }
@@ -330,11 +265,7 @@ pub mod fdt {
             for (name, value) in &self.properties {
                 let offset = strings.len() as u32;
                 strings.extend(name.bytes().chain([0]));
-                structure.extend(
-                    [3, value.len() as u32, offset]
-                        .iter()
-                        .flat_map(|cell| cell.to_be_bytes()),
-                );
+                structure.extend([3, value.len() as u32, offset].iter().flat_map(|cell| cell.to_be_bytes()));
                 structure.extend(value);
                 structure.resize(structure.len().next_multiple_of(4), 0);
             }
@@ -352,18 +283,7 @@ pub mod fdt {
             let (structure_at, strings_at) = (56, 56 + structure.len() as u32);
             let total = strings_at + strings.len() as u32;
             let sizes = [strings.len() as u32, structure.len() as u32];
-            let head = [
-                0xd00d_feed,
-                total,
-                structure_at,
-                strings_at,
-                40,
-                17,
-                16,
-                0,
-                sizes[0],
-                sizes[1],
-            ];
+            let head = [0xd00d_feed, total, structure_at, strings_at, 40, 17, 16, 0, sizes[0], sizes[1]];
             let mut blob: Vec<u8> = head.iter().flat_map(|cell: &u32| cell.to_be_bytes()).collect();
             blob.extend([0; 16]);
             blob.extend(structure);
