@@ -23,9 +23,7 @@ pub struct MemoryMap {
 impl MemoryMap {
     /// A map without memory.
     pub const fn new() -> Self {
-        Self {
-            ranges: [None; MEMORY_RANGES],
-        }
+        Self { ranges: [None; MEMORY_RANGES] }
     }
 
     /// Adds usable RAM; ignored when the map is full.

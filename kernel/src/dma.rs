@@ -70,17 +70,9 @@ pub(crate) struct DmaSpace {
 impl DmaSpace {
     /// A paging domain fit for `device`, which stays as it is.
     pub(crate) fn new(iommu: &KernelIommu, device: &Device, stage: Option<Stage>) -> Result<Self, DmaError> {
-        let domain = iommu.new_domain(
-            device,
-            &DomainSpec::Paging(PagingSpec {
-                stage,
-                input_bits: None,
-            }),
-        )?;
+        let domain = iommu.new_domain(device, &DomainSpec::Paging(PagingSpec { stage, input_bits: None }))?;
         let mut reserved = Vec::new();
-        reserved
-            .try_reserve(device.reserved().len())
-            .map_err(|_| OutOfMemory)?;
+        reserved.try_reserve(device.reserved().len()).map_err(|_| OutOfMemory)?;
         reserved.extend(device.reserved().iter().map(|region| region.range));
         let iovas = Mutex::new(IovaAllocator::new(domain.aperture(), &reserved)?);
         Ok(Self { domain, iovas })
@@ -119,15 +111,13 @@ impl DmaSpace {
 
     /// Allocates and maps `2^order` frames, zeroed.
     pub(crate) fn buffer(&self, order: FrameOrder, attributes: Attributes) -> Result<Buffer, DmaError> {
-        self.map(Frames::zeroed(&KernelHal, order)?, attributes)
-            .map_err(DmaError::from)
+        self.map(Frames::zeroed(&KernelHal, order)?, attributes).map_err(DmaError::from)
     }
 
     /// Maps frames at addresses of the allocator's choice.
     pub(crate) fn map(&self, frames: Frames<KernelHal>, attributes: Attributes) -> Result<Buffer, DmaError> {
         let range = self.take_iova(frames.order().bytes())?;
-        self.map_at(range.start(), frames, attributes)
-            .inspect_err(|_| self.give_back_iova(range))
+        self.map_at(range.start(), frames, attributes).inspect_err(|_| self.give_back_iova(range))
     }
 
     /// Maps frames at an address that the caller chose or took.

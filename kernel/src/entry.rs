@@ -24,20 +24,13 @@ impl Job {
     }
 }
 
-#[expect(
-    unsafe_code,
-    reason = "the architecture's start-up code calls it by this name"
-)]
+#[expect(unsafe_code, reason = "the architecture's start-up code calls it by this name")]
 // SAFETY: no other item of the image has this name.
 #[unsafe(no_mangle)]
 fn kernel_main(boot: BootInfo) -> ! {
     report::init_log(LevelFilter::Info);
     memory::init(&boot.memory);
-    report::text(format_args!(
-        "Portcullis {} on {}",
-        env!("CARGO_PKG_VERSION"),
-        report::Cpu
-    ));
+    report::text(format_args!("Portcullis {} on {}", env!("CARGO_PKG_VERSION"), report::Cpu));
     report::text(format_args!("command line: {}", boot.command_line));
     let Some(job) = Job::from_command_line(boot.command_line) else {
         report::text(format_args!("panic: unknown job"));

@@ -34,10 +34,7 @@ impl Write for Line {
 
 impl Line {
     const fn new() -> Self {
-        Self {
-            bytes: [0; 512],
-            len: 0,
-        }
+        Self { bytes: [0; 512], len: 0 }
     }
 
     fn flush(&mut self) {
@@ -81,10 +78,7 @@ impl Log for ConsoleLog {
         let (seconds, micros) = (now / 1_000_000_000, now / 1000 % 1_000_000);
         let target = record.target().trim_start_matches("portcullis_");
         let level = record.level().as_str();
-        text(format_args!(
-            "{seconds:4}.{micros:06} {level:<5} {target}: {}",
-            record.args()
-        ));
+        text(format_args!("{seconds:4}.{micros:06} {level:<5} {target}: {}", record.args()));
     }
 
     fn flush(&self) {}
@@ -106,11 +100,7 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) const fn new() -> Self {
-        Self {
-            passed: 0,
-            failed: 0,
-            sections: 0,
-        }
+        Self { passed: 0, failed: 0, sections: 0 }
     }
 
     /// Begins a section of the job.
@@ -161,14 +151,7 @@ impl Report {
 
     /// Prints the counts and ends the machine.
     pub(crate) fn close(&self) -> ! {
-        text(format_args!(
-            "result: {} passed, {} failed",
-            self.passed, self.failed
-        ));
-        power::exit(if self.failed == 0 && self.passed > 0 {
-            Outcome::Success
-        } else {
-            Outcome::Failure
-        })
+        text(format_args!("result: {} passed, {} failed", self.passed, self.failed));
+        power::exit(if self.failed == 0 && self.passed > 0 { Outcome::Success } else { Outcome::Failure })
     }
 }

@@ -13,10 +13,12 @@ use portcullis_firmware::{
 use portcullis_hal::{Arc, EndpointId, FixedMapping, MmioRegion, unsize_arc};
 use portcullis_iommu::{Unit, UnitId};
 
+type SmmuSetup = portcullis_smmuv3::Setup<KernelHal, MmioRegion>;
 type VtdSetup = portcullis_vtd::Setup<KernelHal, MmioRegion>;
 
 /// A unit that is set up but does not translate yet.
 enum PreparedUnit {
+    Smmu(SmmuSetup, Smmuv3Unit),
     Vtd(VtdSetup),
 }
 
@@ -28,10 +30,7 @@ pub(crate) struct Units(Vec<(UnitIndex, UnitId)>);
 
 impl Units {
     pub(crate) fn id(&self, index: UnitIndex) -> Option<UnitId> {
-        self.0
-            .iter()
-            .find(|(known, _)| *known == index)
-            .map(|(_, id)| *id)
+        self.0.iter().find(|(known, _)| *known == index).map(|(_, id)| *id)
     }
 }
 
@@ -40,7 +39,7 @@ pub(crate) fn prepare(topology: &Topology, bus: &Bus) -> Result<Prepared, String
     let mut prepared = Vec::new();
     for (index, unit) in topology.indexed_units() {
         let set_up = match &unit.kind {
-            UnitKind::Smmuv3(_) => Err(String::new()),
+            UnitKind::Smmuv3(smmu) => prepare_smmu(smmu).map(|setup| PreparedUnit::Smmu(setup, smmu.clone())),
             UnitKind::Vtd(vtd) => prepare_vtd(vtd, topology).map(PreparedUnit::Vtd),
             UnitKind::VirtioIommu(_) => Err("virtio-iommu is not driven yet".to_string()),
         };
@@ -51,7 +50,7 @@ pub(crate) fn prepare(topology: &Topology, bus: &Bus) -> Result<Prepared, String
         let Some((index, endpoint)) = topology.unit_of(function.id).filter(|_| !mappings.is_empty()) else {
             continue;
         };
-        let unit = prepared.iter().find(|(known, _)| *known == index);
+        let unit = prepared.iter_mut().find(|(known, _)| *known == index);
         if let Some((_, unit)) = unit {
             unit.reserve_direct(&[endpoint], &mappings)?;
             info!("{} keeps {} reserved regions", function.id, mappings.len());
@@ -60,35 +59,53 @@ pub(crate) fn prepare(topology: &Topology, bus: &Bus) -> Result<Prepared, String
     Ok(Prepared(prepared))
 }
 
+fn prepare_smmu(unit: &Smmuv3Unit) -> Result<SmmuSetup, String> {
+    // A refused transfer may be many faults at once.
+    let mut options = portcullis_smmuv3::Options { event_queue_log2: 11, ..Default::default() };
+    if unit.walks == WalkCoherency::Coherent {
+        options.coherency = portcullis_smmuv3::Coherency::Snooped;
+    }
+    let registers = machine::registers(unit.registers)?;
+    SmmuSetup::new(KernelHal, registers, options).map_err(|error| error.to_string())
+}
+
 fn prepare_vtd(unit: &VtdUnit, topology: &Topology) -> Result<VtdSetup, String> {
     // The table's field holds the width less one.
-    let width = topology
-        .dmar
-        .as_ref()
-        .map_or(u16::MAX, |dmar| dmar.host_address_width);
+    let width = topology.dmar.as_ref().map_or(u16::MAX, |dmar| dmar.host_address_width);
     let options = portcullis_vtd::Options::new(u8::try_from(width).unwrap_or(u8::MAX));
     let registers = machine::registers(unit.registers)?;
     VtdSetup::new(&KernelHal, registers, options).map_err(|error| error.to_string())
 }
 
 impl PreparedUnit {
-    fn reserve_direct(&self, endpoints: &[EndpointId], mappings: &[FixedMapping]) -> Result<(), String> {
+    fn reserve_direct(&mut self, endpoints: &[EndpointId], mappings: &[FixedMapping]) -> Result<(), String> {
         match self {
-            Self::Vtd(setup) => setup
-                .reserve_direct(endpoints, mappings)
-                .map_err(|error| error.to_string()),
+            Self::Smmu(setup, _) => {
+                setup.reserve_direct(endpoints, mappings).map_err(|error| error.to_string())
+            }
+            Self::Vtd(setup) => setup.reserve_direct(endpoints, mappings).map_err(|error| error.to_string()),
         }
     }
 
     fn enable(self, iommu: &'static KernelIommu) -> Result<UnitId, String> {
         match self {
+            Self::Smmu(setup, description) => {
+                let unit = setup.enable().map_err(|error| error.to_string())?;
+                let id = register(iommu, unit.clone())?;
+                let lines = &description.interrupts;
+                for line in [lines.event, lines.gerror, lines.pri, lines.combined].into_iter().flatten() {
+                    connect(line, id)?;
+                }
+                unit.enable_interrupts(portcullis_smmuv3::Interrupts::Wired)
+                    .map_err(|error| error.to_string())?;
+                Ok(id)
+            }
             Self::Vtd(setup) => {
                 let unit = setup.enable().map_err(|error| error.to_string())?;
                 let id = register(iommu, unit.clone())?;
                 let message = interrupts::allocate_msi(0, unit_interrupt, usize::from(id.0));
                 let message = message.map_err(|error| error.to_string())?;
-                unit.enable_interrupts(message)
-                    .map_err(|error| error.to_string())?;
+                unit.enable_interrupts(message).map_err(|error| error.to_string())?;
                 Ok(id)
             }
         }
@@ -98,19 +115,14 @@ impl PreparedUnit {
 impl Prepared {
     /// Whether all units abort by themselves what devices try before they are enabled.
     pub(crate) fn aborts(&self) -> bool {
-        self.0
-            .iter()
-            .all(|(_, unit)| !matches!(unit, PreparedUnit::Vtd(..)))
+        self.0.iter().all(|(_, unit)| matches!(unit, PreparedUnit::Smmu(..)))
     }
 
     /// Turns translation on and connects the units' interrupts; everything is denied.
     pub(crate) fn enable(self, iommu: &'static KernelIommu) -> Result<Units, String> {
         let mut ids = Vec::new();
         for (index, unit) in self.0 {
-            ids.push((
-                index,
-                unit.enable(iommu).map_err(|error| format!("{index}: {error}"))?,
-            ));
+            ids.push((index, unit.enable(iommu).map_err(|error| format!("{index}: {error}"))?));
         }
         Ok(Units(ids))
     }
@@ -118,9 +130,7 @@ impl Prepared {
 
 fn register<U: Unit>(iommu: &'static KernelIommu, unit: U) -> Result<UnitId, String> {
     let unit = Arc::try_new(unit).map_err(|error| error.to_string())?;
-    iommu
-        .add_unit(unsize_arc!(unit => dyn Unit))
-        .map_err(|error| error.to_string())
+    iommu.add_unit(unsize_arc!(unit => dyn Unit)).map_err(|error| error.to_string())
 }
 
 fn connect(line: Interrupt, unit: UnitId) -> Result<(), String> {

@@ -331,11 +331,7 @@ extern "C" fn boot_main(device_tree: u64, fallback: u64, obstacle: u64) -> ! {
     let Ok(memory) = paging::map_memory(&tree) else {
         fail("the memory map of the device tree cannot be mapped");
     };
-    let boot = BootInfo {
-        memory,
-        firmware: Firmware::DeviceTree(tree.range()),
-        command_line,
-    };
+    let boot = BootInfo { memory, firmware: Firmware::DeviceTree(tree.range()), command_line };
     // SAFETY: the kernel crate defines it with this signature; it is called once, on the boot CPU, in the state
     // that the crate's documentation promises.
     unsafe { kernel_main(boot) }

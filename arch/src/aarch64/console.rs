@@ -24,11 +24,7 @@ pub(super) fn init(console: Console) {
     // SAFETY: the range was just mapped as device memory, is long enough, and the device tree gives it to the
     // PL011; this is the only pointer to it, since boot code calls once.
     let mut uart = Uart::new(unsafe { UniqueMmioPointer::new(base.cast()) });
-    let line = LineConfig {
-        data_bits: DataBits::Bits8,
-        parity: Parity::None,
-        stop_bits: StopBits::One,
-    };
+    let line = LineConfig { data_bits: DataBits::Bits8, parity: Parity::None, stop_bits: StopBits::One };
     if let Some(clock) = console.clock_hz {
         // A rate that the clock cannot give leaves the line as firmware set it.
         let _ = uart.enable(line, console.baud_rate, clock);
@@ -41,9 +37,8 @@ pub fn write_bytes(bytes: &[u8]) {
     let mut uart = UART.lock();
     let Some(uart) = uart.as_mut() else { return };
     for &byte in bytes {
-        let room = time::wait_until("UARTFR", 1, 0, TRANSMIT_TIMEOUT_NS, || {
-            u64::from(uart.is_tx_fifo_full())
-        });
+        let room =
+            time::wait_until("UARTFR", 1, 0, TRANSMIT_TIMEOUT_NS, || u64::from(uart.is_tx_fifo_full()));
         if room.is_err() {
             return;
         }

@@ -65,10 +65,7 @@ fn at(start: PhysAddr) -> Option<DeviceTree> {
     let data = paging::map_boot_data(range).ok()?;
     // SAFETY: mapped for `size` bytes; the tree is taken out of the usable RAM, so nobody writes to it again.
     let data = unsafe { core::slice::from_raw_parts(data.as_ptr(), size as usize) };
-    Some(DeviceTree {
-        fdt: Fdt::new(data).ok()?,
-        range,
-    })
+    Some(DeviceTree { fdt: Fdt::new(data).ok()?, range })
 }
 
 impl DeviceTree {
@@ -88,9 +85,7 @@ impl DeviceTree {
         for node in self.fdt.root().children() {
             let is_memory = string(&node, "device_type") == Some("memory");
             if is_memory && matches!(node.status(), Ok(Status::Okay)) {
-                registers(&node)
-                    .filter_map(whole_pages)
-                    .for_each(|range| map.add(range));
+                registers(&node).filter_map(whole_pages).for_each(|range| map.add(range));
             }
         }
         self.reservations(|range, kind| {
@@ -118,11 +113,7 @@ impl DeviceTree {
             return;
         };
         for node in nodes {
-            let kind = if node.no_map() {
-                Reservation::NoMap
-            } else {
-                Reservation::Kept
-            };
+            let kind = if node.no_map() { Reservation::NoMap } else { Reservation::Kept };
             registers(&node).for_each(|range| each(covering_pages(range), kind));
         }
     }
@@ -133,38 +124,21 @@ impl DeviceTree {
             Some((name, options)) => (name, options),
             None => (self.chosen("stdout-path")?, ""),
         };
-        let path = if name.starts_with('/') {
-            name
-        } else {
-            string(&self.fdt.find_node("/aliases")?, name)?
-        };
+        let path = if name.starts_with('/') { name } else { string(&self.fdt.find_node("/aliases")?, name)? };
         let node = self.fdt.find_node(path)?;
         if !node.is_compatible("arm,pl011") {
             return None;
         }
-        let digits = options
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(options.len());
-        let baud_rate = options
-            .get(..digits)
-            .and_then(|text| text.parse().ok())
-            .unwrap_or(115_200);
-        Some(Console {
-            registers: registers(&node).next()?,
-            clock_hz: self.first_clock(&node),
-            baud_rate,
-        })
+        let digits = options.find(|c: char| !c.is_ascii_digit()).unwrap_or(options.len());
+        let baud_rate = options.get(..digits).and_then(|text| text.parse().ok()).unwrap_or(115_200);
+        Some(Console { registers: registers(&node).next()?, clock_hz: self.first_clock(&node), baud_rate })
     }
 
     /// The frequency of the first of the node's clocks, if that is a fixed clock at the root.
     fn first_clock(&self, node: &FdtNode<'static>) -> Option<u32> {
         let clocks = node.property("clocks")?;
         let phandle = u32::from_be_bytes(*clocks.value().first_chunk()?);
-        let clock = self
-            .fdt
-            .root()
-            .children()
-            .find(|node| node.phandle() == Ok(Some(phandle)))?;
+        let clock = self.fdt.root().children().find(|node| node.phandle() == Ok(Some(phandle)))?;
         clock.property("clock-frequency")?.value_as().ok()
     }
 

@@ -106,11 +106,7 @@ impl LpiTables {
         for slot in pending.iter_mut().take(cpus) {
             *slot = Some(allocate(hal, PENDING_BYTES)?.0);
         }
-        Ok(Self {
-            configuration: configuration.1.cast(),
-            configuration_base: configuration.0,
-            pending,
-        })
+        Ok(Self { configuration: configuration.1.cast(), configuration_base: configuration.0, pending })
     }
 
     /// Enables an LPI in the table. The ITS has to be told to read it again.
@@ -129,9 +125,7 @@ impl LpiTables {
 /// Allocates zeroed memory that lives until power-off, and writes the zeros out for a GIC that does not snoop.
 pub(super) fn allocate<H: Hal>(hal: &H, bytes: u64) -> Result<(PhysAddr, NonNull<u8>), InitError> {
     let order = FrameOrder::for_bytes(bytes).ok_or(InitError::OutOfMemory)?;
-    let (base, _) = Frames::zeroed(hal, order)
-        .map_err(|_| InitError::OutOfMemory)?
-        .into_raw();
+    let (base, _) = Frames::zeroed(hal, order).map_err(|_| InitError::OutOfMemory)?.into_raw();
     let start = hal.phys_to_virt(base);
     cpu::clean_cache(start, order.bytes() as usize);
     Ok((base, start))
@@ -175,20 +169,11 @@ impl Redistributor {
         if !self.kind.physical_lpis() {
             return Err(InitError::NoLpis);
         }
-        let pending = tables
-            .pending
-            .get(cpu)
-            .copied()
-            .flatten()
-            .ok_or(InitError::TooManyCpus)?;
+        let pending = tables.pending.get(cpu).copied().flatten().ok_or(InitError::TooManyCpus)?;
         // Tables of a former owner cannot be replaced while LPIs are on, and not all GICs let them be turned off.
         let control = self.control.read32(gicr::CTLR) & !gicr::CTLR_ENABLE_LPIS;
         self.control.write32(gicr::CTLR, control);
-        self.wait(
-            "GICR_CTLR",
-            gicr::CTLR,
-            gicr::CTLR_ENABLE_LPIS | gicr::CTLR_WRITE_PENDING,
-        )?;
+        self.wait("GICR_CTLR", gicr::CTLR, gicr::CTLR_ENABLE_LPIS | gicr::CTLR_WRITE_PENDING)?;
 
         let properties = PropertiesBase::new()
             .with_address(tables.configuration_base.get() >> 12)
@@ -198,9 +183,7 @@ impl Redistributor {
         self.control.write64(gicr::PROPBASER, properties.into_bits());
         let accepted = PropertiesBase::from_bits(self.control.read64(gicr::PROPBASER));
         if accepted.shareability() == NON_SHAREABLE {
-            let properties = properties
-                .with_inner_cache(CACHE_NONE)
-                .with_shareability(NON_SHAREABLE);
+            let properties = properties.with_inner_cache(CACHE_NONE).with_shareability(NON_SHAREABLE);
             self.control.write64(gicr::PROPBASER, properties.into_bits());
         }
 
@@ -212,9 +195,7 @@ impl Redistributor {
         self.control.write64(gicr::PENDBASER, pending.into_bits());
         let accepted = PendingBase::from_bits(self.control.read64(gicr::PENDBASER));
         if accepted.shareability() == NON_SHAREABLE {
-            let pending = pending
-                .with_inner_cache(CACHE_NONE)
-                .with_shareability(NON_SHAREABLE);
+            let pending = pending.with_inner_cache(CACHE_NONE).with_shareability(NON_SHAREABLE);
             self.control.write64(gicr::PENDBASER, pending.into_bits());
         }
 
@@ -226,18 +207,12 @@ impl Redistributor {
 
     /// As the ITS names it.
     pub(super) fn target(&self, by_address: bool) -> Target {
-        if by_address {
-            Target::address(self.phys)
-        } else {
-            Target::number(self.kind.processor_number())
-        }
+        if by_address { Target::address(self.phys) } else { Target::number(self.kind.processor_number()) }
     }
 
     fn wait(&self, name: &'static str, register: usize, clear: u32) -> Result<(), Timeout> {
-        time::wait_until(name, u64::from(clear), 0, TIMEOUT_NS, || {
-            u64::from(self.control.read32(register))
-        })
-        .map(drop)
+        time::wait_until(name, u64::from(clear), 0, TIMEOUT_NS, || u64::from(self.control.read32(register)))
+            .map(drop)
     }
 }
 
@@ -262,29 +237,14 @@ impl Region {
         let mut next = Some(region.start());
         core::iter::from_fn(move || {
             let phys = next?;
-            PhysRange::new(phys, STRIDE)
-                .ok()
-                .filter(|frames| region.covers(frames))?;
+            PhysRange::new(phys, STRIDE).ok().filter(|frames| region.covers(frames))?;
             let base = paging::phys_to_virt(phys);
             // SAFETY: the frame lies in the region, which `map` mapped and its caller vouched for.
             let control = unsafe { MmioRegion::new(base, FRAME as usize) };
             let kind = RedistributorType::from_bits(control.read64(gicr::TYPER));
-            let stride = if kind.virtual_lpis() {
-                STRIDE_VIRTUAL
-            } else {
-                STRIDE
-            };
-            next = if kind.last() {
-                None
-            } else {
-                phys.checked_add(stride)
-            };
-            Some(Redistributor {
-                control,
-                base,
-                phys,
-                kind,
-            })
+            let stride = if kind.virtual_lpis() { STRIDE_VIRTUAL } else { STRIDE };
+            next = if kind.last() { None } else { phys.checked_add(stride) };
+            Some(Redistributor { control, base, phys, kind })
         })
     }
 }

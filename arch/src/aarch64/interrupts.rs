@@ -145,10 +145,8 @@ struct Controller {
 static CONTROLLER: InterruptLock<Option<Controller>> = InterruptLock::new(None);
 
 /// Apart from the controller, so that an interrupt never waits for a CPU that waits for the ITS.
-static HANDLERS: InterruptLock<Handlers> = InterruptLock::new(Handlers {
-    shared: [None; (SPI_END - FIRST_SPI) as usize],
-    lpis: [None; MAX_LPIS],
-});
+static HANDLERS: InterruptLock<Handlers> =
+    InterruptLock::new(Handlers { shared: [None; (SPI_END - FIRST_SPI) as usize], lpis: [None; MAX_LPIS] });
 
 static COUNT: AtomicU64 = AtomicU64::new(0);
 
@@ -183,13 +181,8 @@ pub fn init<H: Hal>(hal: &H, config: &Config<'_>) -> Result<(), InitError> {
         }
         None => None,
     };
-    let mut started = Controller {
-        distributor,
-        regions,
-        messages,
-        started: [false; cpu::MAX_CPUS],
-        next_lpi: 0,
-    };
+    let mut started =
+        Controller { distributor, regions, messages, started: [false; cpu::MAX_CPUS], next_lpi: 0 };
     started.start_cpu()?;
     *controller = Some(started);
     Ok(())
@@ -197,11 +190,7 @@ pub fn init<H: Hal>(hal: &H, config: &Config<'_>) -> Result<(), InitError> {
 
 /// Starts the interrupt controller's part for the calling CPU, if that has not been done.
 pub fn init_secondary() -> Result<(), InitError> {
-    CONTROLLER
-        .lock()
-        .as_mut()
-        .ok_or(InitError::NotInitialized)?
-        .start_cpu()
+    CONTROLLER.lock().as_mut().ok_or(InitError::NotInitialized)?.start_cpu()
 }
 
 impl Controller {
@@ -241,10 +230,7 @@ pub fn allocate_msi(device: u32, handler: Handler, argument: usize) -> Result<Ms
         *slot = Some(Connection { handler, argument });
     }
     controller.next_lpi += 1;
-    Ok(MsiMessage {
-        address: its.translater(),
-        data: event,
-    })
+    Ok(MsiMessage { address: its.translater(), data: event })
 }
 
 /// Connects the shared interrupt with GIC number `line` (32 to 1019; a device tree's SPI numbers start at 0) to a
@@ -260,10 +246,7 @@ pub fn connect_wired(
     let index = line.checked_sub(FIRST_SPI).ok_or(WiredError::NotShared(line))? as usize;
     {
         let mut handlers = HANDLERS.lock();
-        let slot = handlers
-            .shared
-            .get_mut(index)
-            .ok_or(WiredError::NotShared(line))?;
+        let slot = handlers.shared.get_mut(index).ok_or(WiredError::NotShared(line))?;
         if slot.is_some() {
             return Err(WiredError::Connected(line));
         }

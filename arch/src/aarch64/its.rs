@@ -110,9 +110,7 @@ impl Its {
         registers.write64(gits::CBASER, value.into_bits());
         let accepted = CommandBase::from_bits(registers.read64(gits::CBASER));
         if accepted.shareability() == NON_SHAREABLE {
-            let value = value
-                .with_inner_cache(CACHE_NONE)
-                .with_shareability(NON_SHAREABLE);
+            let value = value.with_inner_cache(CACHE_NONE).with_shareability(NON_SHAREABLE);
             registers.write64(gits::CBASER, value.into_bits());
         }
         registers.write64(gits::CWRITER, 0);
@@ -121,10 +119,7 @@ impl Its {
         let (table_pool, _) = gic::allocate(hal, table_bytes * MAX_DEVICES as u64)?;
         barrier::before_doorbell();
         registers.write32(gits::CTLR, gits::CTLR_ENABLED);
-        let translater = range
-            .start()
-            .checked_add(gits::TRANSLATER)
-            .ok_or(InitError::TooShort(range))?;
+        let translater = range.start().checked_add(gits::TRANSLATER).ok_or(InitError::TooShort(range))?;
         Ok(Self {
             registers,
             kind,
@@ -161,12 +156,7 @@ impl Its {
 
     /// Makes the next free event of `device` the LPI `lpi`, for `cpu`, and returns the event's number.
     pub(super) fn add_event(&mut self, device: u32, lpi: u32, cpu: usize) -> Result<u32, MsiError> {
-        let target = self
-            .targets
-            .get(cpu)
-            .copied()
-            .flatten()
-            .ok_or(MsiError::NotInitialized)?;
+        let target = self.targets.get(cpu).copied().flatten().ok_or(MsiError::NotInitialized)?;
         let collection = u16::try_from(cpu).map_err(|_| MsiError::NotInitialized)?;
         if u64::from(device) >= self.device_limit {
             return Err(MsiError::UnknownDevice(device));
@@ -179,14 +169,8 @@ impl Its {
             Some(Device { events, .. }) => events,
             None => {
                 let table = PhysAddr::new(self.table_pool.get() + slot as u64 * self.table_bytes);
-                self.run(&[
-                    Command::map_device(device, EVENT_BITS, table),
-                    Command::sync(target),
-                ])?;
-                self.devices[slot] = Some(Device {
-                    id: device,
-                    events: 0,
-                });
+                self.run(&[Command::map_device(device, EVENT_BITS, table), Command::sync(target)])?;
+                self.devices[slot] = Some(Device { id: device, events: 0 });
                 0
             }
         };
@@ -195,23 +179,15 @@ impl Its {
             Command::invalidate(device, event),
             Command::sync(target),
         ])?;
-        self.devices[slot] = Some(Device {
-            id: device,
-            events: event + 1,
-        });
+        self.devices[slot] = Some(Device { id: device, events: event + 1 });
         Ok(event)
     }
 
     /// The slot that the device has or can have.
     fn slot(&self, device: u32) -> Result<usize, MsiError> {
-        let of = |wanted: Option<u32>| {
-            self.devices
-                .iter()
-                .position(|slot| slot.map(|slot| slot.id) == wanted)
-        };
-        of(Some(device))
-            .or_else(|| of(None))
-            .ok_or(MsiError::TooManyDevices)
+        let of =
+            |wanted: Option<u32>| self.devices.iter().position(|slot| slot.map(|slot| slot.id) == wanted);
+        of(Some(device)).or_else(|| of(None)).ok_or(MsiError::TooManyDevices)
     }
 
     /// Issues commands and waits until the ITS has carried them out. After a failure it takes no more.
@@ -244,9 +220,7 @@ impl Its {
             head
         });
         if let Some(head) = stalled {
-            return Err(ItsError::Stalled(
-                self.word((head & mask) as usize / 8).load(Ordering::Relaxed),
-            ));
+            return Err(ItsError::Stalled(self.word((head & mask) as usize / 8).load(Ordering::Relaxed)));
         }
         done?;
         Ok(())
@@ -319,9 +293,7 @@ fn make_table<H: Hal>(
     registers.write64(register, value.into_bits());
     let accepted = TableBase::from_bits(registers.read64(register));
     if accepted.shareability() == NON_SHAREABLE {
-        let value = value
-            .with_inner_cache(CACHE_NONE)
-            .with_shareability(NON_SHAREABLE);
+        let value = value.with_inner_cache(CACHE_NONE).with_shareability(NON_SHAREABLE);
         registers.write64(register, value.into_bits());
     }
     Ok(pages * page)

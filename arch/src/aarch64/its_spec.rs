@@ -265,12 +265,7 @@ impl Command {
     /// Gives a device its interrupt translation table for `2^event_bits` events.
     pub(super) const fn map_device(device: u32, event_bits: u8, table: PhysAddr) -> Self {
         let size = event_bits.saturating_sub(1) as u64 & 0x1f;
-        Self([
-            0x08 | (device as u64) << 32,
-            size,
-            VALID | table.get() & 0x000f_ffff_ffff_ff00,
-            0,
-        ])
+        Self([0x08 | (device as u64) << 32, size, VALID | table.get() & 0x000f_ffff_ffff_ff00, 0])
     }
 
     /// Sends the interrupts of a collection to a redistributor.
@@ -280,12 +275,7 @@ impl Command {
 
     /// Makes an event of a device the LPI with this number, in a collection.
     pub(super) const fn map_event(device: u32, event: u32, lpi: u32, collection: u16) -> Self {
-        Self([
-            0x0a | (device as u64) << 32,
-            event as u64 | (lpi as u64) << 32,
-            collection as u64,
-            0,
-        ])
+        Self([0x0a | (device as u64) << 32, event as u64 | (lpi as u64) << 32, collection as u64, 0])
     }
 
     /// Makes the redistributor read an event's configuration again.
@@ -311,28 +301,13 @@ const _: () = {
         a == words[0] && b == words[1] && c == words[2] && d == words[3]
     }
     let table = PhysAddr::new(0x4567_8900);
-    assert!(is(
-        Command::map_device(0x120, 5, table),
-        [0x0000_0120_0000_0008, 4, 0x8000_0000_4567_8900, 0]
-    ));
+    assert!(is(Command::map_device(0x120, 5, table), [0x0000_0120_0000_0008, 4, 0x8000_0000_4567_8900, 0]));
     let target = Target::number(1);
-    assert!(is(
-        Command::map_collection(1, target),
-        [0x09, 0, 0x8000_0000_0001_0001, 0]
-    ));
-    assert!(is(
-        Command::map_event(0x120, 3, 8195, 1),
-        [0x0000_0120_0000_000a, 0x0000_2003_0000_0003, 1, 0]
-    ));
-    assert!(is(
-        Command::invalidate(0x120, 3),
-        [0x0000_0120_0000_000c, 3, 0, 0]
-    ));
+    assert!(is(Command::map_collection(1, target), [0x09, 0, 0x8000_0000_0001_0001, 0]));
+    assert!(is(Command::map_event(0x120, 3, 8195, 1), [0x0000_0120_0000_000a, 0x0000_2003_0000_0003, 1, 0]));
+    assert!(is(Command::invalidate(0x120, 3), [0x0000_0120_0000_000c, 3, 0, 0]));
     assert!(is(Command::invalidate_all(1), [0x0d, 0, 1, 0]));
-    assert!(is(
-        Command::sync(Target::address(PhysAddr::new(0x080a_0000))),
-        [0x05, 0, 0x080a_0000, 0]
-    ));
+    assert!(is(Command::sync(Target::address(PhysAddr::new(0x080a_0000))), [0x05, 0, 0x080a_0000, 0]));
 
     let base = TableBase::new()
         .with_valid(true)

@@ -16,10 +16,7 @@ impl<T> InterruptLock<T> {
     /// Masks interrupts, then takes the lock.
     pub(super) fn lock(&self) -> Guard<'_, T> {
         let restore = Restore(cpu::mask_interrupts());
-        Guard {
-            data: self.0.lock(),
-            _restore: restore,
-        }
+        Guard { data: self.0.lock(), _restore: restore }
     }
 
     /// Opens the lock whoever holds it, for a kernel that is about to stop.

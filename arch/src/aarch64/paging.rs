@@ -275,14 +275,7 @@ pub(super) fn drop_identity_map() {
     TCR_EL1.modify(TCR_EL1::EPD0::DisableTTBR0Walks);
     barrier::isb(barrier::SY);
     // SAFETY: drops cached translations of this CPU; all code runs in the top half, whose tables stay.
-    unsafe {
-        asm!(
-            "tlbi vmalle1",
-            "dsb nsh",
-            "isb",
-            options(nostack, preserves_flags)
-        )
-    };
+    unsafe { asm!("tlbi vmalle1", "dsb nsh", "isb", options(nostack, preserves_flags)) };
 }
 
 /// Maps data that the loader left in RAM, before the memory map is known.

@@ -18,9 +18,7 @@ static SEMIHOSTING: AtomicBool = AtomicBool::new(false);
 /// Notes whether the word `semihosting` on the command line says that a debugger or QEMU takes semihosting calls;
 /// on a machine without, such a call is an undefined instruction.
 pub(super) fn init(command_line: &str) {
-    let named = command_line
-        .split_ascii_whitespace()
-        .any(|word| word == "semihosting");
+    let named = command_line.split_ascii_whitespace().any(|word| word == "semihosting");
     SEMIHOSTING.store(named, Ordering::Relaxed);
 }
 

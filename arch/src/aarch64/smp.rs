@@ -65,10 +65,7 @@ static BLOCKS: [StartBlock; MAX_CPUS] = [const {
         stack: AtomicU64::new(0),
         index: AtomicU64::new(0),
         state: AtomicU32::new(FREE),
-        task: Mutex::new(Task {
-            entry: None,
-            failure: None,
-        }),
+        task: Mutex::new(Task { entry: None, failure: None }),
     }
 }; MAX_CPUS];
 
@@ -97,10 +94,7 @@ pub fn start(
     stack: &'static mut [u8],
     entry: fn(usize) -> !,
 ) -> Result<(), StartError> {
-    let block = BLOCKS
-        .get(index)
-        .filter(|_| index != 0)
-        .ok_or(StartError::Index(index))?;
+    let block = BLOCKS.get(index).filter(|_| index != 0).ok_or(StartError::Index(index))?;
     if stack.len() < MIN_STACK {
         return Err(StartError::Stack(stack.len()));
     }
@@ -129,9 +123,7 @@ pub fn start(
     });
     if let Err(timeout) = arrived {
         let abandoned =
-            block
-                .state
-                .compare_exchange(STARTING, ABANDONED, Ordering::AcqRel, Ordering::Acquire);
+            block.state.compare_exchange(STARTING, ABANDONED, Ordering::AcqRel, Ordering::Acquire);
         if abandoned.is_ok() {
             return Err(StartError::Timeout(timeout));
         }
@@ -157,9 +149,7 @@ extern "C" fn secondary_main(block: &'static StartBlock) -> ! {
         task.entry
     };
     let next = if ready.is_ok() { RUNNING } else { FAILED };
-    let wanted = block
-        .state
-        .compare_exchange(STARTING, next, Ordering::AcqRel, Ordering::Acquire);
+    let wanted = block.state.compare_exchange(STARTING, next, Ordering::AcqRel, Ordering::Acquire);
     if let (Ok(_), Ok(()), Some(entry)) = (wanted, ready, entry) {
         entry(index)
     }

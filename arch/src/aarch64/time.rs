@@ -41,12 +41,7 @@ pub(super) fn wait_until(
             return Ok(last);
         }
         if late {
-            return Err(Timeout {
-                register,
-                mask,
-                expected,
-                last,
-            });
+            return Err(Timeout { register, mask, expected, last });
         }
         core::hint::spin_loop();
     }

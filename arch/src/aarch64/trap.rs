@@ -303,11 +303,7 @@ fn report(out: &mut impl Write, vector: Vector, frame: &TrapFrame) -> fmt::Resul
         cpu::affinity(),
         CurrentEL.read(CurrentEL::EL)
     )?;
-    writeln!(
-        out,
-        "  esr {:#018x}  spsr {:#018x}  sp  {:#018x}",
-        frame.esr, frame.spsr, frame.sp
-    )?;
+    writeln!(out, "  esr {:#018x}  spsr {:#018x}  sp  {:#018x}", frame.esr, frame.spsr, frame.sp)?;
     for (row, registers) in frame.x.chunks(3).enumerate() {
         for (column, value) in registers.iter().enumerate() {
             write!(out, "  x{:<2} {value:#018x}", row * 3 + column)?;

@@ -106,10 +106,7 @@ impl LocalApic {
         for source in [Register::LvtTimer, Register::LvtLint0, Register::LvtError] {
             self.write(source, LVT_MASKED);
         }
-        self.write(
-            Register::SpuriousVector,
-            SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR),
-        );
+        self.write(Register::SpuriousVector, SOFTWARE_ENABLE | u32::from(SPURIOUS_VECTOR));
     }
 
     /// The id of the calling CPU's APIC.

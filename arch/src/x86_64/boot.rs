@@ -196,32 +196,18 @@ enum BootError {
 
 /// Reads the loader's description, goes over to the kernel's tables, and says what RAM is free.
 fn boot_info(start_info: u32) -> Result<BootInfo, BootError> {
-    let StartInfo {
-        ram,
-        modules,
-        rsdp,
-        command_line,
-        command_line_len,
-    } = pvh::read(&copy_physical, u64::from(start_info))?;
+    let StartInfo { ram, modules, rsdp, command_line, command_line_len } =
+        pvh::read(&copy_physical, u64::from(start_info))?;
     // SAFETY: called once, on the boot tables, with the loader's memory map.
     let mut memory = unsafe { paging::init(&ram)? };
     // The first MiB has firmware's data and the trampoline of further CPUs. The loader's structures were copied.
     memory.remove(PhysRange::block(PhysAddr::new(0), 1 << 20));
     memory.remove(paging::image()?);
-    modules
-        .iter()
-        .for_each(|module| memory.remove(paging::enclosing_pages(module)));
-    let line = COMMAND_LINE.call_once(|| CommandLine {
-        bytes: command_line,
-        len: command_line_len,
-    });
+    modules.iter().for_each(|module| memory.remove(paging::enclosing_pages(module)));
+    let line = COMMAND_LINE.call_once(|| CommandLine { bytes: command_line, len: command_line_len });
     let bytes = line.bytes.get(..line.len).unwrap_or_default();
     let text = bytes.utf8_chunks().next().map_or("", |chunk| chunk.valid());
-    Ok(BootInfo {
-        memory,
-        firmware: Firmware::Acpi(rsdp),
-        command_line: text,
-    })
+    Ok(BootInfo { memory, firmware: Firmware::Acpi(rsdp), command_line: text })
 }
 
 /// Copies from physical memory as far as the boot tables reach.

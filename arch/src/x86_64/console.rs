@@ -21,10 +21,7 @@ pub(super) fn init() {
     let Ok(mut port) = (unsafe { Uart16550::new_port(COM1) }) else {
         return;
     };
-    let config = Config {
-        baud_rate: BaudRate::Baud115200,
-        ..Config::DEFAULT
-    };
+    let config = Config { baud_rate: BaudRate::Baud115200, ..Config::DEFAULT };
     if port.init(config).is_ok() {
         *PORT.lock() = Some(port);
     }

@@ -62,11 +62,7 @@ static CACHES: Once<Caches> = Once::new();
 
 fn caches() -> &'static Caches {
     CACHES.call_once(|| {
-        let features = if __cpuid(0).eax >= 7 {
-            __cpuid_count(7, 0).ebx
-        } else {
-            0
-        };
+        let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
         // CPUID.1 states the line size in units of 8 bytes.
         let line_size = (__cpuid(1).ebx >> 8 & 0xff) as usize * 8;
         Caches {
@@ -75,11 +71,7 @@ fn caches() -> &'static Caches {
                 features if features & 1 << 23 != 0 => WriteBack::Clflushopt,
                 _ => WriteBack::Clflush,
             },
-            line_size: if line_size.is_power_of_two() {
-                line_size
-            } else {
-                16
-            },
+            line_size: if line_size.is_power_of_two() { line_size } else { 16 },
         }
     })
 }
@@ -88,10 +80,7 @@ fn caches() -> &'static Caches {
 ///
 /// The bytes are mapped: other addresses fault.
 pub fn clean_cache(start: NonNull<u8>, len: usize) {
-    let &Caches {
-        instruction,
-        line_size,
-    } = caches();
+    let &Caches { instruction, line_size } = caches();
     let mut line = start.addr().get() & !(line_size - 1);
     let end = start.addr().get().saturating_add(len);
     macro_rules! each_line {
@@ -114,11 +103,7 @@ pub fn clean_cache(start: NonNull<u8>, len: usize) {
 
 /// The width of physical addresses in bits (CPUID leaf 0x8000_0008).
 pub(super) fn physical_bits() -> u32 {
-    if __cpuid(0x8000_0000).eax >= 0x8000_0008 {
-        __cpuid(0x8000_0008).eax & 0xff
-    } else {
-        36
-    }
+    if __cpuid(0x8000_0000).eax >= 0x8000_0008 { __cpuid(0x8000_0008).eax & 0xff } else { 36 }
 }
 
 /// Whether a page-directory-pointer entry may map 1 GiB.
@@ -129,15 +114,8 @@ pub(super) fn has_gigabyte_pages() -> bool {
 /// Writes one line that says what the CPU can do, as far as it matters here.
 pub fn describe(out: &mut dyn fmt::Write) -> fmt::Result {
     let largest = if has_gigabyte_pages() { "1 GiB" } else { "2 MiB" };
-    write!(
-        out,
-        "long mode, {}-bit physical addresses, pages up to {largest}, ",
-        physical_bits()
-    )?;
-    let Caches {
-        instruction,
-        line_size,
-    } = caches();
+    write!(out, "long mode, {}-bit physical addresses, pages up to {largest}, ", physical_bits())?;
+    let Caches { instruction, line_size } = caches();
     let instruction = match instruction {
         WriteBack::Clwb => "CLWB",
         WriteBack::Clflushopt => "CLFLUSHOPT",

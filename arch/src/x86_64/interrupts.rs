@@ -100,9 +100,8 @@ pub fn allocate_msi(_device: u32, handler: Handler, argument: usize) -> Result<M
         return Err(MsiError::ApicId(id));
     }
     let take = |taken: usize| (taken < VECTORS).then_some(taken + 1);
-    let slot = ALLOCATED
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, take)
-        .map_err(|_| MsiError::NoVector)?;
+    let slot =
+        ALLOCATED.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| MsiError::NoVector)?;
     let connection = CONNECTIONS.get(slot).ok_or(MsiError::NoVector)?;
     connection.call_once(|| Connection { handler, argument });
     Ok(MsiMessage {

@@ -24,9 +24,8 @@ const DIRECT_MAP_SIZE: u64 = 255 << 39;
 /// From physical to linked addresses of the image.
 pub(super) const KERNEL_OFFSET: u64 = 0xffff_ffff_8000_0000;
 
-const READ_ONLY: PageTableFlags = PageTableFlags::PRESENT
-    .union(PageTableFlags::NO_EXECUTE)
-    .union(PageTableFlags::GLOBAL);
+const READ_ONLY: PageTableFlags =
+    PageTableFlags::PRESENT.union(PageTableFlags::NO_EXECUTE).union(PageTableFlags::GLOBAL);
 const READ_WRITE: PageTableFlags = READ_ONLY.union(PageTableFlags::WRITABLE);
 const EXECUTE: PageTableFlags = PageTableFlags::PRESENT.union(PageTableFlags::GLOBAL);
 /// PCD and PWT choose entry 3 of the PAT, which is strong uncacheable out of reset (SDM vol. 3, 13.12.4).
@@ -161,12 +160,7 @@ pub(super) unsafe fn init(ram: &MemoryMap) -> Result<MemoryMap, MapDeviceError> 
     let table = phys_to_virt(PhysAddr::new(root.start_address().as_u64())).cast::<PageTable>();
     // SAFETY: the frame was just taken from the pool, is zero, and is in reach of the boot tables' direct map.
     let mapper = unsafe { OffsetPageTable::new(&mut *table.as_ptr(), VirtAddr::new(DIRECT_MAP)) };
-    let mut tables = Tables {
-        mapper,
-        root,
-        pool,
-        gigabyte_pages: cpu::has_gigabyte_pages(),
-    };
+    let mut tables = Tables { mapper, root, pool, gigabyte_pages: cpu::has_gigabyte_pages() };
     tables.map_image()?;
     let mut mapped = MemoryMap::new();
     for range in ram.iter() {
@@ -191,9 +185,7 @@ pub(super) fn root() -> Option<PhysAddr> {
 /// Whether the direct map holds `phys`.
 pub(super) fn is_mapped(phys: PhysAddr) -> bool {
     let virt = VirtAddr::from_ptr(phys_to_virt(phys).as_ptr());
-    with_tables(|tables| tables.mapper.translate_addr(virt))
-        .flatten()
-        .is_some()
+    with_tables(|tables| tables.mapper.translate_addr(virt)).flatten().is_some()
 }
 
 /// Lets entries marked global outlive a change of the tables in the lower half. On the kernel's tables, so that
@@ -238,9 +230,7 @@ impl Tables {
         writable.add(range);
         writable.remove(protected);
         self.map_direct(protected, READ_ONLY)?;
-        writable
-            .iter()
-            .try_for_each(|part| self.map_direct(part, READ_WRITE))
+        writable.iter().try_for_each(|part| self.map_direct(part, READ_WRITE))
     }
 
     fn map_direct(&mut self, range: PhysRange, flags: PageTableFlags) -> Result<(), MapDeviceError> {
@@ -256,11 +246,11 @@ impl Tables {
             let (virt, phys) = (VirtAddr::new(virt + done), X86PhysAddr::new(phys + done));
             done += match self.mapper.translate(virt) {
                 TranslateResult::NotMapped => self.map_largest(virt, phys, len - done, flags)?,
-                TranslateResult::Mapped {
-                    frame,
-                    offset,
-                    flags: found,
-                } if found & CACHE_BITS == flags & CACHE_BITS => frame_size(&frame) - offset,
+                TranslateResult::Mapped { frame, offset, flags: found }
+                    if found & CACHE_BITS == flags & CACHE_BITS =>
+                {
+                    frame_size(&frame) - offset
+                }
                 _ => return Err(MapDeviceError::Conflict(PhysAddr::new(phys.as_u64()))),
             };
         }
@@ -301,10 +291,7 @@ impl Tables {
         let page = Page::<S>::containing_address(virt);
         let frame = PhysFrame::containing_address(phys);
         // SAFETY: callers map RAM, the image or devices at the addresses reserved for them, which were not mapped.
-        match unsafe {
-            self.mapper
-                .map_to_with_table_flags(page, frame, flags, TABLE, &mut self.pool)
-        } {
+        match unsafe { self.mapper.map_to_with_table_flags(page, frame, flags, TABLE, &mut self.pool) } {
             Ok(fresh) => {
                 // Not-present entries are not cached (SDM vol. 3, 5.10.2.3), so there is nothing to flush.
                 fresh.ignore();
@@ -326,9 +313,7 @@ fn frame_size(frame: &MappedFrame) -> u64 {
 
 /// All pages that `range` touches.
 pub(super) fn enclosing_pages(range: PhysRange) -> PhysRange {
-    range
-        .hull(&PhysRange::block(range.start(), PAGE_SIZE))
-        .hull(&PhysRange::block(range.last(), PAGE_SIZE))
+    range.hull(&PhysRange::block(range.start(), PAGE_SIZE)).hull(&PhysRange::block(range.last(), PAGE_SIZE))
 }
 
 /// The whole pages inside `range`.
@@ -340,10 +325,7 @@ fn whole_pages(range: PhysRange) -> Option<PhysRange> {
 
 fn image_part(from: *const u8, to: *const u8) -> Result<PhysRange, portcullis_hal::AddressError> {
     let start = linked_to_phys(linked(from));
-    PhysRange::new(
-        PhysAddr::new(start),
-        linked_to_phys(linked(to)).saturating_sub(start),
-    )
+    PhysRange::new(PhysAddr::new(start), linked_to_phys(linked(to)).saturating_sub(start))
 }
 
 /// The address of a linker symbol.

@@ -112,10 +112,7 @@ fn read_memory_map(memory: &impl Memory, address: u64, count: u32) -> MemoryMap 
         map.remove(ram);
         map.add(ram);
     }
-    for hole in entries()
-        .filter(|entry| !is_ram(entry))
-        .filter_map(|entry| range(&entry))
-    {
+    for hole in entries().filter(|entry| !is_ram(entry)).filter_map(|entry| range(&entry)) {
         map.remove(hole);
     }
     map
@@ -139,9 +136,7 @@ fn read_modules(memory: &impl Memory, address: u64, count: u32) -> MemoryMap {
 fn read_string(memory: &impl Memory, address: u64, buffer: &mut [u8]) -> usize {
     let mut len = 0;
     for byte in buffer {
-        let copied = address
-            .checked_add(len as u64)
-            .and_then(|at| record::<1>(memory, at));
+        let copied = address.checked_add(len as u64).and_then(|at| record::<1>(memory, at));
         match copied {
             Some([value]) if value != 0 => *byte = value,
             _ => break,
@@ -156,14 +151,10 @@ fn read_string(memory: &impl Memory, address: u64, buffer: &mut [u8]) -> usize {
 fn find_rsdp(memory: &impl Memory) -> Option<PhysAddr> {
     const EBDA_SEGMENT: u64 = 0x40e;
     const BIOS_AREA: core::ops::Range<u64> = 0xe_0000..0x10_0000;
-    let ebda = record(memory, EBDA_SEGMENT)
-        .map(u16::from_le_bytes)
-        .map_or(0, |segment| u64::from(segment) << 4);
+    let ebda =
+        record(memory, EBDA_SEGMENT).map(u16::from_le_bytes).map_or(0, |segment| u64::from(segment) << 4);
     let in_ebda = (ebda..ebda + 1024).step_by(16).filter(|_| ebda != 0);
-    in_ebda
-        .chain(BIOS_AREA.step_by(16))
-        .find(|&at| is_rsdp(memory, at))
-        .map(PhysAddr::new)
+    in_ebda.chain(BIOS_AREA.step_by(16)).find(|&at| is_rsdp(memory, at)).map(PhysAddr::new)
 }
 
 /// Signature and checksum of the 20 bytes of ACPI 1.0, which every version has.
@@ -181,17 +172,11 @@ fn record<const N: usize>(memory: &impl Memory, address: u64) -> Option<[u8; N]>
 
 /// The little-endian word at `offset`; zero past the end, which no caller asks for.
 fn word32(bytes: &[u8], offset: usize) -> u32 {
-    bytes
-        .get(offset..)
-        .and_then(|rest| rest.first_chunk())
-        .map_or(0, |&word| u32::from_le_bytes(word))
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |&word| u32::from_le_bytes(word))
 }
 
 fn word64(bytes: &[u8], offset: usize) -> u64 {
-    bytes
-        .get(offset..)
-        .and_then(|rest| rest.first_chunk())
-        .map_or(0, |&word| u64::from_le_bytes(word))
+    bytes.get(offset..).and_then(|rest| rest.first_chunk()).map_or(0, |&word| u64::from_le_bytes(word))
 }
 
 #[cfg(test)]
@@ -210,11 +195,7 @@ mod tests {
     fn machine() -> Vec<u8> {
         let mut memory = vec![0; 2 << 20];
         put(&mut memory, START_INFO, &[MAGIC, 1, 0, 1]);
-        put64(
-            &mut memory,
-            START_INFO + 16,
-            &[MODULES as u64, LINE as u64, 0xf5270, MAP as u64],
-        );
+        put64(&mut memory, START_INFO + 16, &[MODULES as u64, LINE as u64, 0xf5270, MAP as u64]);
         put(&mut memory, START_INFO + 48, &[3, 0]);
         put64(&mut memory, MAP, &[0, 0x9_fc00, 1]);
         put64(&mut memory, MAP + 24, &[0x10_0000, 0x3ff0_0000, 1]);
@@ -253,11 +234,7 @@ mod tests {
     fn ram_modules_root_pointer_and_command_line_are_found() {
         let info = read_from(&machine()).unwrap();
         let ram = [range(0, 0x9_fc00), range(0x10_0000, 0x3fee_0000)];
-        assert!(
-            info.ram.iter().eq(ram),
-            "reserved memory wins over RAM: {:?}",
-            info.ram
-        );
+        assert!(info.ram.iter().eq(ram), "reserved memory wins over RAM: {:?}", info.ram);
         assert!(info.modules.iter().eq([range(0x20_0000, 0x1234)]));
         assert_eq!(info.rsdp, Some(PhysAddr::new(0xf5270)));
         assert_eq!(&info.command_line[..info.command_line_len], b"job=main");
@@ -294,10 +271,7 @@ mod tests {
         assert_eq!(read_from(&memory).unwrap_err(), StartInfoError::Magic(0x1234));
         put(&mut memory, START_INFO, &[MAGIC, 0]);
         assert_eq!(read_from(&memory).unwrap_err(), StartInfoError::Version(0));
-        assert_eq!(
-            read_from(&memory[..START_INFO + 55]).unwrap_err(),
-            StartInfoError::OutOfReach
-        );
+        assert_eq!(read_from(&memory[..START_INFO + 55]).unwrap_err(), StartInfoError::OutOfReach);
     }
 
     #[test]

@@ -159,9 +159,7 @@ pub fn start(
     entry: fn(usize) -> !,
 ) -> Result<(), StartError> {
     let apic = apic::local().ok_or(StartError::NoController)?;
-    let id = u32::try_from(cpu.0)
-        .ok()
-        .filter(|&id| apic.reaches(id) && id != apic.id());
+    let id = u32::try_from(cpu.0).ok().filter(|&id| apic.reaches(id) && id != apic.id());
     let id = id.ok_or(StartError::Id(cpu.0))?;
     let tables = paging::root().ok_or(StartError::NoTrampoline)?;
     let start = carve(stack)?;
@@ -194,13 +192,8 @@ pub fn start(
 fn carve(stack: &'static mut [u8]) -> Result<&'static mut MaybeUninit<Start>, StartError> {
     const NEEDED: usize = size_of::<Start>() + align_of::<Start>() + MIN_STACK;
     let given = stack.len();
-    let keep = given
-        .checked_sub(size_of::<Start>() + align_of::<Start>())
-        .filter(|_| given >= NEEDED);
-    let keep = keep.ok_or(StartError::StackTooSmall {
-        given,
-        needed: NEEDED,
-    })?;
+    let keep = given.checked_sub(size_of::<Start>() + align_of::<Start>()).filter(|_| given >= NEEDED);
+    let keep = keep.ok_or(StartError::StackTooSmall { given, needed: NEEDED })?;
     let (_, top) = stack.split_at_mut(keep);
     let padding = top.as_ptr().align_offset(align_of::<Start>());
     // SAFETY: at most `align_of - 1` bytes of padding, for which there is room, and the bytes are nobody else's.

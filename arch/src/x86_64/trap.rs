@@ -219,22 +219,12 @@ impl TrapFrame {
 
 impl fmt::Display for TrapFrame {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} (vector {}), error code {:#x}",
-            self.name(),
-            self.vector,
-            self.error_code
-        )?;
+        write!(f, "{} (vector {}), error code {:#x}", self.name(), self.vector, self.error_code)?;
         match self.vector {
             10..=13 if self.error_code != 0 => {
                 write!(f, " {:?}", SelectorErrorCode::new_truncate(self.error_code))?
             }
-            14 => write!(
-                f,
-                " {:?}",
-                PageFaultErrorCode::from_bits_truncate(self.error_code)
-            )?,
+            14 => write!(f, " {:?}", PageFaultErrorCode::from_bits_truncate(self.error_code))?,
             _ => {}
         }
         writeln!(f, ", cr2={:#018x}", Cr2::read_raw())?;
@@ -258,10 +248,6 @@ impl fmt::Display for TrapFrame {
             "   r9={:#018x} r10={:#018x} r11={:#018x} r12={:#018x}",
             self.r9, self.r10, self.r11, self.r12
         )?;
-        write!(
-            f,
-            "  r13={:#018x} r14={:#018x} r15={:#018x}",
-            self.r13, self.r14, self.r15
-        )
+        write!(f, "  r13={:#018x} r14={:#018x} r15={:#018x}", self.r13, self.r14, self.r15)
     }
 }

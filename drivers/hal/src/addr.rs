@@ -196,10 +196,7 @@ mod tests {
         let top = IovaRange::new(Iova::new(u64::MAX - 0xfff), 0x1000).unwrap();
         assert_eq!(top.last().get(), u64::MAX);
         assert!(top.is_aligned(0x1000));
-        assert_eq!(
-            IovaRange::new(Iova::new(u64::MAX - 0xfff), 0x1001),
-            Err(AddressError::Wraps)
-        );
+        assert_eq!(IovaRange::new(Iova::new(u64::MAX - 0xfff), 0x1001), Err(AddressError::Wraps));
         assert_eq!(IovaRange::new(Iova::new(0), 0), Err(AddressError::Empty));
     }
 

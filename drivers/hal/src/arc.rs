@@ -37,20 +37,10 @@ impl<T> Arc<T> {
     pub fn try_new(value: T) -> Result<Self, OutOfMemory> {
         let layout = Layout::new::<Block<T>>();
         // SAFETY: the layout has at least the size of the counter.
-        let block = NonNull::new(unsafe { alloc(layout) })
-            .ok_or(OutOfMemory)?
-            .cast::<Block<T>>();
+        let block = NonNull::new(unsafe { alloc(layout) }).ok_or(OutOfMemory)?.cast::<Block<T>>();
         // SAFETY: freshly allocated with the layout of `Block<T>`.
-        unsafe {
-            block.write(Block {
-                count: AtomicUsize::new(1),
-                value,
-            })
-        };
-        Ok(Self {
-            block,
-            owns: PhantomData,
-        })
+        unsafe { block.write(Block { count: AtomicUsize::new(1), value }) };
+        Ok(Self { block, owns: PhantomData })
     }
 }
 
@@ -87,10 +77,7 @@ impl<T: ?Sized> Arc<T> {
     pub unsafe fn from_block(block: *mut Block<T>) -> Self {
         // SAFETY: a block that came out of an Arc is not null.
         let block = unsafe { NonNull::new_unchecked(block) };
-        Self {
-            block,
-            owns: PhantomData,
-        }
+        Self { block, owns: PhantomData }
     }
 }
 
@@ -115,10 +102,7 @@ impl<T: ?Sized> Clone for Arc<T> {
             // Two thousand billion leaked pointers; the only way on that is not unsound is to stay alive for ever.
             self.block().count.store(usize::MAX / 2, Ordering::Relaxed);
         }
-        Self {
-            block: self.block,
-            owns: PhantomData,
-        }
+        Self { block: self.block, owns: PhantomData }
     }
 }
 

@@ -134,10 +134,7 @@ mod tests {
         word.store(u128::MAX - 5);
         assert_eq!(word.load(), u128::MAX - 5);
         assert_eq!(word.compare_exchange(3, 4), Err(u128::MAX - 5));
-        assert_eq!(
-            word.compare_exchange(u128::MAX - 5, 7 << 64 | 9),
-            Ok(u128::MAX - 5)
-        );
+        assert_eq!(word.compare_exchange(u128::MAX - 5, 7 << 64 | 9), Ok(u128::MAX - 5));
         assert_eq!(word.load(), 7 << 64 | 9);
     }
 

@@ -1,9 +1,6 @@
 //! I/O address spaces: what is mapped, and when the memory behind it is free again.
 
-#![expect(
-    unsafe_code,
-    reason = "mapping memory for a device is a contract of this crate"
-)]
+#![expect(unsafe_code, reason = "mapping memory for a device is a contract of this crate")]
 
 use crate::wait::Timeout;
 use crate::{FrameChain, FrameOrder, Hal, Iova, IovaRange, OutOfMemory, PhysAddr, PhysRange};
@@ -65,17 +62,11 @@ impl Attributes {
     pub const WRITE: Self = Self::memory(Access::WRITE);
     /// Registers that the device writes: an interrupt doorbell. Readable too, since stage-1 formats have no
     /// write-only entries.
-    pub const DOORBELL: Self = Self {
-        access: Access::READ.union(Access::WRITE),
-        memory: MemoryKind::Device,
-    };
+    pub const DOORBELL: Self = Self { access: Access::READ.union(Access::WRITE), memory: MemoryKind::Device };
 
     /// Ordinary memory with this access.
     pub const fn memory(access: Access) -> Self {
-        Self {
-            access,
-            memory: MemoryKind::WriteBack,
-        }
+        Self { access, memory: MemoryKind::WriteBack }
     }
 }
 

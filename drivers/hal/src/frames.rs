@@ -24,11 +24,7 @@ impl FrameOrder {
 
     /// `2^order` frames; `None` above [`MAX`](Self::MAX).
     pub const fn new(order: u8) -> Option<Self> {
-        if order > Self::MAX.0 {
-            None
-        } else {
-            Some(Self(order))
-        }
+        if order > Self::MAX.0 { None } else { Some(Self(order)) }
     }
 
     /// The smallest order that holds `bytes`; `None` above [`MAX`](Self::MAX).
@@ -63,11 +59,7 @@ pub struct Frames<H: Hal> {
 impl<H: Hal> Frames<H> {
     /// Allocates `2^order` zeroed frames.
     pub fn zeroed(hal: &H, order: FrameOrder) -> Result<Self, OutOfMemory> {
-        Ok(Self {
-            hal: hal.clone(),
-            base: hal.alloc_frames(order)?,
-            order,
-        })
+        Ok(Self { hal: hal.clone(), base: hal.alloc_frames(order)?, order })
     }
 
     /// Takes over frames that were released with [`into_raw`](Self::into_raw).
@@ -77,11 +69,7 @@ impl<H: Hal> Frames<H> {
     /// `base` and `order` come from `into_raw` of frames of the same `Hal`, used once, and no device can reach
     /// the frames unless the caller keeps that in mind until the value is dropped.
     pub unsafe fn from_raw(hal: &H, base: PhysAddr, order: FrameOrder) -> Self {
-        Self {
-            hal: hal.clone(),
-            base,
-            order,
-        }
+        Self { hal: hal.clone(), base, order }
     }
 
     /// Gives up ownership without freeing: the frames leak unless [`from_raw`](Self::from_raw) takes them back.
@@ -125,12 +113,7 @@ impl<H: Hal> Frames<H> {
         let end = self.order.bytes() as usize;
         for (i, &byte) in bytes.iter().enumerate().take_while(|(i, _)| offset + i < end) {
             // SAFETY: in bounds of frames that belong to self; volatile, as a device may look.
-            unsafe {
-                self.hal
-                    .phys_to_virt(self.base)
-                    .add(offset + i)
-                    .write_volatile(byte)
-            };
+            unsafe { self.hal.phys_to_virt(self.base).add(offset + i).write_volatile(byte) };
         }
     }
 
@@ -146,15 +129,8 @@ impl<H: Hal> Frames<H> {
     /// Writes the cache lines of `len` bytes from `offset` back to memory.
     pub fn clean(&self, offset: usize, len: usize) {
         // SAFETY: the offset is clamped to the frames.
-        let start = unsafe {
-            self.hal
-                .phys_to_virt(self.base)
-                .add(offset.min(self.order.bytes() as usize))
-        };
-        self.hal.clean_cache(
-            start,
-            len.min((self.order.bytes() as usize).saturating_sub(offset)),
-        );
+        let start = unsafe { self.hal.phys_to_virt(self.base).add(offset.min(self.order.bytes() as usize)) };
+        self.hal.clean_cache(start, len.min((self.order.bytes() as usize).saturating_sub(offset)));
     }
 }
 
@@ -190,11 +166,7 @@ pub struct FrameChain {
 impl FrameChain {
     /// An empty chain of frames of one order.
     pub const fn new(order: FrameOrder) -> Self {
-        Self {
-            first: None,
-            order,
-            count: 0,
-        }
+        Self { first: None, order, count: 0 }
     }
 
     /// How many frames the chain holds.
@@ -268,14 +240,8 @@ mod tests {
     #[test]
     fn orders_hold_what_they_are_asked_for() {
         let order = |bytes| FrameOrder::for_bytes(bytes).map(FrameOrder::get);
-        assert_eq!(
-            [order(0), order(1), order(4096), order(4097)],
-            [Some(0), Some(0), Some(0), Some(1)]
-        );
-        assert_eq!(
-            [order(3 * 4096), order(1 << 30), order((1 << 30) + 1)],
-            [Some(2), Some(18), None]
-        );
+        assert_eq!([order(0), order(1), order(4096), order(4097)], [Some(0), Some(0), Some(0), Some(1)]);
+        assert_eq!([order(3 * 4096), order(1 << 30), order((1 << 30) + 1)], [Some(2), Some(18), None]);
     }
 
     #[test]
@@ -283,12 +249,7 @@ mod tests {
         let hal = HostHal::new();
         let frames = Frames::zeroed(&hal, FrameOrder::new(2).unwrap()).unwrap();
         assert!(frames.phys().is_aligned(4 * PAGE_SIZE));
-        assert!(
-            frames
-                .words()
-                .iter()
-                .all(|word| word.load(Ordering::Relaxed) == 0)
-        );
+        assert!(frames.words().iter().all(|word| word.load(Ordering::Relaxed) == 0));
         frames.write(4 * 4096 - 2, &[1, 2, 3]);
         let mut back = [9; 4];
         frames.read(4 * 4096 - 2, &mut back);

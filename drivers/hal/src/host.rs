@@ -55,19 +55,12 @@ impl HostHal {
 
     /// How many frames of 4 KiB are allocated now.
     pub fn frames_in_use(&self) -> usize {
-        self.0
-            .frames
-            .read()
-            .unwrap()
-            .values()
-            .map(|block| 1_usize << block.order.get())
-            .sum()
+        self.0.frames.read().unwrap().values().map(|block| 1_usize << block.order.get()).sum()
     }
 
     /// Whether all of `len` bytes from `phys` are allocated, in one block.
     pub fn is_allocated(&self, phys: PhysAddr, len: u64) -> bool {
-        self.find(phys)
-            .is_some_and(|(base, block)| phys.get() + len <= base + block.order.bytes())
+        self.find(phys).is_some_and(|(base, block)| phys.get() + len <= base + block.order.bytes())
     }
 
     fn find(&self, phys: PhysAddr) -> Option<(u64, Block)> {
@@ -113,17 +106,9 @@ unsafe impl Hal for HostHal {
         let memory = NonNull::new(unsafe { alloc_zeroed(layout(order)) }).ok_or(OutOfMemory)?;
         let size = order.bytes();
         let claim = |next: u64| Some(next.next_multiple_of(size) + size);
-        let before = self
-            .0
-            .next
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim)
-            .unwrap_or(u64::MAX);
+        let before = self.0.next.fetch_update(Ordering::SeqCst, Ordering::SeqCst, claim).unwrap_or(u64::MAX);
         let phys = before.next_multiple_of(size);
-        self.0
-            .frames
-            .write()
-            .unwrap()
-            .insert(phys, Block { order, memory });
+        self.0.frames.write().unwrap().insert(phys, Block { order, memory });
         Ok(PhysAddr::new(phys))
     }
 
@@ -137,9 +122,7 @@ unsafe impl Hal for HostHal {
     }
 
     fn phys_to_virt(&self, phys: PhysAddr) -> NonNull<u8> {
-        let (base, block) = self
-            .find(phys)
-            .unwrap_or_else(|| panic!("{phys} is not allocated"));
+        let (base, block) = self.find(phys).unwrap_or_else(|| panic!("{phys} is not allocated"));
         // SAFETY: `find` returns the block that the address lies in.
         unsafe { block.memory.add((phys.get() - base) as usize) }
     }
@@ -147,9 +130,7 @@ unsafe impl Hal for HostHal {
     fn clean_cache(&self, start: NonNull<u8>, len: usize) {
         let first = start.addr().get() / 64;
         let last = (start.addr().get() + len.max(1) - 1) / 64;
-        self.0
-            .cleaned_lines
-            .fetch_add((last - first + 1) as u64, Ordering::SeqCst);
+        self.0.cleaned_lines.fetch_add((last - first + 1) as u64, Ordering::SeqCst);
     }
 
     fn now_ns(&self) -> u64 {

@@ -106,21 +106,12 @@ impl RequesterId {
     /// The requester at bus, device (0 to 31) and function (0 to 7).
     pub const fn new(segment: u16, bus: u8, device: u8, function: u8) -> Result<Self, IdError> {
         if device > 31 {
-            return Err(IdError {
-                kind: "PCI device",
-                value: device as u32,
-            });
+            return Err(IdError { kind: "PCI device", value: device as u32 });
         }
         if function > 7 {
-            return Err(IdError {
-                kind: "PCI function",
-                value: function as u32,
-            });
+            return Err(IdError { kind: "PCI function", value: function as u32 });
         }
-        Ok(Self {
-            segment,
-            bdf: (bus as u16) << 8 | (device as u16) << 3 | function as u16,
-        })
+        Ok(Self { segment, bdf: (bus as u16) << 8 | (device as u16) << 3 | function as u16 })
     }
 
     /// The PCI segment group.
@@ -151,14 +142,7 @@ impl RequesterId {
 
 impl fmt::Display for RequesterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:04x}:{:02x}:{:02x}.{}",
-            self.segment,
-            self.bus(),
-            self.device(),
-            self.function()
-        )
+        write!(f, "{:04x}:{:02x}:{:02x}.{}", self.segment, self.bus(), self.device(), self.function())
     }
 }
 
@@ -182,10 +166,7 @@ mod tests {
     #[test]
     fn a_requester_prints_as_lspci_does() {
         let id = RequesterId::new(0, 1, 0x1f, 3).unwrap();
-        assert_eq!(
-            (id.bdf(), std::format!("{id}").as_str()),
-            (0x01fb, "0000:01:1f.3")
-        );
+        assert_eq!((id.bdf(), std::format!("{id}").as_str()), (0x01fb, "0000:01:1f.3"));
         assert!(RequesterId::new(0, 0, 32, 0).is_err() && RequesterId::new(0, 0, 0, 8).is_err());
     }
 }

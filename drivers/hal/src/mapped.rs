@@ -1,9 +1,6 @@
 //! Memory that is mapped for devices by value: it comes back only when no device can reach it.
 
-#![expect(
-    unsafe_code,
-    reason = "turns ownership of memory into the contract of IoSpace::map"
-)]
+#![expect(unsafe_code, reason = "turns ownership of memory into the contract of IoSpace::map")]
 
 use crate::{
     Arc, Attributes, DmaMemory, Gather, IoSpace, Iova, IovaRange, MapError, Mapping, SyncError, SyncProof,
@@ -78,11 +75,7 @@ impl<M> Unsynced<M> {
     /// Gives the memory back, given the proof that its gather was synced after the unmap; with another proof it
     /// returns itself.
     pub fn reclaim(self, proof: &SyncProof) -> Result<M, Self> {
-        if proof.round == self.round {
-            Ok(ManuallyDrop::into_inner(self.memory))
-        } else {
-            Err(self)
-        }
+        if proof.round == self.round { Ok(ManuallyDrop::into_inner(self.memory)) } else { Err(self) }
     }
 }
 
@@ -91,24 +84,11 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
     pub fn map(space: &Arc<S>, iova: Iova, memory: M, attributes: Attributes) -> Result<Self, Refused<M>> {
         let phys = memory.range();
         let Ok(range) = IovaRange::new(iova, phys.len()) else {
-            return Err(Refused {
-                memory,
-                error: MapError::OutOfRange { iova },
-            });
+            return Err(Refused { memory, error: MapError::OutOfRange { iova } });
         };
-        let mut this = Self {
-            space: space.clone(),
-            range,
-            memory: ManuallyDrop::new(memory),
-        };
+        let mut this = Self { space: space.clone(), range, memory: ManuallyDrop::new(memory) };
         // SAFETY: the memory is DMA memory that this value owns, and it is given back only after unmap and sync.
-        match unsafe {
-            space.map(&[Mapping {
-                iova,
-                memory: phys,
-                attributes,
-            }])
-        } {
+        match unsafe { space.map(&[Mapping { iova, memory: phys, attributes }]) } {
             Ok(()) => Ok(this),
             // The tables have the mapping, so the memory is not the caller's any more.
             Err(error @ MapError::Sync(_)) => {
@@ -139,16 +119,11 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
         let mut gather = Gather::new();
         let unsynced = self.unmap_into(&mut gather)?;
         match space.sync(&mut gather) {
-            Ok(proof) => unsynced
-                .reclaim(&proof)
-                .map_err(|Unsynced { memory, .. }| Quarantined {
-                    memory,
-                    reason: QuarantineReason::NotMapped,
-                }),
-            Err(error) => Err(Quarantined {
-                memory: unsynced.memory,
-                reason: error.into(),
+            Ok(proof) => unsynced.reclaim(&proof).map_err(|Unsynced { memory, .. }| Quarantined {
+                memory,
+                reason: QuarantineReason::NotMapped,
             }),
+            Err(error) => Err(Quarantined { memory: unsynced.memory, reason: error.into() }),
         }
     }
 
@@ -156,18 +131,9 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
     pub fn unmap_into(self, gather: &mut Gather) -> Result<Unsynced<M>, Quarantined<M>> {
         let Self { space, range, memory } = self;
         match space.unmap(range, gather) {
-            Ok(bytes) if bytes == range.len() => Ok(Unsynced {
-                round: gather.round(),
-                memory,
-            }),
-            Ok(_) => Err(Quarantined {
-                memory,
-                reason: QuarantineReason::NotMapped,
-            }),
-            Err(error) => Err(Quarantined {
-                memory,
-                reason: error.into(),
-            }),
+            Ok(bytes) if bytes == range.len() => Ok(Unsynced { round: gather.round(), memory }),
+            Ok(_) => Err(Quarantined { memory, reason: QuarantineReason::NotMapped }),
+            Err(error) => Err(Quarantined { memory, reason: error.into() }),
         }
     }
 }

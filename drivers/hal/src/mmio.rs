@@ -62,8 +62,7 @@ impl MmioRegion {
 impl Mmio for MmioRegion {
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: `register` gives aligned registers inside the region.
-        self.register(offset)
-            .map_or(0, |register| unsafe { access::read32(register) })
+        self.register(offset).map_or(0, |register| unsafe { access::read32(register) })
     }
 
     fn write32(&self, offset: usize, value: u32) {
@@ -75,8 +74,7 @@ impl Mmio for MmioRegion {
 
     fn read64(&self, offset: usize) -> u64 {
         // SAFETY: `register` gives aligned registers inside the region.
-        self.register(offset)
-            .map_or(0, |register| unsafe { access::read64(register) })
+        self.register(offset).map_or(0, |register| unsafe { access::read64(register) })
     }
 
     fn write64(&self, offset: usize, value: u64) {
@@ -150,10 +148,7 @@ mod tests {
         let mut words = [0x1111_2222_3333_4444_u64, 0];
         // SAFETY: the array outlives the region and nobody else uses it meanwhile.
         let region = unsafe { MmioRegion::new(NonNull::from(&mut words).cast(), 8) };
-        assert_eq!(
-            (region.read32(4), region.read64(8), region.read32(2)),
-            (0x1111_2222, 0, 0)
-        );
+        assert_eq!((region.read32(4), region.read64(8), region.read32(2)), (0x1111_2222, 0, 0));
         region.write64(8, 7);
         region.write32(0, 5);
         assert_eq!(words, [0x1111_2222_0000_0005, 0]);

@@ -1,9 +1,6 @@
 //! Page tables that somebody else owns: a VM's stage 2, a process's stage 1.
 
-#![expect(
-    unsafe_code,
-    reason = "giving a device foreign tables is a contract of this crate"
-)]
+#![expect(unsafe_code, reason = "giving a device foreign tables is a contract of this crate")]
 
 use crate::PhysAddr;
 

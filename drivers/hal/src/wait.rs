@@ -47,12 +47,7 @@ pub fn until<H: Hal>(
             return if last & mask == expected {
                 Ok(last)
             } else {
-                Err(Timeout {
-                    register,
-                    mask,
-                    expected,
-                    last,
-                })
+                Err(Timeout { register, mask, expected, last })
             };
         }
         hal.relax();
@@ -68,14 +63,9 @@ pub fn register32<H: Hal, M: Mmio>(
     expected: u32,
     timeout_ns: u64,
 ) -> Result<u32, Timeout> {
-    until(
-        hal,
-        register.name,
-        u64::from(mask),
-        u64::from(expected),
-        timeout_ns,
-        || u64::from(mmio.read32(register.offset)),
-    )
+    until(hal, register.name, u64::from(mask), u64::from(expected), timeout_ns, || {
+        u64::from(mmio.read32(register.offset))
+    })
     .map(|value| value as u32)
 }
 
@@ -94,14 +84,6 @@ mod tests {
         });
         assert_eq!((value, reads), (Ok(0x11), 5));
         let late = until(&hal, "GSTS", 0x3, 0x1, 1000, || 0x2);
-        assert_eq!(
-            late,
-            Err(Timeout {
-                register: "GSTS",
-                mask: 3,
-                expected: 1,
-                last: 2
-            })
-        );
+        assert_eq!(late, Err(Timeout { register: "GSTS", mask: 3, expected: 1, last: 2 }));
     }
 }

@@ -11,12 +11,7 @@ use portcullis_hal::{
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-const LATE: Timeout = Timeout {
-    register: "CMDQ_CONS",
-    mask: 1,
-    expected: 1,
-    last: 0,
-};
+const LATE: Timeout = Timeout { register: "CMDQ_CONS", mask: 1, expected: 1, last: 0 };
 
 /// A page-by-page map whose hardware can be told not to answer.
 #[derive(Debug)]
@@ -178,10 +173,7 @@ fn a_gather_serves_one_domain_between_two_syncs() {
     let mut gather = Gather::new();
     let range = IovaRange::new(Iova::new(0x1000), 0x1000).unwrap();
     one.unmap(range, &mut gather).unwrap();
-    assert_eq!(
-        other.unmap(range, &mut gather),
-        Err(UnmapError::Gather(GatherBusy))
-    );
+    assert_eq!(other.unmap(range, &mut gather), Err(UnmapError::Gather(GatherBusy)));
     drop(one.sync(&mut gather).unwrap());
     assert_eq!(other.unmap(range, &mut gather), Ok(0));
     assert_eq!(gather.range(), Some(range));

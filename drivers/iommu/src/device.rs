@@ -24,10 +24,7 @@ impl PlatformName {
         for (to, from) in bytes.iter_mut().zip(name.as_bytes().iter().take(len)) {
             *to = *from;
         }
-        Self {
-            bytes,
-            len: len as u8,
-        }
+        Self { bytes, len: len as u8 }
     }
 
     /// The name as text.
@@ -111,11 +108,7 @@ pub struct Device {
 
 impl Device {
     pub(crate) fn new(description: DeviceDescription) -> Self {
-        Self {
-            description,
-            domain: Mutex::new(None),
-            handler: Mutex::new(None),
-        }
+        Self { description, domain: Mutex::new(None), handler: Mutex::new(None) }
     }
 
     /// The name.

@@ -154,12 +154,7 @@ pub struct FaultLog {
 impl FaultLog {
     /// An empty log.
     pub const fn new() -> Self {
-        Self {
-            ring: [const { None }; LOG_CAPACITY],
-            next: 0,
-            held: 0,
-            dropped: 0,
-        }
+        Self { ring: [const { None }; LOG_CAPACITY], next: 0, held: 0, dropped: 0 }
     }
 
     /// Adds a fault; when the log is full, the newest is dropped and counted, since the first of a storm tells most.
@@ -234,10 +229,7 @@ mod tests {
             }
             assert_eq!(log.dropped(), 5 * (round + 1));
             for i in 0..LOG_CAPACITY as u64 {
-                assert_eq!(
-                    log.pop().and_then(|fault| fault.record.address),
-                    Some(Iova::new(i))
-                );
+                assert_eq!(log.pop().and_then(|fault| fault.record.address), Some(Iova::new(i)));
             }
             assert_eq!(log.pop(), None);
         }

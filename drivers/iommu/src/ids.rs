@@ -25,12 +25,7 @@ impl IdPool {
         let mut taken = Vec::new();
         taken.try_reserve_exact(words).map_err(|_| OutOfMemory)?;
         taken.resize(words, 0);
-        Ok(Self {
-            first,
-            count,
-            taken,
-            hint: 0,
-        })
+        Ok(Self { first, count, taken, hint: 0 })
     }
 
     /// Takes a free number, or `None` if all are out.
@@ -41,11 +36,7 @@ impl IdPool {
             let index = (start + step) % words.max(1);
             let word = self.taken.get_mut(index)?;
             // On the first visit of the hinted word only the numbers from the hint on count.
-            let skip = if step == 0 {
-                (1_u64 << (self.hint % 64)) - 1
-            } else {
-                0
-            };
+            let skip = if step == 0 { (1_u64 << (self.hint % 64)) - 1 } else { 0 };
             let bit = (*word | skip).trailing_ones();
             let offset = index as u32 * 64 + bit;
             if bit < 64 && offset < self.count {
@@ -80,16 +71,7 @@ mod tests {
 
     #[test]
     fn every_number_is_handed_out_once_and_then_none() {
-        for (first, last) in [
-            (0, 0),
-            (1, 15),
-            (1, 63),
-            (1, 64),
-            (0, 63),
-            (0, 64),
-            (1, 255),
-            (5, 300),
-        ] {
+        for (first, last) in [(0, 0), (1, 15), (1, 63), (1, 64), (0, 63), (0, 64), (1, 255), (5, 300)] {
             let mut pool = IdPool::new(first, last).unwrap();
             let out: BTreeSet<u32> = core::iter::from_fn(|| pool.take()).collect();
             assert_eq!(out, (first..=last).collect());

@@ -31,13 +31,8 @@ pub struct IovaAllocator {
 impl IovaAllocator {
     /// An allocator for `aperture` without the `reserved` ranges.
     pub fn new(aperture: IovaRange, reserved: &[IovaRange]) -> Result<Self, OutOfMemory> {
-        let mut this = Self {
-            free: Vec::new(),
-            live: 0,
-        };
-        this.free
-            .try_reserve(reserved.len() + 2)
-            .map_err(|_| OutOfMemory)?;
+        let mut this = Self { free: Vec::new(), live: 0 };
+        this.free.try_reserve(reserved.len() + 2).map_err(|_| OutOfMemory)?;
         this.free.push(aperture);
         this.carve(IovaRange::block(Iova::new(0), portcullis_hal::PAGE_SIZE));
         for &range in reserved {
@@ -55,10 +50,8 @@ impl IovaAllocator {
                 continue;
             }
             self.free.remove(index);
-            let above = range
-                .last()
-                .checked_add(1)
-                .and_then(|start| IovaRange::from_bounds(start, free.last()).ok());
+            let above =
+                range.last().checked_add(1).and_then(|start| IovaRange::from_bounds(start, free.last()).ok());
             if let Some(above) = above {
                 self.free.insert(index, above);
             }
@@ -124,34 +117,21 @@ mod tests {
 
     #[test]
     fn ranges_are_aligned_disjoint_and_avoid_what_is_reserved() {
-        let reserved = [
-            range(0xfee0_0000, 0xfeef_ffff),
-            range(0x8000, 0x8fff),
-            range(0x8800, 0x9fff),
-        ];
+        let reserved = [range(0xfee0_0000, 0xfeef_ffff), range(0x8000, 0x8fff), range(0x8800, 0x9fff)];
         let mut iovas = IovaAllocator::new(range(0, 0xffff_ffff), &reserved).unwrap();
         let mut live = Vec::new();
         for i in 0..200 {
             let len = 0x1000 << (i % 10);
             let got = iovas.take(len, len).unwrap();
             assert!(got.is_aligned(len) && got.start().get() != 0);
-            assert!(
-                reserved
-                    .iter()
-                    .chain(&live)
-                    .all(|other: &IovaRange| !other.overlaps(&got))
-            );
+            assert!(reserved.iter().chain(&live).all(|other: &IovaRange| !other.overlaps(&got)));
             live.push(got);
             if i % 3 == 0 {
                 iovas.give_back(live.swap_remove(live.len() / 2));
             }
         }
         live.drain(..).for_each(|range| iovas.give_back(range));
-        let all = [
-            range(0x1000, 0x7fff),
-            range(0xa000, 0xfedf_ffff),
-            range(0xfef0_0000, 0xffff_ffff),
-        ];
+        let all = [range(0x1000, 0x7fff), range(0xa000, 0xfedf_ffff), range(0xfef0_0000, 0xffff_ffff)];
         assert_eq!(iovas.free, all);
     }
 

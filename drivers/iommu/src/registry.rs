@@ -100,11 +100,7 @@ impl<H: Hal> Iommu<H> {
 
     /// The device with this name.
     pub fn device(&self, id: DeviceId) -> Option<Arc<Device>> {
-        self.devices
-            .read()
-            .iter()
-            .find(|device| device.id() == id)
-            .cloned()
+        self.devices.read().iter().find(|device| device.id() == id).cloned()
     }
 
     /// Calls `visit` for each device, in order of registration.
@@ -122,9 +118,7 @@ impl<H: Hal> Iommu<H> {
 
     /// Makes a domain for `device` and its like.
     pub fn new_domain(&self, device: &Device, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
-        let unit = self
-            .unit(device.unit())
-            .ok_or(DomainError::OutOfMemory(OutOfMemory))?;
+        let unit = self.unit(device.unit()).ok_or(DomainError::OutOfMemory(OutOfMemory))?;
         unit.new_domain(spec)
     }
 
@@ -173,9 +167,7 @@ impl<H: Hal> Iommu<H> {
 
     /// Sets who is told of the device's faults, besides the log.
     pub fn set_fault_handler(&self, device: &Device, handler: Option<Arc<dyn FaultHandler>>) {
-        let old = self
-            .hal
-            .critical(|| core::mem::replace(&mut *device.handler.lock(), handler));
+        let old = self.hal.critical(|| core::mem::replace(&mut *device.handler.lock(), handler));
         drop(old);
     }
 
@@ -187,11 +179,7 @@ impl<H: Hal> Iommu<H> {
             hardware.handle_interrupt(&mut |event| match event {
                 UnitEvent::Fault(record) => {
                     let device = self.owner(unit, record.endpoint);
-                    let fault = Fault {
-                        unit,
-                        device: device.as_ref().map(|device| device.id()),
-                        record,
-                    };
+                    let fault = Fault { unit, device: device.as_ref().map(|device| device.id()), record };
                     if let Some(device) = device {
                         device.deliver(&fault);
                     }
@@ -209,10 +197,7 @@ impl<H: Hal> Iommu<H> {
 
     fn owner(&self, unit: UnitId, endpoint: EndpointId) -> Option<Arc<Device>> {
         let devices = self.devices.read();
-        devices
-            .iter()
-            .find(|device| device.unit() == unit && device.endpoints().contains(&endpoint))
-            .cloned()
+        devices.iter().find(|device| device.unit() == unit && device.endpoints().contains(&endpoint)).cloned()
     }
 
     /// Takes the oldest fault from the log.

@@ -28,10 +28,7 @@ unsafe impl IoSpace for FakeDomain {
 
     unsafe fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
         let mut mapped = self.mapped.lock().unwrap();
-        if let Some(taken) = list
-            .iter()
-            .find(|new| mapped.iter().any(|old| old.iova == new.iova))
-        {
+        if let Some(taken) = list.iter().find(|new| mapped.iter().any(|old| old.iova == new.iova)) {
             return Err(MapError::Overlap { iova: taken.iova });
         }
         mapped.extend(list);
@@ -49,21 +46,13 @@ unsafe impl IoSpace for FakeDomain {
     fn iova_to_phys(&self, iova: Iova) -> Option<Translated> {
         let mapped = self.mapped.lock().unwrap();
         let found = mapped.iter().find(|mapping| mapping.iova == iova)?;
-        Some(Translated {
-            phys: found.memory.start(),
-            attributes: found.attributes,
-            size: PAGE_SIZE,
-        })
+        Some(Translated { phys: found.memory.start(), attributes: found.attributes, size: PAGE_SIZE })
     }
 }
 
 impl Domain for FakeDomain {
     fn info(&self) -> DomainInfo {
-        DomainInfo {
-            kind: self.kind,
-            stage: None,
-            root: None,
-        }
+        DomainInfo { kind: self.kind, stage: None, root: None }
     }
 
     fn describe(&self, _out: &mut dyn fmt::Write) -> fmt::Result {
@@ -72,11 +61,7 @@ impl Domain for FakeDomain {
 }
 
 fn domain(kind: DomainKind) -> Arc<dyn Domain> {
-    let domain = Arc::try_new(FakeDomain {
-        kind,
-        mapped: Mutex::default(),
-    })
-    .unwrap();
+    let domain = Arc::try_new(FakeDomain { kind, mapped: Mutex::default() }).unwrap();
     unsize_arc!(domain => dyn Domain)
 }
 
@@ -138,11 +123,7 @@ fn unit() -> FakeUnit {
         identity: false,
         nesting: false,
     };
-    FakeUnit {
-        info,
-        events: Mutex::default(),
-        answer: Mutex::new(Ok(Transition::Hitless)),
-    }
+    FakeUnit { info, events: Mutex::default(), answer: Mutex::new(Ok(Transition::Hitless)) }
 }
 
 struct Rig {
@@ -177,10 +158,7 @@ impl Rig {
 #[test]
 fn a_group_shares_one_domain() {
     let rig = Rig::new();
-    let (a, b) = (
-        rig.device(8, 1, vec![]).unwrap(),
-        rig.device(9, 1, vec![]).unwrap(),
-    );
+    let (a, b) = (rig.device(8, 1, vec![]).unwrap(), rig.device(9, 1, vec![]).unwrap());
     let (one, other) = (domain(DomainKind::Paging), domain(DomainKind::Paging));
     rig.iommu.attach(&a, &one).unwrap();
     assert_eq!(rig.iommu.attach(&b, &other), Err(AttachError::GroupInUse));
@@ -203,10 +181,7 @@ fn a_device_and_an_endpoint_are_registered_once_and_behind_a_known_unit() {
         group: GroupId(7),
         reserved: vec![],
     };
-    assert_eq!(
-        rig.iommu.add_device(stranger).unwrap_err(),
-        AddDeviceError::UnknownUnit(UnitId(1))
-    );
+    assert_eq!(rig.iommu.add_device(stranger).unwrap_err(), AddDeviceError::UnknownUnit(UnitId(1)));
     let alias = DeviceDescription {
         id: DeviceId::Platform(PlatformName::new("dma")),
         unit: UnitId(0),
@@ -214,27 +189,17 @@ fn a_device_and_an_endpoint_are_registered_once_and_behind_a_known_unit() {
         group: GroupId(7),
         reserved: vec![],
     };
-    assert_eq!(
-        rig.iommu.add_device(alias).unwrap_err(),
-        AddDeviceError::Duplicate
-    );
+    assert_eq!(rig.iommu.add_device(alias).unwrap_err(), AddDeviceError::Duplicate);
 }
 
 #[test]
 fn reserved_regions_are_mapped_before_an_attachment_and_only_once() {
     let rig = Rig::new();
     let memory = PhysRange::new(PhysAddr::new(0x8000_0000), PAGE_SIZE).unwrap();
-    let mapping = Mapping {
-        iova: Iova::new(0x8000_0000),
-        memory,
-        attributes: Attributes::READ_WRITE,
-    };
+    let mapping = Mapping { iova: Iova::new(0x8000_0000), memory, attributes: Attributes::READ_WRITE };
     // SAFETY: no device is behind this space.
     let fixed = unsafe { FixedMapping::new(mapping) };
-    let reserved = vec![ReservedRegion {
-        range: fixed.range(),
-        kind: ReservedKind::Direct(fixed),
-    }];
+    let reserved = vec![ReservedRegion { range: fixed.range(), kind: ReservedKind::Direct(fixed) }];
     let device = rig.device(8, 1, reserved).unwrap();
     let paging = domain(DomainKind::Paging);
     rig.iommu.attach(&device, &paging).unwrap();
@@ -247,18 +212,9 @@ fn reserved_regions_are_mapped_before_an_attachment_and_only_once() {
     let taken = domain(DomainKind::Paging);
     let elsewhere = PhysRange::new(PhysAddr::new(0x9000_0000), PAGE_SIZE).unwrap();
     // SAFETY: no device is behind this space.
-    unsafe {
-        taken.map(&[Mapping {
-            memory: elsewhere,
-            ..mapping
-        }])
-    }
-    .unwrap();
+    unsafe { taken.map(&[Mapping { memory: elsewhere, ..mapping }]) }.unwrap();
     let overlap = MapError::Overlap { iova: mapping.iova };
-    assert_eq!(
-        rig.iommu.attach(&device, &taken),
-        Err(AttachError::Reserved(overlap))
-    );
+    assert_eq!(rig.iommu.attach(&device, &taken), Err(AttachError::Reserved(overlap)));
     assert!(Arc::ptr_eq(&device.domain().unwrap(), &blocked));
 }
 
@@ -271,12 +227,7 @@ fn a_refused_attachment_leaves_the_old_one_and_a_timed_out_one_none() {
     *rig.unit.answer.lock().unwrap() = Err(AttachError::NoFreeId);
     assert_eq!(rig.iommu.attach(&device, &other), Err(AttachError::NoFreeId));
     assert!(Arc::ptr_eq(&device.domain().unwrap(), &one));
-    let late = portcullis_hal::wait::Timeout {
-        register: "CONS",
-        mask: 1,
-        expected: 1,
-        last: 0,
-    };
+    let late = portcullis_hal::wait::Timeout { register: "CONS", mask: 1, expected: 1, last: 0 };
     *rig.unit.answer.lock().unwrap() = Err(AttachError::Timeout(late));
     assert_eq!(rig.iommu.attach(&device, &other), Err(AttachError::Timeout(late)));
     assert!(device.domain().is_none());
@@ -293,8 +244,7 @@ fn faults_find_their_owner_and_the_log() {
     let rig = Rig::new();
     let device = rig.device(8, 1, vec![]).unwrap();
     let handler = Arc::try_new(Handler(Mutex::default())).unwrap();
-    rig.iommu
-        .set_fault_handler(&device, Some(unsize_arc!(handler.clone() => dyn FaultHandler)));
+    rig.iommu.set_fault_handler(&device, Some(unsize_arc!(handler.clone() => dyn FaultHandler)));
     let record = |endpoint| FaultRecord {
         endpoint: EndpointId::new(endpoint),
         pasid: None,
@@ -306,21 +256,12 @@ fn faults_find_their_owner_and_the_log() {
         name: "C_BAD_STREAMID",
         raw: [0; 4],
     };
-    let events = [
-        UnitEvent::Fault(record(8)),
-        UnitEvent::Overflow,
-        UnitEvent::Fault(record(9)),
-    ];
+    let events = [UnitEvent::Fault(record(8)), UnitEvent::Overflow, UnitEvent::Fault(record(9))];
     rig.unit.events.lock().unwrap().extend(events);
     rig.iommu.handle_interrupt(UnitId(0));
     let told = handler.0.lock().unwrap().clone();
-    assert_eq!(
-        told.iter().map(|fault| fault.device).collect::<Vec<_>>(),
-        [Some(device.id())]
-    );
-    let logged: Vec<_> = core::iter::from_fn(|| rig.iommu.next_fault())
-        .map(|fault| fault.device)
-        .collect();
+    assert_eq!(told.iter().map(|fault| fault.device).collect::<Vec<_>>(), [Some(device.id())]);
+    let logged: Vec<_> = core::iter::from_fn(|| rig.iommu.next_fault()).map(|fault| fault.device).collect();
     assert_eq!(logged, [Some(device.id()), None]);
     assert_eq!(rig.iommu.overflows(), 1);
 }

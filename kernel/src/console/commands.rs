@@ -21,66 +21,26 @@ struct Command {
 }
 
 const COMMANDS: &[Command] = &[
-    Command {
-        name: "help",
-        arguments: "",
-        purpose: "lists the commands",
-        run: help,
-    },
-    Command {
-        name: "units",
-        arguments: "",
-        purpose: "lists the IOMMUs and what they can do",
-        run: units,
-    },
+    Command { name: "help", arguments: "", purpose: "lists the commands", run: help },
+    Command { name: "units", arguments: "", purpose: "lists the IOMMUs and what they can do", run: units },
     Command {
         name: "devices",
         arguments: "",
         purpose: "lists the devices with unit, group and domain",
         run: devices,
     },
-    Command {
-        name: "groups",
-        arguments: "",
-        purpose: "lists the isolation groups",
-        run: groups,
-    },
-    Command {
-        name: "domains",
-        arguments: "",
-        purpose: "lists the console's domains",
-        run: domains,
-    },
+    Command { name: "groups", arguments: "", purpose: "lists the isolation groups", run: groups },
+    Command { name: "domains", arguments: "", purpose: "lists the console's domains", run: domains },
     Command {
         name: "domain",
         arguments: "new paging|identity|blocked [stage1|stage2] [UNIT]",
         purpose: "makes a domain",
         run: domain,
     },
-    Command {
-        name: "frames",
-        arguments: "",
-        purpose: "lists the console's frames",
-        run: frames,
-    },
-    Command {
-        name: "frame",
-        arguments: "LEN",
-        purpose: "allocates frames",
-        run: frame,
-    },
-    Command {
-        name: "fill",
-        arguments: "FRAME BYTE",
-        purpose: "fills frames with a byte",
-        run: fill,
-    },
-    Command {
-        name: "peek",
-        arguments: "FRAME OFFSET LEN",
-        purpose: "shows up to 64 bytes",
-        run: peek,
-    },
+    Command { name: "frames", arguments: "", purpose: "lists the console's frames", run: frames },
+    Command { name: "frame", arguments: "LEN", purpose: "allocates frames", run: frame },
+    Command { name: "fill", arguments: "FRAME BYTE", purpose: "fills frames with a byte", run: fill },
+    Command { name: "peek", arguments: "FRAME OFFSET LEN", purpose: "shows up to 64 bytes", run: peek },
     Command {
         name: "map",
         arguments: "DOMAIN IOVA alloc|FRAME|DEVICE/barN LEN r|w|rw",
@@ -99,12 +59,7 @@ const COMMANDS: &[Command] = &[
         purpose: "attaches, replacing what was there",
         run: attach,
     },
-    Command {
-        name: "detach",
-        arguments: "DEVICE",
-        purpose: "detaches: denied and recorded",
-        run: detach,
-    },
+    Command { name: "detach", arguments: "DEVICE", purpose: "detaches: denied and recorded", run: detach },
     Command {
         name: "dma",
         arguments: "DEVICE read|write IOVA LEN",
@@ -123,30 +78,10 @@ const COMMANDS: &[Command] = &[
         purpose: "shows table entries, decoded and raw",
         run: dump,
     },
-    Command {
-        name: "regs",
-        arguments: "UNIT",
-        purpose: "shows a unit's registers",
-        run: registers,
-    },
-    Command {
-        name: "faults",
-        arguments: "",
-        purpose: "takes the faults out of the log",
-        run: faults,
-    },
-    Command {
-        name: "stats",
-        arguments: "",
-        purpose: "shows the units' counters",
-        run: stats,
-    },
-    Command {
-        name: "poweroff",
-        arguments: "",
-        purpose: "ends the machine",
-        run: |_, _| Ok(Next::PowerOff),
-    },
+    Command { name: "regs", arguments: "UNIT", purpose: "shows a unit's registers", run: registers },
+    Command { name: "faults", arguments: "", purpose: "takes the faults out of the log", run: faults },
+    Command { name: "stats", arguments: "", purpose: "shows the units' counters", run: stats },
+    Command { name: "poweroff", arguments: "", purpose: "ends the machine", run: |_, _| Ok(Next::PowerOff) },
 ];
 
 /// Runs one line; an empty one is fine.
@@ -161,10 +96,8 @@ pub(super) fn run(state: &mut State, line: &str) -> Result<Next, String> {
 }
 
 fn usage<T>(name: &str) -> Result<T, String> {
-    let arguments = COMMANDS
-        .iter()
-        .find(|command| command.name == name)
-        .map_or("", |command| command.arguments);
+    let arguments =
+        COMMANDS.iter().find(|command| command.name == name).map_or("", |command| command.arguments);
     Err(format!("usage: {name} {arguments}"))
 }
 
@@ -204,9 +137,7 @@ fn bits<F: bitflags::Flags>(flags: &F) -> String {
 
 fn devices(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
     state.machine.iommu.for_each_device(|device| {
-        let domain = device
-            .domain()
-            .map_or_else(|| "-".to_string(), |domain| state.domain_name(&domain));
+        let domain = device.domain().map_or_else(|| "-".to_string(), |domain| state.domain_name(&domain));
         let what = state.machine.what_is(device.id());
         text(format_args!(
             "device: {} unit={} group={} domain={domain} is={what}",
@@ -228,18 +159,11 @@ fn devices(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
 
 fn groups(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
     let mut members: Vec<(u32, String)> = Vec::new();
-    state
-        .machine
-        .iommu
-        .for_each_device(|device| members.push((device.group().0, device.id().to_string())));
+    state.machine.iommu.for_each_device(|device| members.push((device.group().0, device.id().to_string())));
     members.sort();
     for group in members.chunk_by(|a, b| a.0 == b.0) {
         let names: Vec<&str> = group.iter().map(|(_, name)| name.as_str()).collect();
-        text(format_args!(
-            "group: {} devices={}",
-            group.first().map_or(0, |(id, _)| *id),
-            names.join(",")
-        ));
+        text(format_args!("group: {} devices={}", group.first().map_or(0, |(id, _)| *id), names.join(",")));
     }
     Ok(Next::Continue)
 }
@@ -247,16 +171,15 @@ fn groups(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
 fn domains(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
     for (index, domain) in state.domains.iter().enumerate() {
         let info = domain.info();
-        let stage = info
-            .stage
-            .map_or_else(|| "-".to_string(), |stage| stage.to_string().replace(' ', ""));
+        let stage = info.stage.map_or_else(|| "-".to_string(), |stage| stage.to_string().replace(' ', ""));
         let mut tags = String::new();
         domain.describe(&mut tags).map_err(|error| error.to_string())?;
         text(format_args!(
             "domain: d{index} kind={} stage={stage} aperture={} page-sizes={:#x} {tags}",
             info.kind,
             domain.aperture(),
-            domain.page_sizes()
+            domain.page_sizes(),
+            tags = tags.lines().collect::<Vec<_>>().join(", "),
         ));
     }
     Ok(Next::Continue)
@@ -276,10 +199,7 @@ fn domain(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         }
     }
     let spec = match *kind {
-        "paging" => DomainSpec::Paging(PagingSpec {
-            stage,
-            input_bits: None,
-        }),
+        "paging" => DomainSpec::Paging(PagingSpec { stage, input_bits: None }),
         "identity" => DomainSpec::Identity,
         "blocked" => DomainSpec::Blocked,
         _ => return usage("domain"),
@@ -294,11 +214,7 @@ fn domain(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
 
 fn frames(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
     for (name, frames) in state.frames() {
-        text(format_args!(
-            "frame: {name} phys={} len={:#x}",
-            frames.phys(),
-            frames.order().bytes()
-        ));
+        text(format_args!("frame: {name} phys={} len={:#x}", frames.phys(), frames.order().bytes()));
     }
     Ok(Next::Continue)
 }
@@ -329,11 +245,7 @@ fn peek(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     };
     let (offset, len) = (number(offset)?, number(len)?);
     let frames = state.frame(name)?;
-    if len > 64
-        || offset
-            .checked_add(len)
-            .is_none_or(|end| end > frames.order().bytes())
-    {
+    if len > 64 || offset.checked_add(len).is_none_or(|end| end > frames.order().bytes()) {
         return Err("outside the frame, or more than 64 bytes".to_string());
     }
     let mut bytes = Vec::new();
@@ -357,29 +269,14 @@ fn map(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         "rw" => Access::READ | Access::WRITE,
         _ => return usage("map"),
     };
-    let name = if *memory == "alloc" {
-        state.allocate(len)?
-    } else {
-        memory.to_string()
-    };
-    let kind = if name.contains('/') {
-        MemoryKind::Device
-    } else {
-        MemoryKind::WriteBack
-    };
+    let name = if *memory == "alloc" { state.allocate(len)? } else { memory.to_string() };
+    let kind = if name.contains('/') { MemoryKind::Device } else { MemoryKind::WriteBack };
     let memory = state.memory(&name, len)?;
-    let mapping = Mapping {
-        iova,
-        memory,
-        attributes: Attributes { access, memory: kind },
-    };
+    let mapping = Mapping { iova, memory, attributes: Attributes { access, memory: kind } };
     // SAFETY: the console's frames are never freed and hold nothing but bytes; the windows that `memory` gives are
     // those of devices whose registers cannot harm the kernel.
     unsafe { domain.map(&[mapping]) }.map_err(|error| error.to_string())?;
-    text(format_args!(
-        "mapped: {name} phys={} at {iova} len={len:#x} access={access}",
-        memory.start()
-    ));
+    text(format_args!("mapped: {name} phys={} at {iova} len={len:#x} access={access}", memory.start()));
     Ok(Next::Continue)
 }
 
@@ -390,13 +287,8 @@ fn unmap(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let range = range(iova, len)?;
     let domain = state.domain(domain)?;
     let mut gather = Gather::new();
-    let bytes = domain
-        .unmap(range, &mut gather)
-        .map_err(|error| error.to_string())?;
-    domain
-        .sync(&mut gather)
-        .map_err(|error| error.to_string())
-        .map(drop)?;
+    let bytes = domain.unmap(range, &mut gather).map_err(|error| error.to_string())?;
+    domain.sync(&mut gather).map_err(|error| error.to_string()).map(drop)?;
     text(format_args!("unmapped: {bytes:#x} bytes"));
     Ok(Next::Continue)
 }
@@ -406,11 +298,8 @@ fn attach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         return usage("attach");
     };
     let device = state.device(device)?;
-    let transition = state
-        .machine
-        .iommu
-        .attach(&device, state.domain(domain)?)
-        .map_err(|error| error.to_string())?;
+    let transition =
+        state.machine.iommu.attach(&device, state.domain(domain)?).map_err(|error| error.to_string())?;
     text(format_args!("attached: {transition:?}"));
     Ok(Next::Continue)
 }
@@ -420,11 +309,7 @@ fn detach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         return usage("detach");
     };
     let device = state.device(device)?;
-    state
-        .machine
-        .iommu
-        .detach(&device)
-        .map_err(|error| error.to_string())?;
+    state.machine.iommu.detach(&device).map_err(|error| error.to_string())?;
     Ok(Next::Continue)
 }
 
@@ -453,50 +338,29 @@ fn dma(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     if let Some(domain) = device.domain()
         && domain.info().kind == portcullis_iommu::DomainKind::Identity
         && !state.frames().any(|(_, frames)| {
-            let (start, last) = (
-                Iova::new(frames.range().start().get()),
-                Iova::new(frames.range().last().get()),
-            );
+            let (start, last) =
+                (Iova::new(frames.range().start().get()), Iova::new(frames.range().last().get()));
             start <= range.start() && range.last() <= last
         })
     {
         return Err("with pass-through, only the console's own frames".to_string());
     }
-    if let Some(rig) = state
-        .machine
-        .edus
-        .iter()
-        .find(|rig| rig.device.id() == device.id())
-    {
+    if let Some(rig) = state.machine.edus.iter().find(|rig| rig.device.id() == device.id()) {
         state.machine.enable_bus_master(rig.function);
         rig.edu
             .transfer(direction, range.start(), range.len(), Completion::Poll)
             .map_err(|error| error.to_string())?;
-        text(format_args!(
-            "dma: done, the device does not tell whether memory was reached"
-        ));
+        text(format_args!("dma: done, the device does not tell whether memory was reached"));
         return Ok(Next::Continue);
     }
-    if let Some(rig) = state
-        .machine
-        .test_devices
-        .iter()
-        .find(|rig| rig.device.id() == device.id())
-    {
+    if let Some(rig) = state.machine.test_devices.iter().find(|rig| rig.device.id() == device.id()) {
         if direction == Direction::FromMemory {
             return Err("this device only writes".to_string());
         }
         state.machine.enable_bus_master(rig.function);
-        let target = device
-            .domain()
-            .and_then(|domain| domain.iova_to_phys(range.start()));
-        let phys = target.map_or(portcullis_hal::PhysAddr::new(range.start().get()), |found| {
-            found.phys
-        });
-        text(format_args!(
-            "dma: {}",
-            rig.test.write(range.start(), range.len() as u32, phys)
-        ));
+        let target = device.domain().and_then(|domain| domain.iova_to_phys(range.start()));
+        let phys = target.map_or(portcullis_hal::PhysAddr::new(range.start().get()), |found| found.phys);
+        text(format_args!("dma: {}", rig.test.write(range.start(), range.len() as u32, phys)));
         return Ok(Next::Continue);
     }
     Err(format!("{name} is no DMA engine"))
@@ -526,21 +390,13 @@ fn dump(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let mut found = false;
     for endpoint in device.endpoints() {
         let mut out = String::new();
-        unit.describe_entry(*endpoint, &mut out)
-            .map_err(|error| error.to_string())?;
-        for line in out
-            .lines()
-            .filter(|line| *what == "all" || line.starts_with(what))
-        {
+        unit.describe_entry(*endpoint, &mut out).map_err(|error| error.to_string())?;
+        for line in out.lines().filter(|line| *what == "all" || line.starts_with(what)) {
             text(format_args!("{line}"));
             found = true;
         }
     }
-    if found {
-        Ok(Next::Continue)
-    } else {
-        Err(format!("this unit has no {what} for {name}"))
-    }
+    if found { Ok(Next::Continue) } else { Err(format!("this unit has no {what} for {name}")) }
 }
 
 fn registers(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
@@ -548,8 +404,7 @@ fn registers(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let id = state.unit(name)?;
     let unit = state.machine.iommu.unit(id).ok_or("no unit")?;
     let mut out = String::new();
-    unit.describe_registers(&mut out)
-        .map_err(|error| error.to_string())?;
+    unit.describe_registers(&mut out).map_err(|error| error.to_string())?;
     out.lines().for_each(|line| text(format_args!("{line}")));
     Ok(Next::Continue)
 }
@@ -557,18 +412,10 @@ fn registers(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
 fn faults(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
     while let Some(fault) = state.machine.iommu.next_fault() {
         text(format_args!("fault: {fault}"));
-        let raw: Vec<String> = fault
-            .record
-            .raw
-            .iter()
-            .map(|word| format!("{word:#018x}"))
-            .collect();
+        let raw: Vec<String> = fault.record.raw.iter().map(|word| format!("{word:#018x}")).collect();
         text(format_args!("raw: {}", raw.join(" ")));
     }
-    let (dropped, overflows) = (
-        state.machine.iommu.faults_dropped(),
-        state.machine.iommu.overflows(),
-    );
+    let (dropped, overflows) = (state.machine.iommu.faults_dropped(), state.machine.iommu.overflows());
     text(format_args!("faults: dropped={dropped} overflows={overflows}"));
     Ok(Next::Continue)
 }

@@ -21,20 +21,13 @@ pub(super) struct State {
 
 impl State {
     pub(super) const fn new(machine: &'static Machine) -> Self {
-        Self {
-            machine,
-            domains: Vec::new(),
-            frames: Vec::new(),
-            allocated: 0,
-        }
+        Self { machine, domains: Vec::new(), frames: Vec::new(), allocated: 0 }
     }
 
     /// The domain called `d0`, `d1` ...
     pub(super) fn domain(&self, name: &str) -> Result<&Arc<dyn Domain>, String> {
         let index = number(name.strip_prefix('d').ok_or("domains are called d0, d1 ...")?)?;
-        self.domains
-            .get(index as usize)
-            .ok_or_else(|| format!("no domain {name}"))
+        self.domains.get(index as usize).ok_or_else(|| format!("no domain {name}"))
     }
 
     /// The name of a domain, if the console made it.
@@ -46,17 +39,12 @@ impl State {
     /// The frames called `f0`, `f1` ...
     pub(super) fn frame(&self, name: &str) -> Result<&Frames<KernelHal>, String> {
         let index = number(name.strip_prefix('f').ok_or("frames are called f0, f1 ...")?)?;
-        self.frames
-            .get(index as usize)
-            .ok_or_else(|| format!("no frame {name}"))
+        self.frames.get(index as usize).ok_or_else(|| format!("no frame {name}"))
     }
 
     /// All frames with their names.
     pub(super) fn frames(&self) -> impl Iterator<Item = (String, &Frames<KernelHal>)> {
-        self.frames
-            .iter()
-            .enumerate()
-            .map(|(index, frames)| (format!("f{index}"), frames))
+        self.frames.iter().enumerate().map(|(index, frames)| (format!("f{index}"), frames))
     }
 
     /// Allocates frames and returns their name.
@@ -89,11 +77,7 @@ impl State {
     pub(super) fn unit(&self, name: &str) -> Result<UnitId, String> {
         let index = number(name.strip_prefix("iommu").unwrap_or(name))?;
         let id = UnitId(u16::try_from(index).map_err(|_| format!("no unit {name}"))?);
-        self.machine
-            .iommu
-            .unit(id)
-            .map(|_| id)
-            .ok_or_else(|| format!("no unit {name}"))
+        self.machine.iommu.unit(id).map(|_| id).ok_or_else(|| format!("no unit {name}"))
     }
 
     /// Memory by the name of a frame, or a device's window as `DEVICE/barN`.

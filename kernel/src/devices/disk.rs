@@ -49,10 +49,7 @@ static DISK_DMA: Once<DiskDma> = Once::new();
 
 /// Gives the disk its domain; a second call keeps the first.
 pub(crate) fn use_space(space: DmaSpace) {
-    DISK_DMA.call_once(|| DiskDma {
-        space,
-        live: Mutex::new(Vec::new()),
-    });
+    DISK_DMA.call_once(|| DiskDma { space, live: Mutex::new(Vec::new()) });
 }
 
 /// How many buffers the disk can reach now.
@@ -85,11 +82,7 @@ impl DiskDma {
     /// Maps whole pages where they are.
     fn map_in_place(&self, memory: PhysRange, attributes: Attributes) -> Result<Iova, dma::DmaError> {
         let range = self.space.take_iova(memory.len())?;
-        let mapping = Mapping {
-            iova: range.start(),
-            memory,
-            attributes,
-        };
+        let mapping = Mapping { iova: range.start(), memory, attributes };
         // SAFETY: the pages are the caller's buffer alone, which virtio-drivers leaves untouched until `unshare`,
         // and `unshare` returns only after the unmap was synced.
         let mapped = unsafe { self.space.domain().map(&[mapping]) };
@@ -131,9 +124,7 @@ pub(crate) struct DiskHal;
 unsafe impl VirtioHal for DiskHal {
     fn dma_alloc(pages: usize, _direction: BufferDirection) -> (u64, NonNull<u8>) {
         let allocated = DISK_DMA.get().and_then(|dma| dma.allocate(pages).ok());
-        allocated.map_or((0, NonNull::dangling()), |(phys, iova)| {
-            (iova.get(), paging::phys_to_virt(phys))
-        })
+        allocated.map_or((0, NonNull::dangling()), |(phys, iova)| (iova.get(), paging::phys_to_virt(phys)))
     }
 
     unsafe fn dma_dealloc(iova: u64, _memory: NonNull<u8>, _pages: usize) -> i32 {
@@ -158,11 +149,7 @@ unsafe impl VirtioHal for DiskHal {
 
     unsafe fn share(buffer: NonNull<[u8]>, direction: BufferDirection) -> u64 {
         let Some(dma) = DISK_DMA.get() else { return 0 };
-        let whole_pages = buffer
-            .cast::<u8>()
-            .addr()
-            .get()
-            .is_multiple_of(PAGE_SIZE as usize)
+        let whole_pages = buffer.cast::<u8>().addr().get().is_multiple_of(PAGE_SIZE as usize)
             && buffer.len().is_multiple_of(PAGE_SIZE as usize);
         let memory = paging::virt_to_phys(buffer.cast::<u8>())
             .filter(|_| whole_pages)
@@ -226,9 +213,7 @@ impl Disk {
         let address = VirtioConfig::address(function);
         let transport =
             PciTransport::new::<DiskHal, _>(&mut root, address).map_err(|_| DiskError::Transport)?;
-        Ok(Self(
-            VirtIOBlk::new(PlatformAccess::new(transport)).map_err(DiskError::Device)?,
-        ))
+        Ok(Self(VirtIOBlk::new(PlatformAccess::new(transport)).map_err(DiskError::Device)?))
     }
 
     /// The capacity, in sectors.

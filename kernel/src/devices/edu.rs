@@ -57,10 +57,8 @@ pub(crate) struct Edu {
 impl Edu {
     /// The device with these registers (BAR 0).
     pub(crate) fn new(registers: MmioRegion) -> Option<Self> {
-        (registers.read32(IDENTIFICATION) & 0xff == 0xed).then(|| Self {
-            registers,
-            interrupts: AtomicU64::new(0),
-        })
+        (registers.read32(IDENTIFICATION) & 0xff == 0xed)
+            .then(|| Self { registers, interrupts: AtomicU64::new(0) })
     }
 
     /// Moves `len` bytes (at most [`BUFFER_SIZE`]) between the device's buffer and `iova`. The device does not say
@@ -81,14 +79,9 @@ impl Edu {
                 })?;
             }
             Completion::Interrupt => {
-                wait::until(
-                    &KernelHal,
-                    "edu interrupts",
-                    u64::MAX,
-                    before + 1,
-                    TIMEOUT_NS,
-                    || self.interrupts(),
-                )?;
+                wait::until(&KernelHal, "edu interrupts", u64::MAX, before + 1, TIMEOUT_NS, || {
+                    self.interrupts()
+                })?;
             }
         }
         dma::count_bytes(len);
@@ -101,11 +94,7 @@ impl Edu {
             Direction::FromMemory => (iova.get(), BUFFER, 0),
             Direction::ToMemory => (BUFFER, iova.get(), COMMAND_TO_MEMORY),
         };
-        let interrupt = if completion == Completion::Interrupt {
-            COMMAND_INTERRUPT
-        } else {
-            0
-        };
+        let interrupt = if completion == Completion::Interrupt { COMMAND_INTERRUPT } else { 0 };
         self.registers.write64(DMA_SOURCE, source);
         self.registers.write64(DMA_DESTINATION, destination);
         self.registers.write64(DMA_COUNT, len.min(BUFFER_SIZE));

@@ -1,9 +1,6 @@
 //! The kernel's PCI configuration space and feature rules, in the shapes that `virtio-drivers` wants.
 
-#![expect(
-    unsafe_code,
-    reason = "virtio-drivers' configuration access has an unsafe method"
-)]
+#![expect(unsafe_code, reason = "virtio-drivers' configuration access has an unsafe method")]
 
 use portcullis_hal::{MmioRegion, RequesterId};
 use portcullis_pci::{ConfigSpace, Function};
@@ -24,28 +21,17 @@ impl<'a> VirtioConfig<'a> {
     /// A function's address, as `virtio-drivers` writes it.
     pub(crate) fn address(function: &Function) -> DeviceFunction {
         let id = function.id;
-        DeviceFunction {
-            bus: id.bus(),
-            device: id.device(),
-            function: id.function(),
-        }
+        DeviceFunction { bus: id.bus(), device: id.device(), function: id.function() }
     }
 
     fn requester(&self, address: DeviceFunction) -> Option<RequesterId> {
-        RequesterId::new(
-            self.config.segment(),
-            address.bus,
-            address.device,
-            address.function,
-        )
-        .ok()
+        RequesterId::new(self.config.segment(), address.bus, address.device, address.function).ok()
     }
 }
 
 impl ConfigurationAccess for VirtioConfig<'_> {
     fn read_word(&self, address: DeviceFunction, offset: u8) -> u32 {
-        self.requester(address)
-            .map_or(u32::MAX, |id| self.config.read32(id, u16::from(offset)))
+        self.requester(address).map_or(u32::MAX, |id| self.config.read32(id, u16::from(offset)))
     }
 
     fn write_word(&mut self, address: DeviceFunction, offset: u8, value: u32) {
@@ -111,8 +97,7 @@ impl<T: Transport> Transport for PlatformAccess<T> {
     }
 
     fn queue_set(&mut self, queue: u16, size: u32, descriptors: u64, driver_area: u64, device_area: u64) {
-        self.0
-            .queue_set(queue, size, descriptors, driver_area, device_area);
+        self.0.queue_set(queue, size, descriptors, driver_area, device_area);
     }
 
     fn queue_unset(&mut self, queue: u16) {

@@ -27,11 +27,8 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
         return;
     };
     let bus = function.function.id.bus();
-    let outcome = if bus == 0 {
-        Err("on bus 0")
-    } else {
-        Ok(format!("{} behind a bridge", function.device.id()))
-    };
+    let outcome =
+        if bus == 0 { Err("on bus 0") } else { Ok(format!("{} behind a bridge", function.device.id())) };
     report.check("disk.found", outcome);
     match open(machine) {
         Ok(mut disk) => {
@@ -64,9 +61,7 @@ fn open(machine: &Machine) -> Result<Disk, String> {
 fn read_all(disk: &mut Disk, report: &mut Report) -> Outcome {
     let start = KernelHal.now_ns();
     let mut buffer = Vec::new();
-    buffer
-        .try_reserve_exact(CHUNK)
-        .map_err(|error| error.to_string())?;
+    buffer.try_reserve_exact(CHUNK).map_err(|error| error.to_string())?;
     buffer.resize(CHUNK, 0);
     let mut hash = Sha256::new();
     let sectors = disk.sectors() as usize;
@@ -76,8 +71,7 @@ fn read_all(disk: &mut Disk, report: &mut Report) -> Outcome {
         let Some(part) = buffer.get_mut(..count * SECTOR) else {
             break;
         };
-        disk.read(first, part)
-            .map_err(|error| format!("sector {first}: {error}"))?;
+        disk.read(first, part).map_err(|error| format!("sector {first}: {error}"))?;
         hash.update(&*part);
         first += count;
     }
@@ -87,24 +81,18 @@ fn read_all(disk: &mut Disk, report: &mut Report) -> Outcome {
 }
 
 fn write(disk: &mut Disk, report: &mut Report) -> Outcome {
-    let bytes: Vec<u8> = (0..WRITE_COUNT * SECTOR)
-        .map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3])
-        .collect();
-    disk.write(WRITE_FIRST, &bytes)
-        .map_err(|error| error.to_string())?;
+    let bytes: Vec<u8> =
+        (0..WRITE_COUNT * SECTOR).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    disk.write(WRITE_FIRST, &bytes).map_err(|error| error.to_string())?;
     disk.flush().map_err(|error| error.to_string())?;
     let mut back = Vec::new();
     back.resize(bytes.len(), 0);
-    disk.read(WRITE_FIRST, &mut back)
-        .map_err(|error| error.to_string())?;
+    disk.read(WRITE_FIRST, &mut back).map_err(|error| error.to_string())?;
     if back != bytes {
         return Err("what was read back differs".to_string());
     }
     let hash = hex(&Sha256::digest(&bytes))?;
-    report.data(
-        "disk.written",
-        format_args!("sector={WRITE_FIRST} count={WRITE_COUNT} sha256={hash}"),
-    );
+    report.data("disk.written", format_args!("sector={WRITE_FIRST} count={WRITE_COUNT} sha256={hash}"));
     Ok(format!("{WRITE_COUNT} sectors from {WRITE_FIRST}"))
 }
 
@@ -116,8 +104,7 @@ fn read_across_pages(disk: &mut Disk) -> Outcome {
     let part = neighbourhood.get_mut(offset..offset + SECTOR).ok_or("no room")?;
     disk.read(WRITE_FIRST, part).map_err(|error| error.to_string())?;
     let mut expected = [0; SECTOR];
-    disk.read(WRITE_FIRST, &mut expected)
-        .map_err(|error| error.to_string())?;
+    disk.read(WRITE_FIRST, &mut expected).map_err(|error| error.to_string())?;
     if *part != expected {
         return Err("the copy differs".to_string());
     }

@@ -23,10 +23,7 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
         report.check(&format!("engine.testdev{index}"), write_at_once(machine, rig));
     }
     let fault = machine.iommu.next_fault();
-    report.check(
-        "engine.no-fault",
-        fault.map_or(Ok("none was reported"), |fault| Err(fault.to_string())),
-    );
+    report.check("engine.no-fault", fault.map_or(Ok("none was reported"), |fault| Err(fault.to_string())));
 }
 
 /// Memory to device to other memory, both ends mapped, the end of each transfer told by MSI.
@@ -35,9 +32,7 @@ fn both_ways(machine: &Machine, rig: &EduRig) -> Outcome {
     let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
     machine.enable_bus_master(rig.function);
     let source = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(text)?;
-    let target = space
-        .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
-        .map_err(text)?;
+    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
     let data: [u8; BUFFER_SIZE as usize] = pattern(0x5a);
     source.memory().write(0, &data);
     for buffer in [&source, &target] {
@@ -48,10 +43,7 @@ fn both_ways(machine: &Machine, rig: &EduRig) -> Outcome {
     let completion = rig.completion;
     let moved = [(Direction::FromMemory, &source), (Direction::ToMemory, &target)]
         .into_iter()
-        .try_for_each(|(way, buffer)| {
-            rig.edu
-                .transfer(way, buffer.range().start(), BUFFER_SIZE, completion)
-        });
+        .try_for_each(|(way, buffer)| rig.edu.transfer(way, buffer.range().start(), BUFFER_SIZE, completion));
     moved.map_err(|error| error.to_string())?;
     if !holds(target.memory(), &data) {
         return Err("the data did not arrive".to_string());
@@ -59,10 +51,7 @@ fn both_ways(machine: &Machine, rig: &EduRig) -> Outcome {
     let (from, to) = (source.range(), target.range());
     space.unmap(source).map_err(text)?;
     space.unmap(target).map_err(text)?;
-    machine
-        .iommu
-        .detach(&rig.device)
-        .map_err(|error| error.to_string())?;
+    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
     let how = match completion {
         Completion::Interrupt => "told by MSI",
         Completion::Poll => return Err("the device has no MSI here".to_string()),
@@ -74,9 +63,7 @@ fn write_at_once(machine: &Machine, rig: &TestRig) -> Outcome {
     let text = |error: crate::dma::DmaError| error.to_string();
     let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
     machine.enable_bus_master(rig.function);
-    let target = space
-        .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
-        .map_err(text)?;
+    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
     let (iova, phys) = (target.range().start(), target.memory().phys());
     match rig.test.write(iova, 64, phys) {
         Written::Arrived => {}
@@ -88,9 +75,6 @@ fn write_at_once(machine: &Machine, rig: &TestRig) -> Outcome {
         return Err("the pattern is not in memory".to_string());
     }
     space.unmap(target).map_err(text)?;
-    machine
-        .iommu
-        .detach(&rig.device)
-        .map_err(|error| error.to_string())?;
+    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
     Ok(format!("{iova} is {phys}"))
 }

@@ -1,9 +1,6 @@
 //! Every kind of domain that the unit has: stage 1, stage 2, pass-through, blocked, and tables that somebody else owns.
 
-#![expect(
-    unsafe_code,
-    reason = "giving a device foreign tables, and memory at its physical address"
-)]
+#![expect(unsafe_code, reason = "giving a device foreign tables, and memory at its physical address")]
 
 use super::rogue::fits;
 use super::{Outcome, await_fault, drain_faults, holds, pattern};
@@ -29,10 +26,9 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
         return;
     };
     let stages = unit.info().stages;
-    for (name, flag, stage) in [
-        ("kind.stage1", Stages::STAGE_1, Stage::Stage1),
-        ("kind.stage2", Stages::STAGE_2, Stage::Stage2),
-    ] {
+    for (name, flag, stage) in
+        [("kind.stage1", Stages::STAGE_1, Stage::Stage1), ("kind.stage2", Stages::STAGE_2, Stage::Stage2)]
+    {
         if stages.contains(flag) {
             report.check(name, paging(machine, rig, Some(stage)));
         } else {
@@ -54,10 +50,7 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
         Err(reason) => report.fail("kind.shared", format_args!("{reason}")),
     }
     report.check("kind.replace", replace(machine, rig));
-    report.check(
-        "kind.detach",
-        machine.iommu.detach(&rig.device).map(|()| rig.device.id()),
-    );
+    report.check("kind.detach", machine.iommu.detach(&rig.device).map(|()| rig.device.id()));
 }
 
 fn text(error: DmaError) -> String {
@@ -65,11 +58,7 @@ fn text(error: DmaError) -> String {
 }
 
 fn expect(found: Written, wanted: Written, when: &str) -> Result<(), String> {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(format!("{when}: {found}"))
-    }
+    if found == wanted { Ok(()) } else { Err(format!("{when}: {found}")) }
 }
 
 /// Mapped: arrives. Beside it: refused. Unmapped: refused.
@@ -79,18 +68,12 @@ fn paging(machine: &Machine, rig: &TestRig, stage: Option<Stage>) -> Outcome {
     if info.kind != DomainKind::Paging || (stage.is_some() && info.stage != stage) {
         return Err(format!("asked for {stage:?}, got {info:?}"));
     }
-    let target = space
-        .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
-        .map_err(text)?;
+    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
     let (iova, phys) = (target.range().start(), target.memory().phys());
     expect(rig.test.write(iova, 64, phys), Written::Arrived, "mapped")?;
     drain_faults(machine.iommu);
     let beside = Iova::new(iova.get() - 4096);
-    expect(
-        rig.test.write(beside, 64, phys),
-        Written::Refused,
-        "beside the mapping",
-    )?;
+    expect(rig.test.write(beside, 64, phys), Written::Refused, "beside the mapping")?;
     let fault = await_fault(machine.iommu, &rig.device)?;
     if fault.record.stage.is_some() && fault.record.stage != info.stage {
         return Err(format!("the fault names another stage: {fault}"));
@@ -103,62 +86,35 @@ fn paging(machine: &Machine, rig: &TestRig, stage: Option<Stage>) -> Outcome {
         return Err(format!("the fault names another reason: {fault}"));
     }
     let mut tags = String::new();
-    space
-        .domain()
-        .describe(&mut tags)
-        .map_err(|error| error.to_string())?;
-    Ok(format!(
-        "{iova} arrived at {phys} and was refused after unmap; {tags}"
-    ))
+    space.domain().describe(&mut tags).map_err(|error| error.to_string())?;
+    let tags: Vec<&str> = tags.lines().collect();
+    Ok(format!("{iova} arrived at {phys} and was refused after unmap; {}", tags.join(", ")))
 }
 
 /// Physical addresses go through, and nothing else changes that.
 fn identity(machine: &Machine, rig: &TestRig) -> Outcome {
-    let domain = machine
-        .iommu
-        .new_domain(&rig.device, &DomainSpec::Identity)
-        .map_err(|error| error.to_string())?;
-    machine
-        .iommu
-        .attach(&rig.device, &domain)
-        .map_err(|error| error.to_string())?;
+    let domain =
+        machine.iommu.new_domain(&rig.device, &DomainSpec::Identity).map_err(|error| error.to_string())?;
+    machine.iommu.attach(&rig.device, &domain).map_err(|error| error.to_string())?;
     let frames = Frames::zeroed(&KernelHal, FrameOrder::SINGLE).map_err(|error| error.to_string())?;
     let phys = frames.phys();
-    expect(
-        rig.test.write(Iova::new(phys.get()), 64, phys),
-        Written::Arrived,
-        "pass-through",
-    )?;
+    expect(rig.test.write(Iova::new(phys.get()), 64, phys), Written::Arrived, "pass-through")?;
     // Before the frame goes back, the device must not reach it any more.
-    machine
-        .iommu
-        .detach(&rig.device)
-        .map_err(|error| error.to_string())?;
-    expect(
-        rig.test.write(Iova::new(phys.get()), 64, phys),
-        Written::Refused,
-        "detached",
-    )?;
+    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
+    expect(rig.test.write(Iova::new(phys.get()), 64, phys), Written::Refused, "detached")?;
     Ok(format!("{phys} is {phys}, until detached"))
 }
 
 fn blocked(machine: &Machine, rig: &TestRig) -> Outcome {
     let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
-    let target = space
-        .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
-        .map_err(text)?;
+    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
     let (iova, phys) = (target.range().start(), target.memory().phys());
     expect(rig.test.write(iova, 64, phys), Written::Arrived, "mapped")?;
     let canary: [u8; 64] = pattern(0x77);
     target.memory().write(0, &canary);
-    let domain = machine
-        .iommu
-        .new_domain(&rig.device, &DomainSpec::Blocked)
-        .map_err(|error| error.to_string())?;
-    machine
-        .iommu
-        .attach(&rig.device, &domain)
-        .map_err(|error| error.to_string())?;
+    let domain =
+        machine.iommu.new_domain(&rig.device, &DomainSpec::Blocked).map_err(|error| error.to_string())?;
+    machine.iommu.attach(&rig.device, &domain).map_err(|error| error.to_string())?;
     expect(rig.test.write(iova, 64, phys), Written::Refused, "blocked")?;
     if !holds(target.memory(), &canary) {
         return Err("memory changed".to_string());
@@ -179,11 +135,8 @@ fn shared(machine: &Machine, rig: &TestRig) -> Result<Option<String>, String> {
     let vm = vm.map_err(|error| error.to_string())?;
     let frames = Frames::zeroed(&KernelHal, FrameOrder::SINGLE).map_err(|error| error.to_string())?;
     let guest_physical = Iova::new(0x4000_0000);
-    let mapping = Mapping {
-        iova: guest_physical,
-        memory: frames.range(),
-        attributes: Attributes::READ_WRITE,
-    };
+    let mapping =
+        Mapping { iova: guest_physical, memory: frames.range(), attributes: Attributes::READ_WRITE };
     vm.map(&[mapping]).map_err(|error| error.to_string())?;
 
     // SAFETY: the table and the frame it maps live until the end of this function, which detaches the device first,
@@ -193,45 +146,20 @@ fn shared(machine: &Machine, rig: &TestRig) -> Result<Option<String>, String> {
         .iommu
         .new_domain(&rig.device, &DomainSpec::Shared(table))
         .map_err(|error| error.to_string())?;
-    machine
-        .iommu
-        .attach(&rig.device, &domain)
-        .map_err(|error| error.to_string())?;
+    machine.iommu.attach(&rig.device, &domain).map_err(|error| error.to_string())?;
     let phys = frames.phys();
     let outcome = (|| {
-        expect(
-            rig.test.write(guest_physical, 64, phys),
-            Written::Arrived,
-            "guest-physical",
-        )?;
-        expect(
-            rig.test.write(Iova::new(phys.get()), 64, phys),
-            Written::Refused,
-            "host-physical",
-        )?;
+        expect(rig.test.write(guest_physical, 64, phys), Written::Arrived, "guest-physical")?;
+        expect(rig.test.write(Iova::new(phys.get()), 64, phys), Written::Refused, "host-physical")?;
         let mut gather = Gather::new();
         let range = IovaRange::new(guest_physical, 4096).map_err(|error| error.to_string())?;
         vm.unmap(range, &mut gather).map_err(|error| error.to_string())?;
-        domain
-            .sync(&mut gather)
-            .map(drop)
-            .map_err(|error| error.to_string())?;
-        expect(
-            rig.test.write(guest_physical, 64, phys),
-            Written::Refused,
-            "after the owner's unmap",
-        )
+        domain.sync(&mut gather).map(drop).map_err(|error| error.to_string())?;
+        expect(rig.test.write(guest_physical, 64, phys), Written::Refused, "after the owner's unmap")
     })();
-    machine
-        .iommu
-        .detach(&rig.device)
-        .map_err(|error| error.to_string())?;
+    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
     outcome?;
-    Ok(Some(format!(
-        "{:?} given by its root {}",
-        vm.root().format,
-        vm.root().root
-    )))
+    Ok(Some(format!("{:?} given by its root {}", vm.root().format, vm.root().root)))
 }
 
 /// From one paging domain to another in one step.
@@ -240,31 +168,14 @@ fn replace(machine: &Machine, rig: &TestRig) -> Outcome {
     let second = DmaSpace::new(machine.iommu, &rig.device, None).map_err(text)?;
     let iova = Iova::new(0x1234_5000);
     let frames = || Frames::zeroed(&KernelHal, FrameOrder::SINGLE).map_err(|error| error.to_string());
-    let one = first
-        .map_at(iova, frames()?, Attributes::READ_WRITE)
-        .map_err(text)?;
-    let other = second
-        .map_at(iova, frames()?, Attributes::READ_WRITE)
-        .map_err(text)?;
-    expect(
-        rig.test.write(iova, 64, one.memory().phys()),
-        Written::Arrived,
-        "in the first domain",
-    )?;
+    let one = first.map_at(iova, frames()?, Attributes::READ_WRITE).map_err(text)?;
+    let other = second.map_at(iova, frames()?, Attributes::READ_WRITE).map_err(text)?;
+    expect(rig.test.write(iova, 64, one.memory().phys()), Written::Arrived, "in the first domain")?;
     let transition = second.attach(machine.iommu, &rig.device).map_err(text)?;
-    expect(
-        rig.test.write(iova, 64, other.memory().phys()),
-        Written::Arrived,
-        "in the second domain",
-    )?;
-    machine
-        .iommu
-        .detach(&rig.device)
-        .map_err(|error| error.to_string())?;
+    expect(rig.test.write(iova, 64, other.memory().phys()), Written::Arrived, "in the second domain")?;
+    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
     for buffer in [one, other] {
-        buffer
-            .unmap()
-            .map_err(|quarantined| quarantined.reason.to_string())?;
+        buffer.unmap().map_err(|quarantined| quarantined.reason.to_string())?;
     }
     let how = match transition {
         Transition::Hitless => "without a moment between them",

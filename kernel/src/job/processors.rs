@@ -39,12 +39,9 @@ pub(super) fn run(machine: &'static Machine, report: &mut Report) {
         return;
     }
     match together(machine) {
-        Ok(lines) => lines
-            .into_iter()
-            .zip(["cpus.first", "cpus.second"])
-            .for_each(|(outcome, name)| {
-                report.check(name, outcome);
-            }),
+        Ok(lines) => lines.into_iter().zip(["cpus.first", "cpus.second"]).for_each(|(outcome, name)| {
+            report.check(name, outcome);
+        }),
         Err(reason) => report.fail("cpus.first", format_args!("{reason}")),
     }
     super::drain_faults(machine.iommu);
@@ -70,12 +67,8 @@ fn together(machine: &'static Machine) -> Result<[Outcome; 2], String> {
         return Err("no iommu-testdev".to_string());
     };
     let common = DmaSpace::new(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
-    let work = WORK.call_once(|| Work {
-        machine,
-        common,
-        arrived: AtomicU32::new(0),
-        result: Mutex::new(None),
-    });
+    let work =
+        WORK.call_once(|| Work { machine, common, arrived: AtomicU32::new(0), result: Mutex::new(None) });
     let first = share_of_work(work, 0);
     let start = KernelHal.now_ns();
     loop {
@@ -93,10 +86,7 @@ fn together(machine: &'static Machine) -> Result<[Outcome; 2], String> {
 /// attached again every few rounds, while the CPU's `edu` moves data all the time.
 fn share_of_work(work: &Work, index: usize) -> Outcome {
     let machine = work.machine;
-    let rig = machine
-        .test_devices
-        .get(index)
-        .ok_or("no iommu-testdev for this CPU")?;
+    let rig = machine.test_devices.get(index).ok_or("no iommu-testdev for this CPU")?;
     let background = machine.edus.get(index).ok_or("no edu for this CPU")?;
     let text = |error: DmaError| error.to_string();
 
@@ -110,37 +100,22 @@ fn share_of_work(work: &Work, index: usize) -> Outcome {
         KernelHal.relax();
     }
 
-    let blocked = machine
-        .iommu
-        .new_domain(&rig.device, &DomainSpec::Blocked)
-        .map_err(|error| error.to_string())?;
+    let blocked =
+        machine.iommu.new_domain(&rig.device, &DomainSpec::Blocked).map_err(|error| error.to_string())?;
     work.common.attach(machine.iommu, &rig.device).map_err(text)?;
-    work.common
-        .attach(machine.iommu, &background.device)
-        .map_err(text)?;
+    work.common.attach(machine.iommu, &background.device).map_err(text)?;
     machine.enable_bus_master(rig.function);
     machine.enable_bus_master(background.function);
-    let stream = work
-        .common
-        .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
-        .map_err(text)?;
+    let stream = work.common.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
     let mut transfers = 0;
     for round in 0..ROUNDS {
         if !background.edu.busy() {
-            background.edu.start(
-                Direction::ToMemory,
-                stream.range().start(),
-                4096,
-                Completion::Poll,
-            );
+            background.edu.start(Direction::ToMemory, stream.range().start(), 4096, Completion::Poll);
             transfers += 1;
         }
         one_round(work, rig, round).map_err(|reason| format!("round {round}: {reason}"))?;
         if round % 8 == 7 {
-            machine
-                .iommu
-                .attach(&rig.device, &blocked)
-                .map_err(|error| error.to_string())?;
+            machine.iommu.attach(&rig.device, &blocked).map_err(|error| error.to_string())?;
             let (iova, phys) = (stream.range().start(), stream.memory().phys());
             expect(rig.test.write(iova, 64, phys), Written::Refused, "blocked")?;
             work.common.attach(machine.iommu, &rig.device).map_err(text)?;
@@ -150,20 +125,10 @@ fn share_of_work(work: &Work, index: usize) -> Outcome {
     while background.edu.busy() && KernelHal.now_ns() - start < TIMEOUT_NS {
         KernelHal.relax();
     }
-    machine
-        .iommu
-        .detach(&rig.device)
-        .map_err(|error| error.to_string())?;
-    machine
-        .iommu
-        .detach(&background.device)
-        .map_err(|error| error.to_string())?;
+    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
+    machine.iommu.detach(&background.device).map_err(|error| error.to_string())?;
     work.common.unmap(stream).map_err(text)?;
-    Ok(format!(
-        "CPU {}: {ROUNDS} rounds on {} beside {transfers} transfers",
-        cpu::index(),
-        rig.device.id()
-    ))
+    Ok(format!("CPU {}: {ROUNDS} rounds on {} beside {transfers} transfers", cpu::index(), rig.device.id()))
 }
 
 fn one_round(work: &Work, rig: &TestRig, round: u32) -> Result<(), String> {
@@ -182,17 +147,9 @@ fn one_round(work: &Work, rig: &TestRig, round: u32) -> Result<(), String> {
     rig.test.write(iova, 64, phys);
     let mut found = [1; 64];
     frames.read(offset as usize, &mut found);
-    if found == [0; 64] {
-        Ok(())
-    } else {
-        Err("written after unmap".to_string())
-    }
+    if found == [0; 64] { Ok(()) } else { Err("written after unmap".to_string()) }
 }
 
 fn expect(found: Written, wanted: Written, when: &str) -> Result<(), String> {
-    if found == wanted {
-        Ok(())
-    } else {
-        Err(format!("{when}: {found}"))
-    }
+    if found == wanted { Ok(()) } else { Err(format!("{when}: {found}")) }
 }

@@ -28,10 +28,7 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
             Err(reason) => report.fail(name, format_args!("{reason}")),
         }
     }
-    report.check(
-        "revoke.detach",
-        machine.iommu.detach(&rig.device).map(|()| rig.device.id()),
-    );
+    report.check("revoke.detach", machine.iommu.detach(&rig.device).map(|()| rig.device.id()));
 }
 
 fn write(rig: &EduRig, iova: Iova) -> Result<(), String> {
@@ -43,18 +40,11 @@ fn write(rig: &EduRig, iova: Iova) -> Result<(), String> {
 /// Loads the device's own buffer through a domain of its own, so that what it writes can be recognised.
 fn load(machine: &Machine, rig: &EduRig, data: &[u8; PAGE]) -> Result<(), String> {
     let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
-    let source = space
-        .buffer(FrameOrder::SINGLE, Attributes::READ)
-        .map_err(|error| error.to_string())?;
+    let source = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(|error| error.to_string())?;
     source.memory().write(0, data);
     drain_faults(machine.iommu);
     rig.edu
-        .transfer(
-            Direction::FromMemory,
-            source.range().start(),
-            BUFFER_SIZE,
-            Completion::Poll,
-        )
+        .transfer(Direction::FromMemory, source.range().start(), BUFFER_SIZE, Completion::Poll)
         .map_err(|error| error.to_string())?;
     space.unmap(source).map_err(|error| error.to_string())?;
     Ok(())
@@ -68,9 +58,7 @@ fn page(machine: &Machine, rig: &EduRig) -> Outcome {
     load(machine, rig, &data)?;
     let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
 
-    let first = space
-        .buffer(FrameOrder::SINGLE, Attributes::READ_WRITE)
-        .map_err(text)?;
+    let first = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
     let iova = first.range().start();
     write(rig, iova)?;
     if !holds(first.memory(), &data) {
@@ -91,9 +79,7 @@ fn page(machine: &Machine, rig: &EduRig) -> Outcome {
     if !holds(second.memory(), &data) || !holds(&old, &canary) {
         return Err("the write after the remap landed elsewhere".to_string());
     }
-    second
-        .unmap()
-        .map_err(|quarantined| quarantined.reason.to_string())?;
+    second.unmap().map_err(|quarantined| quarantined.reason.to_string())?;
     Ok(format!("{line}; then {iova} led to another page"))
 }
 
@@ -135,9 +121,5 @@ fn large(machine: &Machine, rig: &EduRig, order: u8) -> Result<Option<String>, S
     if found != canary {
         return Err("the page was written after its unmap".to_string());
     }
-    Ok(Some(format!(
-        "one entry of {:#x} bytes at {}",
-        order.bytes(),
-        range.start()
-    )))
+    Ok(Some(format!("one entry of {:#x} bytes at {}", order.bytes(), range.start())))
 }

@@ -47,10 +47,7 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
         used / 1024,
         total / 1024
     ));
-    let outcome = if faults > 0 {
-        Ok("counted by the hardware's own records")
-    } else {
-        Err("no fault was counted")
-    };
+    let outcome =
+        if faults > 0 { Ok("counted by the hardware's own records") } else { Err("no fault was counted") };
     report.check("summary.faults", outcome);
 }

@@ -34,10 +34,7 @@ fn windows(bridge: &HostBridge) -> HostWindows {
         let found = bridge.windows.iter().find(|window| window.space == space)?;
         HostWindow::new(BusAddress::new(found.bus), found.cpu.start(), found.cpu.len()).ok()
     };
-    HostWindows {
-        low: window(PciSpace::Memory32),
-        high: window(PciSpace::Memory64),
-    }
+    HostWindows { low: window(PciSpace::Memory32), high: window(PciSpace::Memory64) }
 }
 
 impl Bus {
@@ -59,14 +56,9 @@ impl Bus {
         let behind = |id| {
             let bridge = functions.iter().find(|function: &&Function| function.id == id)?;
             let buses = bridge.buses()?;
-            Some(portcullis_firmware::BusRange {
-                first: buses.secondary(),
-                last: buses.subordinate(),
-            })
+            Some(portcullis_firmware::BusRange { first: buses.secondary(), last: buses.subordinate() })
         };
-        topology
-            .resolve_scopes(behind)
-            .map_err(|error| error.to_string())?;
+        topology.resolve_scopes(behind).map_err(|error| error.to_string())?;
         let policy = |function: &Function| {
             if topology.reserved_for(function.id).next().is_some_and(|region| {
                 matches!(
@@ -85,18 +77,11 @@ impl Bus {
         portcullis_pci::enable_acs(&config, &mut functions);
         let groups = portcullis_pci::isolation_groups(&functions).map_err(|error| error.to_string())?;
         let mut bars = Vec::new();
-        bars.try_reserve_exact(functions.len())
-            .map_err(|error| error.to_string())?;
+        bars.try_reserve_exact(functions.len()).map_err(|error| error.to_string())?;
         for function in &functions {
             bars.push(Bars::probe(&config, function).map_err(|error| error.to_string())?);
         }
-        Ok(Self {
-            config,
-            functions,
-            groups,
-            bars,
-            windows,
-        })
+        Ok(Self { config, functions, groups, bars, windows })
     }
 
     /// Where a memory BAR lies in the CPU's address space.
@@ -125,18 +110,15 @@ impl Bus {
     /// answered by a peer and never reach the IOMMU.
     pub(crate) fn peer_addresses(&self) -> [Option<(u64, u64)>; 2] {
         let mut hulls = [None, None];
-        let memory = self
-            .bars
-            .iter()
-            .flat_map(Bars::iter)
-            .filter(|bar| bar.is_memory() && bar.address.get() != 0);
+        let memory =
+            self.bars.iter().flat_map(Bars::iter).filter(|bar| bar.is_memory() && bar.address.get() != 0);
         for bar in memory {
             let (first, last) = (bar.address.get(), bar.address.get() + (bar.size - 1));
             let [low, high] = &mut hulls;
             let hull = if first >> 32 == 0 { low } else { high };
-            *hull = Some(hull.map_or((first, last), |(start, end): (u64, u64)| {
-                (start.min(first), end.max(last))
-            }));
+            *hull = Some(
+                hull.map_or((first, last), |(start, end): (u64, u64)| (start.min(first), end.max(last))),
+            );
         }
         hulls
     }

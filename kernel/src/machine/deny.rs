@@ -42,10 +42,7 @@ impl Canary {
 /// Between the units' first register write and the start of translation.
 pub(super) fn while_closed(bus: &Bus, edus: &[Edu], prepared: &Prepared, canary: &Canary) -> Outcome {
     let edu = edus.first().ok_or("no edu device")?;
-    let index = bus
-        .functions
-        .iter()
-        .position(|function| (function.vendor, function.device) == ID);
+    let index = bus.functions.iter().position(|function| (function.vendor, function.device) == ID);
     let index = index.ok_or("no edu device")?;
     // A unit that aborts by itself is tried with a device that masters the bus. VT-d denies nothing before it
     // translates; there it is the bus-master bit that does.
@@ -59,11 +56,8 @@ pub(super) fn while_closed(bus: &Bus, edus: &[Edu], prepared: &Prepared, canary:
         }
     }
     outcome?;
-    let how = if prepared.aborts() {
-        "the unit aborts everything"
-    } else {
-        "no device may master the bus yet"
-    };
+    let how =
+        if prepared.aborts() { "the unit aborts everything" } else { "no device may master the bus yet" };
     Ok(format!("{how}; the canary is unchanged"))
 }
 

@@ -39,17 +39,8 @@ pub(super) fn describe_unit(unit: &UnitDescription) -> String {
             )
         }
         UnitKind::Vtd(vtd) => {
-            let rest = if vtd.coverage == VtdCoverage::IncludeAll {
-                " and all others"
-            } else {
-                ""
-            };
-            format!(
-                "VT-d at {}, segment {}, {} scopes{rest}",
-                vtd.registers,
-                vtd.segment,
-                vtd.scopes.len()
-            )
+            let rest = if vtd.coverage == VtdCoverage::IncludeAll { " and all others" } else { "" };
+            format!("VT-d at {}, segment {}, {} scopes{rest}", vtd.registers, vtd.segment, vtd.scopes.len())
         }
         UnitKind::VirtioIommu(virtio) => match virtio.transport {
             VirtioTransport::Pci(id) => format!("virtio-iommu, PCI function {id}"),

@@ -97,14 +97,8 @@ impl Machine {
         let bus = Bus::discover(&mut topology)?;
         describe(&topology, &bus);
         let units = topology.units.len();
-        report.check(
-            "discover.units",
-            if units > 0 {
-                Ok(format!("{units} found"))
-            } else {
-                Err("no IOMMU")
-            },
-        );
+        report
+            .check("discover.units", if units > 0 { Ok(format!("{units} found")) } else { Err("no IOMMU") });
         report.check("discover.covered", all_covered(&topology, &bus));
 
         report.section("Deny by default");
@@ -136,20 +130,11 @@ impl Machine {
                 let number = rigs.len();
                 let edu = edus.get(number).ok_or("an edu device came late")?;
                 let completion = connect_edu(topology, &bus, device, number)?;
-                rigs.push(EduRig {
-                    edu,
-                    device: device.device.clone(),
-                    function: device.index,
-                    completion,
-                });
+                rigs.push(EduRig { edu, device: device.device.clone(), function: device.index, completion });
             } else if id == test_device::ID
                 && let Some(test) = test_device::TestDevice::new(bus.registers(device.index, 0)?)
             {
-                test_devices.push(TestRig {
-                    test,
-                    device: device.device.clone(),
-                    function: device.index,
-                });
+                test_devices.push(TestRig { test, device: device.device.clone(), function: device.index });
             }
         }
         let boot_cpu = smp::boot_cpu();
@@ -176,9 +161,7 @@ impl Machine {
 
     /// The first registered function with this vendor and device id.
     pub(crate) fn function(&self, id: (u16, u16)) -> Option<&PciDevice> {
-        self.devices
-            .iter()
-            .find(|device| (device.function.vendor, device.function.device) == id)
+        self.devices.iter().find(|device| (device.function.vendor, device.function.device) == id)
     }
 
     /// Lets a function, by its place in the enumeration, master the bus.
@@ -189,20 +172,13 @@ impl Machine {
     /// The window of a device that another device may be allowed to write to: not one that holds an MSI-X table,
     /// through which any interrupt could be sent.
     pub(crate) fn window(&self, device: &Device, bar: u8) -> Result<PhysRange, String> {
-        let known = self
-            .devices
-            .iter()
-            .find(|known| known.device.id() == device.id())
-            .ok_or("not a PCI device")?;
+        let known =
+            self.devices.iter().find(|known| known.device.id() == device.id()).ok_or("not a PCI device")?;
         if known.function.msix.is_some() || known.function.buses().is_some() {
             return Err("windows of this device are not to be mapped".to_string());
         }
         let windows = self.windows.get(known.index).ok_or("no such function")?;
-        windows
-            .get(usize::from(bar))
-            .copied()
-            .flatten()
-            .ok_or_else(|| "no such window".to_string())
+        windows.get(usize::from(bar)).copied().flatten().ok_or_else(|| "no such window".to_string())
     }
 
     /// A device's ids and class, for humans.
@@ -221,12 +197,7 @@ impl Machine {
 }
 
 fn what_is(function: &Function) -> String {
-    format!(
-        "{:04x}:{:04x}:{:?}",
-        function.vendor,
-        function.device,
-        function.class.device_type()
-    )
+    format!("{:04x}:{:04x}:{:?}", function.vendor, function.device, function.class.device_type())
 }
 
 /// Whether every function that can issue DMA is behind a unit. A unit that is a PCI function itself is behind none.
@@ -255,12 +226,7 @@ fn describe(topology: &Topology, bus: &Bus) {
             || "no unit".to_string(),
             |(unit, endpoint)| format!("{unit} as {:#x}", endpoint.get()),
         );
-        report::text(format_args!(
-            "  {} {} {unit}, group {}",
-            function.id,
-            what_is(function),
-            group.get()
-        ));
+        report::text(format_args!("  {} {} {unit}, group {}", function.id, what_is(function), group.get()));
     }
     for device in &topology.platform_devices {
         let streams: Vec<String> = device
@@ -318,14 +284,11 @@ fn connect_edu(
     let Some(msi) = &device.function.msi else {
         return Ok(edu::Completion::Poll);
     };
-    let controller_id = topology
-        .msi_device_id(device.function.id)
-        .map_or(0, |target| target.device_id);
+    let controller_id = topology.msi_device_id(device.function.id).map_or(0, |target| target.device_id);
     let message =
         interrupts::allocate_msi(controller_id, edu_interrupt, number).map_err(|error| error.to_string())?;
     let address = msi_address(&device.device, message);
-    msi.program(&bus.config, address, message.data)
-        .map_err(|error| error.to_string())?;
+    msi.program(&bus.config, address, message.data).map_err(|error| error.to_string())?;
     msi.enable(&bus.config);
     Ok(edu::Completion::Interrupt)
 }
@@ -334,11 +297,9 @@ fn connect_edu(
 /// address where MSIs are not translated.
 fn msi_address(device: &Device, message: MsiMessage) -> Iova {
     let doorbell = device.reserved().iter().find_map(|region| match &region.kind {
-        ReservedKind::Msi(mapping) => mapping
-            .mapping()
-            .memory
-            .contains(message.address)
-            .then_some(*mapping.mapping()),
+        ReservedKind::Msi(mapping) => {
+            mapping.mapping().memory.contains(message.address).then_some(*mapping.mapping())
+        }
         _ => None,
     });
     match doorbell {
@@ -365,11 +326,7 @@ fn register_devices(topology: &Topology, bus: &Bus, units: &Units) -> Result<Vec
             reserved: reserved(topology, bus, function)?,
         };
         let device = IOMMU.add_device(description).map_err(|error| error.to_string())?;
-        devices.push(PciDevice {
-            index,
-            function: function.clone(),
-            device,
-        });
+        devices.push(PciDevice { index, function: function.clone(), device });
     }
     let first_group = bus.functions.len() as u32;
     for (index, platform) in topology.platform_devices.iter().enumerate() {
@@ -398,10 +355,7 @@ fn register_devices(topology: &Topology, bus: &Bus, units: &Units) -> Result<Vec
 pub(crate) fn direct_mappings(topology: &Topology, id: RequesterId) -> Result<Vec<FixedMapping>, String> {
     let mut mappings = Vec::new();
     for region in topology.reserved_for(id) {
-        if !matches!(
-            region.kind,
-            FirmwareReserved::Direct | FirmwareReserved::DirectRelaxable
-        ) {
+        if !matches!(region.kind, FirmwareReserved::Direct | FirmwareReserved::DirectRelaxable) {
             continue;
         }
         let memory = PhysRange::new(PhysAddr::new(region.range.start().get()), region.range.len());
@@ -420,40 +374,24 @@ pub(crate) fn direct_mappings(topology: &Topology, id: RequesterId) -> Result<Ve
 fn reserved(topology: &Topology, bus: &Bus, function: &Function) -> Result<Vec<ReservedRegion>, String> {
     let mut regions = Vec::new();
     for mapping in direct_mappings(topology, function.id)? {
-        regions.push(ReservedRegion {
-            range: mapping.range(),
-            kind: ReservedKind::Direct(mapping),
-        });
+        regions.push(ReservedRegion { range: mapping.range(), kind: ReservedKind::Direct(mapping) });
     }
     for region in topology.reserved_for(function.id) {
         if matches!(region.kind, FirmwareReserved::Msi | FirmwareReserved::Reserved) {
-            regions.push(ReservedRegion {
-                range: region.range,
-                kind: ReservedKind::Excluded,
-            });
+            regions.push(ReservedRegion { range: region.range, kind: ReservedKind::Excluded });
         }
     }
     if let Some(doorbell) = platform::doorbell(topology, function.id) {
         let page = PhysRange::block(doorbell, PAGE_SIZE);
-        let mapping = Mapping {
-            iova: Iova::new(MSI_WINDOW),
-            memory: page,
-            attributes: Attributes::DOORBELL,
-        };
+        let mapping = Mapping { iova: Iova::new(MSI_WINDOW), memory: page, attributes: Attributes::DOORBELL };
         // SAFETY: the page holds the doorbell and nothing else.
         let mapping = unsafe { FixedMapping::new(mapping) };
-        regions.push(ReservedRegion {
-            range: mapping.range(),
-            kind: ReservedKind::Msi(mapping),
-        });
+        regions.push(ReservedRegion { range: mapping.range(), kind: ReservedKind::Msi(mapping) });
     }
     for (first, last) in bus.peer_addresses().into_iter().flatten() {
         let range =
             IovaRange::from_bounds(Iova::new(first), Iova::new(last)).map_err(|error| error.to_string())?;
-        regions.push(ReservedRegion {
-            range,
-            kind: ReservedKind::Excluded,
-        });
+        regions.push(ReservedRegion { range, kind: ReservedKind::Excluded });
     }
     Ok(regions)
 }

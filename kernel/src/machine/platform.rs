@@ -40,13 +40,9 @@ pub(super) fn doorbell(topology: &Topology, id: RequesterId) -> Option<PhysAddr>
     const TRANSLATER: u64 = 0x1_0040;
     let target = topology.msi_device_id(id)?;
     match target.controller {
-        portcullis_firmware::MsiController::Its(its) => topology
-            .gic
-            .as_ref()?
-            .its(its)?
-            .registers
-            .start()
-            .checked_add(TRANSLATER),
+        portcullis_firmware::MsiController::Its(its) => {
+            topology.gic.as_ref()?.its(its)?.registers.start().checked_add(TRANSLATER)
+        }
         portcullis_firmware::MsiController::V2m(_) => None,
     }
 }
