@@ -1,2 +1,51 @@
-//! virtio-iommu driver of the Portcullis IOMMU stack
-#![no_std]
+//! virtio-iommu: the paravirtual back end of the Portcullis IOMMU stack (virtio 1.2, section 5.13).
+//!
+//! [`PciTransport::probe`] finds a device, [`Setup::new`] resets it and switches its boot-time bypass off, and
+//! [`Setup::enable`] starts it. The [`VirtioIommu`] it returns is a [`Unit`](portcullis_iommu::Unit).
+//!
+//! The device keeps the mappings; there are no tables to share with it. Attaching is never hitless: a domain comes
+//! into being with its first endpoint, and its mappings are made after that. Unmaps are queued without a
+//! notification, and a sync sends one and waits for the answers. The device may take requests in any order, so a map
+//! waits for an unmap in flight that touches the same addresses.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`spec`] | features, configuration, requests, events: types only |
+//! | `transport`, `pci`, `registers` | how the device is reached |
+//! | `ring` | the memory of a split virtqueue |
+//! | `requests` | request slots, and the answers to them |
+//! | `link` | submission and bounded waits |
+//! | `events` | the event queue, and what a fault means |
+//! | `intervals` | what is mapped in a domain |
+//! | `domain`, `dma` | domains; `dma` keeps the contract of I/O address spaces |
+//! | `attach` | changes of attachments |
+//! | `setup`, `unit` | start-up, and the unit |
+//!
+//! # What is not driven
+//!
+//! PROBE requests, identity domains where the device offers no bypass domains, the removal of a part of a mapping,
+//! and devices on a memory-mapped bus.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+mod attach;
+mod dma;
+mod domain;
+mod events;
+mod intervals;
+mod link;
+mod pci;
+mod registers;
+mod requests;
+mod ring;
+mod setup;
+pub mod spec;
+mod transport;
+mod unit;
+
+pub use pci::{PciTransport, ProbeError, Structure};
+pub use registers::{RegisterWindow, Registers};
+pub use setup::{InitError, Options, Setup};
+pub use transport::{MsixVector, NotTaken, QueueIndex, QueueLayout, Transport, Vectors};
+pub use unit::VirtioIommu;
