@@ -145,10 +145,17 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
 
 /// A mask of the `bits` lowest bits, at most 63.
 pub(crate) const fn low_bits(bits: u32) -> u64 {
-    (1_u64 << (bits & 63)) - 1
+    1_u64.wrapping_shl(bits).wrapping_sub(1)
 }
 
 /// The bytes that one entry at `level` covers, as a power of two.
+#[inline]
 pub(crate) const fn level_shift<F: Format>(level: u32) -> u32 {
     F::GRANULE_SHIFT.wrapping_add(level.wrapping_mul(F::STRIDE))
+}
+
+/// The bytes that one entry at `level` covers.
+#[inline]
+pub(crate) const fn level_size<F: Format>(level: u32) -> u64 {
+    1_u64.wrapping_shl(level_shift::<F>(level))
 }

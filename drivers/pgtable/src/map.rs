@@ -7,12 +7,12 @@
 //! In a list whose pieces do not ascend, a piece may overlap an earlier one, which the tables do not show yet.
 //! Such lists leave a mark in each place as they check it.
 
-use crate::format::{Format, Kind, level_shift, low_bits};
+use crate::format::{Format, Kind, level_shift, level_size, low_bits};
 use crate::table::PageTable;
 use crate::tree::Below;
 use crate::walk::Cursor;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, barrier};
+use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, PhysAddr, barrier};
 
 /// A place that a map call has taken and not written yet. In every format the word is absent to hardware.
 pub(crate) const RESERVED: u64 = 1 << 3;
@@ -36,19 +36,25 @@ struct Run<'w> {
     iova: u64,
     /// The first leaf, and what has to be added for the next.
     leaf: u64,
-    step: u64,
+    size: u64,
 }
 
 impl Run<'_> {
-    fn overlap(&self, index: usize) -> MapError {
-        overlap(self.iova.wrapping_add(self.step.wrapping_mul(index as u64)))
+    /// Ends at an entry that is not empty: `Ok` at a table, an error at all else.
+    #[cold]
+    fn end<F: Format>(&self, index: usize, entry: u64) -> Result<usize, MapError> {
+        match F::kind(entry, self.level) {
+            Kind::Table => Ok(index),
+            Kind::Leaf | Kind::Absent => {
+                Err(overlap(self.iova.wrapping_add(self.size.wrapping_mul(index as u64))))
+            }
+        }
     }
 }
 
+#[cold]
 fn overlap(iova: u64) -> MapError {
-    MapError::Overlap {
-        iova: Iova::new(iova),
-    }
+    MapError::Overlap { iova: Iova::new(iova) }
 }
 
 /// What one walk over the pieces does.
@@ -70,24 +76,27 @@ struct Release;
 /// Writes the leaves.
 struct Write;
 
-fn grow<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, iova: u64) -> Result<(), MapError> {
+#[inline]
+fn grow<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
     match cursor.descend_or_grow()? {
         Below::Table(_) => Ok(()),
-        Below::Leaf(_) | Below::Absent => Err(overlap(iova)),
+        Below::Leaf(_) | Below::Absent => Err(overlap(cursor.address())),
     }
 }
 
 /// The tables are there, unless somebody else works on the same range.
-fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, iova: u64) -> Result<(), MapError> {
+#[inline]
+fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
     match cursor.descend() {
         Below::Table(_) => Ok(()),
-        Below::Leaf(_) | Below::Absent => Err(overlap(iova)),
+        Below::Leaf(_) | Below::Absent => Err(overlap(cursor.address())),
     }
 }
 
 impl Pass for Check {
+    #[inline]
     fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        grow(cursor, cursor.address())
+        grow(cursor)
     }
 
     #[inline]
@@ -101,7 +110,7 @@ impl Pass for Check {
         for (i, slot) in run.slots.iter().enumerate() {
             let entry = slot.load(Ordering::Relaxed);
             if entry != 0 {
-                return taken::<F>(run, i, entry);
+                return run.end::<F>(i, entry);
             }
         }
         Ok(run.slots.len())
@@ -109,14 +118,15 @@ impl Pass for Check {
 }
 
 impl Pass for Reserve {
+    #[inline]
     fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        grow(cursor, cursor.address())
+        grow(cursor)
     }
 
     fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
         for (i, slot) in run.slots.iter().enumerate() {
             if let Err(entry) = slot.compare_exchange(0, RESERVED, Ordering::Relaxed, Ordering::Relaxed) {
-                return taken::<F>(run, i, entry);
+                return run.end::<F>(i, entry);
             }
         }
         Ok(run.slots.len())
@@ -124,8 +134,9 @@ impl Pass for Reserve {
 }
 
 impl Pass for Release {
+    #[inline]
     fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        descend(cursor, cursor.address())
+        descend(cursor)
     }
 
     fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
@@ -142,8 +153,9 @@ impl Pass for Release {
 }
 
 impl Pass for Write {
+    #[inline]
     fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        descend(cursor, cursor.address())
+        descend(cursor)
     }
 
     #[inline]
@@ -156,7 +168,7 @@ impl Pass for Write {
         if run.level == 0 {
             for slot in run.slots {
                 slot.store(leaf, Ordering::Relaxed);
-                leaf = leaf.wrapping_add(run.step);
+                leaf = leaf.wrapping_add(run.size);
             }
         } else {
             for (i, slot) in run.slots.iter().enumerate() {
@@ -165,20 +177,12 @@ impl Pass for Write {
                     break;
                 }
                 slot.store(leaf, Ordering::Relaxed);
-                leaf = leaf.wrapping_add(run.step);
+                leaf = leaf.wrapping_add(run.size);
             }
         }
-        cursor.changed(written, written as i64);
+        let slots = run.slots.get(..written).unwrap_or(run.slots);
+        cursor.changed(slots, run.iova, written as i64);
         Ok(written)
-    }
-}
-
-/// A run meets an entry that is not empty.
-#[cold]
-fn taken<F: Format>(run: &Run<'_>, index: usize, entry: u64) -> Result<usize, MapError> {
-    match F::kind(entry, run.level) {
-        Kind::Table => Ok(index),
-        Kind::Leaf | Kind::Absent => Err(run.overlap(index)),
     }
 }
 
@@ -198,7 +202,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         }
         let mut sealer = Sealer::new(self);
         for mapping in list {
-            let piece = sealer.piece(mapping)?;
+            let piece = sealer.checked(mapping)?;
             self.place::<Write>(&mut cursor, piece)?;
         }
         drop(cursor);
@@ -242,45 +246,54 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         Ok(())
     }
 
-    /// Walks over the places of a piece, choosing the largest leaf that is possible at each step: by alignment,
-    /// by the sizes allowed, and by the tables that are there already.
+    /// Handles a piece: at once if it lies in the table of pages at hand.
     #[inline]
     fn place<P: Pass>(&self, cursor: &mut Cursor<'_, '_, H, F>, piece: Piece) -> Result<(), MapError> {
-        let Piece {
-            mut iova,
-            mut phys,
-            mut len,
-            attribute_bits,
-        } = piece;
-        while len != 0 {
-            cursor.seek(iova);
-            let level = self.leaf_level(iova | phys, len, cursor.level());
+        if let Some(slots) = cursor.pages_here(piece.iova, piece.len) {
+            P::leaves(cursor, &self.run(slots, 0, piece))?;
+            return Ok(());
+        }
+        self.place_far::<P>(cursor, piece)
+    }
+
+    /// Walks over the places of a piece, choosing the largest leaf that is possible at each step: by alignment,
+    /// by the sizes allowed, and by the tables that are there already.
+    fn place_far<P: Pass>(
+        &self,
+        cursor: &mut Cursor<'_, '_, H, F>,
+        mut piece: Piece,
+    ) -> Result<(), MapError> {
+        while piece.len != 0 {
+            cursor.seek(piece.iova);
+            let level = self.leaf_level(piece.iova | piece.phys, piece.len, cursor.level());
             while cursor.level() > level {
                 P::descend(cursor)?;
             }
-            let shift = level_shift::<F>(level);
-            let run = Run {
-                slots: cursor.run(len >> shift),
-                level,
-                iova,
-                leaf: self
-                    .tree
-                    .format
-                    .leaf(portcullis_hal::PhysAddr::new(phys), level, attribute_bits),
-                step: 1 << shift,
-            };
-            let done = P::leaves(cursor, &run)?;
-            if done < run.slots.len() {
+            let slots = cursor.run(piece.len.wrapping_shr(level_shift::<F>(level)));
+            let done = P::leaves(cursor, &self.run(slots, level, piece))?;
+            let bytes = (done as u64).wrapping_shl(level_shift::<F>(level));
+            piece.iova = piece.iova.wrapping_add(bytes);
+            piece.phys = piece.phys.wrapping_add(bytes);
+            piece.len = piece.len.wrapping_sub(bytes);
+            if done < slots.len() {
                 // A table is in the way: fill it.
-                cursor.seek(iova.wrapping_add((done as u64) << shift));
+                cursor.seek(piece.iova);
                 P::descend(cursor)?;
             }
-            let bytes = (done as u64) << shift;
-            iova = iova.wrapping_add(bytes);
-            phys = phys.wrapping_add(bytes);
-            len = len.wrapping_sub(bytes);
         }
         Ok(())
+    }
+
+    #[inline]
+    fn run<'w>(&self, slots: &'w [AtomicU64], level: u32, piece: Piece) -> Run<'w> {
+        let phys = PhysAddr::new(piece.phys);
+        Run {
+            slots,
+            level,
+            iova: piece.iova,
+            leaf: self.tree.format.leaf(phys, level, piece.attribute_bits),
+            size: level_size::<F>(level),
+        }
     }
 
     /// The highest level, up to `highest`, whose leaves fit an address and a physical address, merged in
@@ -289,7 +302,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     fn leaf_level(&self, addresses: u64, len: u64, highest: u32) -> u32 {
         let mut level = highest.min(u32::from(F::LEAF_LEVELS.saturating_sub(1)));
         while level > 0 {
-            let size = 1_u64 << level_shift::<F>(level);
+            let size = level_size::<F>(level);
             if self.page_sizes & size != 0 && addresses & size.wrapping_sub(1) == 0 && len >= size {
                 break;
             }
@@ -308,36 +321,45 @@ struct Sealer<'t, H: Hal, F: Format> {
 
 impl<'t, H: Hal, F: Format> Sealer<'t, H, F> {
     fn new(table: &'t PageTable<H, F>) -> Self {
-        Self {
-            table,
-            attributes: None,
-            attribute_bits: 0,
-        }
+        Self { table, attributes: None, attribute_bits: 0 }
     }
 
+    /// The piece that a mapping asks for, if the table can hold it.
     #[inline]
     fn piece(&mut self, mapping: &Mapping) -> Result<Piece, MapError> {
         let iova = mapping.iova;
-        let (first, last) = (mapping.memory.start().get(), mapping.memory.last().get());
-        // One less than the length, which itself does not fit for the whole address space.
-        let reach = last.wrapping_sub(first);
-        if (iova.get() | first | reach.wrapping_add(1)) & low_bits(F::GRANULE_SHIFT) != 0 {
+        let piece = self.checked(mapping)?;
+        // The length is zero for all of the address space.
+        if (piece.iova | piece.phys | piece.len) & low_bits(F::GRANULE_SHIFT) != 0 {
             return Err(MapError::Misaligned { iova });
         }
-        let last_iova = iova.get().checked_add(reach);
-        if last_iova.is_none_or(|address| address > self.table.last_iova) || last > self.table.last_phys {
+        let last = piece.iova.checked_add(piece.len.wrapping_sub(1));
+        if last.is_none_or(|last| last > self.table.last_iova)
+            || mapping.memory.last().get() > self.table.last_phys
+        {
             return Err(MapError::OutOfRange { iova });
         }
+        Ok(piece)
+    }
+
+    /// The piece that a mapping asks for, which was checked before.
+    #[inline]
+    fn checked(&mut self, mapping: &Mapping) -> Result<Piece, MapError> {
         if self.attributes != Some(mapping.attributes) {
-            let bits = self.table.tree.format.attribute_bits(mapping.attributes);
-            self.attribute_bits = bits.ok_or(MapError::Attributes)?;
+            self.attribute_bits = self.seal(mapping.attributes)?;
             self.attributes = Some(mapping.attributes);
         }
+        let (first, last) = (mapping.memory.start().get(), mapping.memory.last().get());
         Ok(Piece {
-            iova: iova.get(),
+            iova: mapping.iova.get(),
             phys: first,
-            len: reach.wrapping_add(1),
+            len: last.wrapping_sub(first).wrapping_add(1),
             attribute_bits: self.attribute_bits,
         })
+    }
+
+    #[inline(never)]
+    fn seal(&self, attributes: Attributes) -> Result<u64, MapError> {
+        self.table.tree.format.attribute_bits(attributes).ok_or(MapError::Attributes)
     }
 }

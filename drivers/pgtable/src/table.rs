@@ -1,6 +1,6 @@
 //! The page table as its users see it.
 
-use crate::format::{Config, ConfigError, Format, level_shift, low_bits};
+use crate::format::{Config, ConfigError, Format, level_size, low_bits};
 use crate::tree::{Below, Tree};
 use crate::walk::Cursor;
 use portcullis_hal::{
@@ -42,7 +42,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             return Err(ConfigError::OutputBits(config.output_bits));
         }
         let page_sizes = config.page_sizes & sizes::<F>();
-        if page_sizes & (1 << F::GRANULE_SHIFT) == 0 {
+        if page_sizes & level_size::<F>(0) == 0 {
             return Err(ConfigError::PageSizes(config.page_sizes));
         }
         Ok(Self {
@@ -123,7 +123,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
                 Below::Table(_) => {}
                 Below::Absent => return None,
                 Below::Leaf(leaf) => {
-                    let size = 1_u64 << level_shift::<F>(level);
+                    let size = level_size::<F>(level);
                     let offset = iova.get() & size.wrapping_sub(1);
                     return Some(Translated {
                         phys: PhysAddr::new(F::leaf_address(leaf, level).get() | offset),
@@ -157,5 +157,5 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
 /// All page sizes of a format.
 fn sizes<F: Format>() -> u64 {
-    (0..u32::from(F::LEAF_LEVELS)).fold(0, |sizes, level| sizes | 1 << level_shift::<F>(level))
+    (0..u32::from(F::LEAF_LEVELS)).fold(0, |sizes, level| sizes | level_size::<F>(level))
 }

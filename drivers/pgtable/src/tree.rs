@@ -10,12 +10,9 @@
 //!   began later cannot see the link any more. So a table reached in a walk is there until the walk ends,
 //!   even if calls on overlapping ranges race with each other.
 
-#![expect(
-    unsafe_code,
-    reason = "tables are memory that hardware reads, reached through physical addresses"
-)]
+#![expect(unsafe_code, reason = "tables are memory that hardware reads, reached through physical addresses")]
 
-use crate::format::{Format, Geometry, Kind, level_shift, low_bits};
+use crate::format::{Format, Geometry, Kind, level_shift, level_size, low_bits};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -29,6 +26,8 @@ pub(crate) struct Tree<H: Hal, F: Format> {
     pub(crate) geometry: Geometry,
     pub(crate) writes: TableWrites,
     root: Frames<H>,
+    /// The number of entries of the root that the aperture uses, less one.
+    root_mask: usize,
     table_order: FrameOrder,
     /// The walks in progress.
     walks: AtomicUsize,
@@ -45,12 +44,14 @@ pub(crate) struct Table<'w> {
 
 impl<'w> Table<'w> {
     /// The entry at `index`, modulo the table's size.
+    #[inline]
     pub(crate) fn entry(self, index: usize) -> &'w AtomicU64 {
         // SAFETY: the masked index is in the table, which lives as long as the walk (see the module).
         unsafe { self.entries.add(index & self.mask).as_ref() }
     }
 
     /// Up to `count` entries from `first`, modulo the table's size, without going round.
+    #[inline]
     pub(crate) fn entries(self, first: usize, count: usize) -> &'w [AtomicU64] {
         let first = first & self.mask;
         let count = count.min(self.mask.wrapping_add(1).wrapping_sub(first));
@@ -59,11 +60,13 @@ impl<'w> Table<'w> {
     }
 
     /// The number of entries.
+    #[inline]
     pub(crate) fn len(self) -> usize {
         self.mask.wrapping_add(1)
     }
 
     /// The index of the last entry.
+    #[inline]
     pub(crate) fn last_index(self) -> usize {
         self.mask
     }
@@ -98,7 +101,7 @@ impl Tally {
     pub(crate) fn add(&mut self, level: u32, bytes: u64) {
         if bytes != 0 {
             self.bytes = self.bytes.wrapping_add(bytes);
-            self.levels |= 1 << (level & 7);
+            self.levels |= 1_u8.wrapping_shl(level);
         }
     }
 }
@@ -116,8 +119,9 @@ impl<H: Hal, F: Format> Tree<H, F> {
             format,
             geometry,
             writes,
-            root: Frames::zeroed(hal, order(8 << Self::root_bits(geometry))?)?,
-            table_order: order(1 << F::GRANULE_SHIFT)?,
+            root: Frames::zeroed(hal, order(8_u64.wrapping_shl(Self::root_bits(geometry)))?)?,
+            root_mask: low_bits(Self::root_bits(geometry)) as usize,
+            table_order: order(level_size::<F>(0))?,
             walks: AtomicUsize::new(0),
         };
         if writes == TableWrites::Cleaned {
@@ -127,6 +131,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     }
 
     /// The level of the root.
+    #[inline]
     pub(crate) fn top(&self) -> u32 {
         u32::from(self.geometry.levels.saturating_sub(1))
     }
@@ -142,6 +147,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     }
 
     /// Begins a walk.
+    #[inline]
     pub(crate) fn walk(&self) -> Walk<'_, H, F> {
         // In one total order with the loads of links and with `cut`: see there.
         self.walks.fetch_add(1, Ordering::SeqCst);
@@ -151,8 +157,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     /// Writes the cache lines of `words` back to memory if the walker needs that.
     pub(crate) fn clean(&self, words: &[AtomicU64]) {
         if self.writes == TableWrites::Cleaned {
-            self.hal
-                .clean_cache(NonNull::from(words).cast(), size_of_val(words));
+            self.hal.clean_cache(NonNull::from(words).cast(), size_of_val(words));
         }
     }
 
@@ -161,6 +166,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     /// # Safety
     ///
     /// `entry` was read in this tree in the walk `'w`, at this level, and is a table entry.
+    #[inline]
     unsafe fn follow<'w>(&self, entry: u64) -> Table<'w> {
         Table {
             entries: self.hal.phys_to_virt(F::table_address(entry)).cast(),
@@ -178,9 +184,8 @@ impl<H: Hal, F: Format> Tree<H, F> {
     /// `chain` has the order of tables.
     unsafe fn retire(&self, entry: u64, level: u32, chain: &mut FrameChain, tally: &mut Tally) {
         let below = level.saturating_sub(1);
-        let shift = level_shift::<F>(below);
         if below == 0 {
-            tally.add(0, F::leaf_count(entry) << shift);
+            tally.add(0, F::leaf_count(entry).wrapping_mul(level_size::<F>(0)));
         } else {
             // SAFETY: a table entry of this tree, whose table is still there as only this call frees it.
             let table = unsafe { self.follow(entry) };
@@ -188,7 +193,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
                 let entry = slot.load(Ordering::Relaxed);
                 match F::kind(entry, below) {
                     Kind::Absent => {}
-                    Kind::Leaf => tally.add(below, 1 << shift),
+                    Kind::Leaf => tally.add(below, level_size::<F>(below)),
                     // SAFETY: the entry went out of the tree together with the table it is in.
                     Kind::Table => unsafe { self.retire(entry, below, chain, tally) },
                 }
@@ -260,12 +265,9 @@ impl<H: Hal, F: Format> Tree<H, F> {
         chain.order() == self.table_order
     }
 
+    #[inline]
     fn root_table(&self) -> Table<'_> {
-        Table {
-            entries: NonNull::from(self.root.words()).cast(),
-            mask: low_bits(Self::root_bits(self.geometry)) as usize,
-            walk: PhantomData,
-        }
+        Table { entries: NonNull::from(self.root.words()).cast(), mask: self.root_mask, walk: PhantomData }
     }
 }
 
@@ -308,15 +310,18 @@ impl<H: Hal, F: Format> Drop for Walk<'_, H, F> {
 
 impl<H: Hal, F: Format> Walk<'_, H, F> {
     /// The root table.
+    #[inline]
     pub(crate) fn root(&self) -> Table<'_> {
         self.tree.root_table()
     }
 
     /// What `slot`, an entry of a table of this walk at `level`, leads to.
+    #[inline]
     pub(crate) fn below(&self, slot: &AtomicU64, level: u32) -> Below<'_> {
         self.interpret(slot.load(Ordering::SeqCst), level)
     }
 
+    #[inline]
     fn interpret(&self, entry: u64, level: u32) -> Below<'_> {
         match F::kind(entry, level) {
             Kind::Absent => Below::Absent,
@@ -329,23 +334,31 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
     /// What `slot`, an entry of a table of this walk at `level`, leads to; a new table if it was empty.
     ///
     /// When a table is returned, the link to it is where the hardware looks for it.
+    #[inline]
     pub(crate) fn grow(&self, slot: &AtomicU64, level: u32) -> Result<Below<'_>, OutOfMemory> {
         let mut entry = slot.load(Ordering::SeqCst);
         if entry == 0 {
             entry = self.link(slot)?;
         }
-        if self.tree.writes == TableWrites::Cleaned
-            && F::kind(entry, level) == Kind::Table
-            && entry & F::CLEANED == 0
-        {
-            // Whoever installed it may not have come to clean it yet. Once is enough, twice does no harm.
-            self.tree.clean(core::slice::from_ref(slot));
-            let _ = slot.compare_exchange(entry, entry | F::CLEANED, Ordering::Relaxed, Ordering::Relaxed);
+        if self.tree.writes == TableWrites::Cleaned && entry & F::CLEANED == 0 {
+            self.clean_link(slot, level, entry);
         }
         Ok(self.interpret(entry, level))
     }
 
+    /// Cleans a link that whoever installed it may not have come to clean yet, and notes that. Once is enough,
+    /// twice does no harm.
+    #[cold]
+    fn clean_link(&self, slot: &AtomicU64, level: u32, entry: u64) {
+        if F::kind(entry, level) == Kind::Table {
+            self.tree.clean(core::slice::from_ref(slot));
+            // If the entry changes meanwhile, somebody else will do it again.
+            let _ = slot.compare_exchange(entry, entry | F::CLEANED, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
+
     /// Installs a new table in an empty `slot` and returns the entry, or that of whoever was faster.
+    #[cold]
     fn link(&self, slot: &AtomicU64) -> Result<u64, OutOfMemory> {
         let tree = self.tree;
         let frames = Frames::zeroed(&tree.hal, tree.table_order)?;
@@ -375,7 +388,7 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
             // A racing call on an overlapping range was faster.
             Kind::Absent => return Cut::Done(tally),
             Kind::Leaf => {
-                tally.add(level, 1 << level_shift::<F>(level));
+                tally.add(level, level_size::<F>(level));
                 return Cut::Done(tally);
             }
             Kind::Table => {}

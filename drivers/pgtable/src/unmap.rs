@@ -1,6 +1,6 @@
 //! Unmapping a range.
 
-use crate::format::{Format, level_shift, low_bits};
+use crate::format::{Format, level_shift, level_size, low_bits};
 use crate::table::PageTable;
 use crate::tree::{Below, Cut, Tally};
 use crate::walk::Cursor;
@@ -70,15 +70,12 @@ fn whole_leaf<H: Hal, F: Format>(
             Below::Table(_) => {}
             Below::Absent => return Ok(()),
             Below::Leaf(_) => {
-                let size = 1 << level_shift::<F>(cursor.level());
+                let size = level_size::<F>(cursor.level());
                 let leaf = IovaRange::block(Iova::new(iova), size);
                 if range.covers(&leaf) {
                     return Ok(());
                 }
-                return Err(UnmapError::Partial {
-                    iova: leaf.start(),
-                    size,
-                });
+                return Err(UnmapError::Partial { iova: leaf.start(), size });
             }
         }
     }
@@ -93,10 +90,7 @@ fn clear<H: Hal, F: Format>(
     last: u64,
     gather: &mut Gather,
 ) -> Removed {
-    let mut removed = Removed {
-        tally: Tally::default(),
-        bounds: None,
-    };
+    let mut removed = Removed { tally: Tally::default(), bounds: None };
     let mut cutting = Cutting::Possible;
     while iova <= last {
         let left = last.wrapping_sub(iova).wrapping_add(1);
@@ -105,9 +99,9 @@ fn clear<H: Hal, F: Format>(
             cursor.rise(left);
         }
         let level = cursor.level();
-        let shift = level_shift::<F>(level);
+        let span = level_size::<F>(level);
         if level == 0 {
-            let slots = cursor.run(left >> shift);
+            let slots = cursor.run(left.wrapping_shr(F::GRANULE_SHIFT));
             let mut cleared = 0_u64;
             for slot in slots {
                 if slot.load(Ordering::Relaxed) != 0 {
@@ -115,16 +109,15 @@ fn clear<H: Hal, F: Format>(
                     cleared = cleared.wrapping_add(1);
                 }
             }
-            let len = (slots.len() as u64) << shift;
+            let len = (slots.len() as u64).wrapping_mul(span);
             if cleared != 0 {
-                cursor.changed(slots.len(), (cleared as i64).wrapping_neg());
-                removed.tally.add(0, cleared << shift);
+                cursor.changed(slots, iova, (cleared as i64).wrapping_neg());
+                removed.tally.add(0, cleared.wrapping_mul(span));
                 removed.note(iova, len);
             }
             iova = iova.wrapping_add(len);
             continue;
         }
-        let span = 1_u64 << shift;
         let len = left.min(span.wrapping_sub(iova & span.wrapping_sub(1)));
         let whole = len == span;
         let slot = cursor.slot();
@@ -132,7 +125,7 @@ fn clear<H: Hal, F: Format>(
             Below::Absent => {}
             Below::Leaf(_) if whole => {
                 slot.store(0, Ordering::Relaxed);
-                cursor.changed(1, 0);
+                cursor.changed(core::slice::from_ref(slot), iova, 0);
                 removed.tally.add(level, span);
                 removed.note(iova, span);
             }

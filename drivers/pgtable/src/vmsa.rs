@@ -137,11 +137,7 @@ impl Stage for Stage2 {
         if !attributes.access.intersects(Access::READ | Access::WRITE) {
             return None;
         }
-        let xn = if executable(attributes)? {
-            s2_xn::EXECUTABLE
-        } else {
-            s2_xn::NEVER
-        };
+        let xn = if executable(attributes)? { s2_xn::EXECUTABLE } else { s2_xn::NEVER };
         let leaf = Stage2Leaf::new()
             .with_valid(true)
             .with_mem_attr(mem_attr)
@@ -193,10 +189,7 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
         if root_bits <= S::CONCATENATED && levels > 2 {
             levels -= 1;
         }
-        Ok(Geometry {
-            levels,
-            aperture_bits: input_bits,
-        })
+        Ok(Geometry { levels, aperture_bits: input_bits })
     }
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {

@@ -39,16 +39,11 @@ impl Format for VtdSecondStage {
         if !(32..=12 + 9 * levels).contains(&input_bits) {
             return Err(ConfigError::InputBits(input_bits));
         }
-        Ok(Geometry {
-            levels,
-            aperture_bits: input_bits,
-        })
+        Ok(Geometry { levels, aperture_bits: input_bits })
     }
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {
-        TableFormat::VtdSecondStage {
-            levels: geometry.levels,
-        }
+        TableFormat::VtdSecondStage { levels: geometry.levels }
     }
 
     fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
@@ -56,9 +51,8 @@ impl Format for VtdSecondStage {
         if access.is_empty() || access.contains(Access::EXECUTE) {
             return None;
         }
-        let leaf = Leaf::new()
-            .with_read(access.contains(Access::READ))
-            .with_write(access.contains(Access::WRITE));
+        let leaf =
+            Leaf::new().with_read(access.contains(Access::READ)).with_write(access.contains(Access::WRITE));
         Some(leaf.into())
     }
 
@@ -67,10 +61,7 @@ impl Format for VtdSecondStage {
         let mut access = Access::empty();
         access.set(Access::READ, leaf.read());
         access.set(Access::WRITE, leaf.write());
-        Attributes {
-            access,
-            memory: MemoryKind::WriteBack,
-        }
+        Attributes { access, memory: MemoryKind::WriteBack }
     }
 
     fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {

@@ -1,6 +1,6 @@
 //! A position in the tables that moves from address to address with as few steps as possible.
 
-use crate::format::{Format, level_shift};
+use crate::format::{Format, Kind, level_shift, level_size};
 use crate::tree::{Below, Table, Walk};
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{Hal, OutOfMemory, TableWrites};
@@ -28,25 +28,20 @@ pub(crate) struct Cursor<'w, 't, H: Hal, F: Format> {
 
 impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     /// The root.
+    #[inline]
     pub(crate) fn new(walk: &'w Walk<'t, H, F>) -> Self {
         let top = walk.tree.top();
-        Self {
-            walk,
-            path: [walk.root(); LEVELS],
-            level: top,
-            top,
-            at: 0,
-            added: 0,
-            dirty: (0, 0),
-        }
+        Self { walk, path: [walk.root(); LEVELS], level: top, top, at: 0, added: 0, dirty: (0, 0) }
     }
 
     /// The level of the current table.
+    #[inline]
     pub(crate) fn level(&self) -> u32 {
         self.level
     }
 
     /// The current address.
+    #[inline]
     pub(crate) fn address(&self) -> u64 {
         self.at
     }
@@ -55,23 +50,25 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     #[inline]
     pub(crate) fn seek(&mut self, iova: u64) {
         let moved = self.at ^ iova;
-        while self.level < self.top && moved >> level_shift::<F>(self.level.wrapping_add(1)) != 0 {
+        while self.level < self.top && moved >= level_size::<F>(self.level.wrapping_add(1)) {
             self.up();
         }
         self.at = iova;
     }
 
     /// Moves up from a table that begins at the current address while `len` bytes cover it.
+    #[inline]
     pub(crate) fn rise(&mut self, len: u64) {
         while self.level < self.top {
-            let span = 1 << level_shift::<F>(self.level.wrapping_add(1));
-            if self.at & (span - 1) != 0 || len < span {
+            let span = level_size::<F>(self.level.wrapping_add(1));
+            if self.at & span.wrapping_sub(1) != 0 || len < span {
                 return;
             }
             self.up();
         }
     }
 
+    #[inline]
     fn up(&mut self) {
         if self.level == 0 {
             self.settle();
@@ -80,16 +77,19 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     }
 
     /// The table at `level`, which is not below the current one.
+    #[inline]
     fn table(&self, level: u32) -> Table<'w> {
         self.path[level as usize % LEVELS]
     }
 
     /// The index of the current address in tables at `level`; high bits are left to the table to mask.
+    #[inline]
     fn index(&self, level: u32) -> usize {
-        (self.at >> level_shift::<F>(level)) as usize
+        self.at.wrapping_shr(level_shift::<F>(level)) as usize
     }
 
     /// The current address' entry in the current table.
+    #[inline]
     pub(crate) fn slot(&self) -> &'w AtomicU64 {
         self.table(self.level).entry(self.index(self.level))
     }
@@ -97,24 +97,37 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     /// Up to `count` entries of the current table, from that of the current address on.
     #[inline]
     pub(crate) fn run(&self, count: u64) -> &'w [AtomicU64] {
-        self.table(self.level).entries(
-            self.index(self.level),
-            usize::try_from(count).unwrap_or(usize::MAX),
-        )
+        self.table(self.level).entries(self.index(self.level), usize::try_from(count).unwrap_or(usize::MAX))
+    }
+
+    /// The entries for `len` bytes at `iova`, if all of them are in the current table and that is one of pages.
+    /// Stays where it is.
+    #[inline]
+    pub(crate) fn pages_here(&self, iova: u64, len: u64) -> Option<&'w [AtomicU64]> {
+        let span = level_size::<F>(1);
+        let offset = iova & span.wrapping_sub(1);
+        if self.level != 0 || self.at ^ iova >= span || len > span.wrapping_sub(offset) {
+            return None;
+        }
+        let count = len.wrapping_shr(F::GRANULE_SHIFT) as usize;
+        Some(self.table(0).entries(offset.wrapping_shr(F::GRANULE_SHIFT) as usize, count))
     }
 
     /// Goes down through the current entry, if it references a table.
+    #[inline]
     pub(crate) fn descend(&mut self) -> Below<'w> {
         let below = self.walk.below(self.slot(), self.level);
         self.follow(below)
     }
 
     /// Goes down through the current entry, into a new table if it is empty.
+    #[inline]
     pub(crate) fn descend_or_grow(&mut self) -> Result<Below<'w>, OutOfMemory> {
         let below = self.walk.grow(self.slot(), self.level)?;
         Ok(self.follow(below))
     }
 
+    #[inline]
     fn follow(&mut self, below: Below<'w>) -> Below<'w> {
         if let Below::Table(table) = below {
             self.level = self.level.saturating_sub(1);
@@ -129,6 +142,7 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     }
 
     /// The parent's entry for the current level-0 table.
+    #[inline]
     fn parent(&self) -> &'w AtomicU64 {
         self.table(1).entry(self.index(1))
     }
@@ -138,26 +152,33 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
         F::leaf_count(self.parent().load(Ordering::Relaxed))
     }
 
-    /// Notes that the first `count` entries from the current address were changed and that there are now
+    /// Notes that entries of the current table, which map from `iova` on, were changed and that there are now
     /// `added` more leaves (or fewer).
     #[inline]
-    pub(crate) fn changed(&mut self, count: usize, added: i64) {
+    pub(crate) fn changed(&mut self, slots: &[AtomicU64], iova: u64, added: i64) {
+        if self.level == 0 {
+            self.added = self.added.wrapping_add(added);
+        }
+        if self.walk.tree.writes == TableWrites::Cleaned {
+            self.soil(slots, iova);
+        }
+    }
+
+    /// Puts entries down to be cleaned, together with those next to them.
+    #[inline(never)]
+    fn soil(&mut self, slots: &[AtomicU64], iova: u64) {
         if self.level != 0 {
-            let written = self.run(count as u64);
-            self.walk.tree.clean(written);
+            self.walk.tree.clean(slots);
             return;
         }
-        self.added = self.added.wrapping_add(added);
-        if self.walk.tree.writes == TableWrites::Cleaned {
-            let first = self.index(0) & self.table(0).last_index();
-            let end = first.wrapping_add(count);
-            let near = self.dirty.0 <= first && first <= self.dirty.1.wrapping_add(LINE);
-            if near && self.dirty.1 != 0 {
-                self.dirty.1 = self.dirty.1.max(end);
-            } else {
-                self.clean();
-                self.dirty = (first, end);
-            }
+        let first = iova.wrapping_shr(F::GRANULE_SHIFT) as usize & self.table(0).last_index();
+        let end = first.wrapping_add(slots.len());
+        let near = self.dirty.0 <= first && first <= self.dirty.1.wrapping_add(LINE);
+        if near && self.dirty.1 != 0 {
+            self.dirty.1 = self.dirty.1.max(end);
+        } else {
+            self.clean();
+            self.dirty = (first, end);
         }
     }
 
@@ -178,12 +199,12 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
             return;
         }
         let parent = self.parent();
-        let full = 1_u64 << F::STRIDE;
+        let full = 1_u64.wrapping_shl(F::STRIDE);
         let mut entry = parent.load(Ordering::Relaxed);
         // Saturation matters only when calls on overlapping ranges race: the count may become wrong then, the
         // rest of the entry must not.
         loop {
-            if F::kind(entry, 1) != crate::format::Kind::Table {
+            if F::kind(entry, 1) != Kind::Table {
                 return;
             }
             let count = F::leaf_count(entry).saturating_add_signed(added).min(full);

@@ -29,10 +29,7 @@ pub struct X86 {
 impl X86 {
     /// The format with four or five levels.
     pub const fn new(levels: Levels, accessed_dirty: AccessedDirty) -> Self {
-        Self {
-            levels,
-            accessed_dirty,
-        }
+        Self { levels, accessed_dirty }
     }
 }
 
@@ -59,16 +56,11 @@ impl Format for X86 {
             return Err(ConfigError::InputBits(input_bits));
         }
         // Canonical addresses: of the full width only the half with a clear sign bit.
-        Ok(Geometry {
-            levels,
-            aperture_bits: input_bits.min(width - 1),
-        })
+        Ok(Geometry { levels, aperture_bits: input_bits.min(width - 1) })
     }
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {
-        TableFormat::X86 {
-            levels: geometry.levels,
-        }
+        TableFormat::X86 { levels: geometry.levels }
     }
 
     fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
@@ -112,11 +104,7 @@ impl Format for X86 {
 
     fn table(&self, phys: PhysAddr) -> u64 {
         let preset = self.accessed_dirty == AccessedDirty::Preset;
-        let table = Table::new()
-            .with_present(true)
-            .with_write(true)
-            .with_user(true)
-            .with_accessed(preset);
+        let table = Table::new().with_present(true).with_write(true).with_user(true).with_accessed(preset);
         phys.get() | u64::from(table)
     }
 

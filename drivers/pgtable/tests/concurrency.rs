@@ -14,10 +14,7 @@ const ROUNDS: u64 = if cfg!(miri) { 2 } else { 2000 };
 
 fn small_pages<F: Format>(format: F, bits: u8, writes: TableWrites) -> (HostHal, PageTable<HostHal, F>) {
     let hal = HostHal::new();
-    let config = Config {
-        writes,
-        ..config(bits)
-    };
+    let config = Config { writes, ..config(bits) };
     let table = PageTable::new(&hal, format, config).unwrap();
     (hal, table)
 }
@@ -44,9 +41,7 @@ fn distinct_ranges_are_mapped_and_unmapped_at_the_same_time() {
                                 together.wait();
                             }
                             let phys = (1 + thread) * 0x1000_0000 + round % 8 * page;
-                            table
-                                .map(&[rw(near, phys, page), rw(far, phys + page, large)])
-                                .unwrap();
+                            table.map(&[rw(near, phys, page), rw(far, phys + page, large)]).unwrap();
                             let at = |iova| table.translate(Iova::new(iova)).unwrap().phys;
                             assert_eq!(at(near), PhysAddr::new(phys));
                             assert_eq!(at(far + large - 1), PhysAddr::new(phys + page + large - 1));
@@ -63,10 +58,10 @@ fn distinct_ranges_are_mapped_and_unmapped_at_the_same_time() {
             assert_eq!(hal.frames_in_use(), 0);
         }
     }
-    check(STAGE1_4K, 48);
     check(X86_4, 48);
-    check(SECOND_3, 39);
     if !cfg!(miri) {
+        check(STAGE1_4K, 48);
+        check(SECOND_3, 39);
         check(STAGE2_16K, 47);
     }
 }

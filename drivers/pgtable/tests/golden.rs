@@ -33,9 +33,7 @@ const RX: Access = Access::READ.union(Access::EXECUTE);
 fn leaf<F: Format>(format: F, bits: u8, shifts: &[u32], size: u64, attributes: Attributes) -> u64 {
     let hal = HostHal::new();
     let table = PageTable::new(&hal, format, config(bits)).unwrap();
-    table
-        .map(&[mapping(0x40_4000_0000, 0x12_4000_0000, size, attributes)])
-        .unwrap();
+    table.map(&[mapping(0x40_4000_0000, 0x12_4000_0000, size, attributes)]).unwrap();
     let words = path(&hal, &table, 0x40_4000_0000, shifts);
     *words.last().unwrap()
 }
@@ -47,21 +45,12 @@ fn stage_1_leaves_are_the_manuals_words() {
     let page = |a| leaf(STAGE1_4K, 48, &[39, 30, 21, 12], 0x1000, a);
     assert_eq!(page(Attributes::READ_WRITE), 0x0060_0012_4000_0f43);
     assert_eq!(page(Attributes::READ), 0x0060_0012_4000_0fc3);
-    assert_eq!(
-        page(attributes(RW, MemoryKind::NonCacheable)),
-        0x0060_0012_4000_0f47
-    );
+    assert_eq!(page(attributes(RW, MemoryKind::NonCacheable)), 0x0060_0012_4000_0f47);
     assert_eq!(page(attributes(RW, MemoryKind::Device)), 0x0060_0012_4000_0f4b);
     assert_eq!(page(attributes(RX, MemoryKind::WriteBack)), 0x0020_0012_4000_0fc3);
     // Blocks have bit 1 clear.
-    assert_eq!(
-        leaf(STAGE1_4K, 48, &[39, 30, 21], 0x20_0000, Attributes::READ_WRITE),
-        0x0060_0012_4000_0f41
-    );
-    assert_eq!(
-        leaf(STAGE1_4K, 48, &[39, 30], 0x4000_0000, Attributes::READ_WRITE),
-        0x0060_0012_4000_0f41
-    );
+    assert_eq!(leaf(STAGE1_4K, 48, &[39, 30, 21], 0x20_0000, Attributes::READ_WRITE), 0x0060_0012_4000_0f41);
+    assert_eq!(leaf(STAGE1_4K, 48, &[39, 30], 0x4000_0000, Attributes::READ_WRITE), 0x0060_0012_4000_0f41);
     // MAIR: attribute 0 = 0xff, 1 = 0x44, 2 = 0x04 (Arm ARM, MAIR_EL1).
     assert_eq!((MAIR & 0xff, MAIR >> 8 & 0xff, MAIR >> 16), (0xff, 0x44, 0x04));
 }
@@ -74,15 +63,9 @@ fn stage_2_leaves_are_the_manuals_words() {
     assert_eq!(page(Attributes::READ), 0x0040_0012_4000_077f);
     assert_eq!(page(Attributes::WRITE), 0x0040_0012_4000_07bf);
     assert_eq!(page(attributes(RW, MemoryKind::Device)), 0x0040_0012_4000_07c7);
-    assert_eq!(
-        page(attributes(RW, MemoryKind::NonCacheable)),
-        0x0040_0012_4000_07d7
-    );
+    assert_eq!(page(attributes(RW, MemoryKind::NonCacheable)), 0x0040_0012_4000_07d7);
     assert_eq!(page(attributes(RX, MemoryKind::WriteBack)), 0x0000_0012_4000_077f);
-    assert_eq!(
-        leaf(STAGE2_4K, 48, &[39, 30, 21], 0x20_0000, Attributes::READ_WRITE),
-        0x0040_0012_4000_07fd
-    );
+    assert_eq!(leaf(STAGE2_4K, 48, &[39, 30, 21], 0x20_0000, Attributes::READ_WRITE), 0x0040_0012_4000_07fd);
 }
 
 /// Intel SDM volume 3, tables 5-15 to 5-20: P 0, R/W 1, U/S 2, PWT 3, PCD 4, A 5, D 6, PS 7, XD 63.
@@ -91,29 +74,14 @@ fn x86_leaves_are_the_manuals_words() {
     let page = |a| leaf(X86_4, 48, &[39, 30, 21, 12], 0x1000, a);
     assert_eq!(page(Attributes::READ_WRITE), 0x8000_0012_4000_0067);
     assert_eq!(page(Attributes::READ), 0x8000_0012_4000_0025);
-    assert_eq!(
-        page(attributes(RW, MemoryKind::NonCacheable)),
-        0x8000_0012_4000_0077
-    );
+    assert_eq!(page(attributes(RW, MemoryKind::NonCacheable)), 0x8000_0012_4000_0077);
     assert_eq!(page(attributes(RW, MemoryKind::Device)), 0x8000_0012_4000_007f);
     assert_eq!(page(attributes(RX, MemoryKind::WriteBack)), 0x0000_0012_4000_0025);
-    assert_eq!(
-        leaf(X86_4, 48, &[39, 30, 21], 0x20_0000, Attributes::READ_WRITE),
-        0x8000_0012_4000_00e7
-    );
-    assert_eq!(
-        leaf(X86_4, 48, &[39, 30], 0x4000_0000, Attributes::READ_WRITE),
-        0x8000_0012_4000_00e7
-    );
+    assert_eq!(leaf(X86_4, 48, &[39, 30, 21], 0x20_0000, Attributes::READ_WRITE), 0x8000_0012_4000_00e7);
+    assert_eq!(leaf(X86_4, 48, &[39, 30], 0x4000_0000, Attributes::READ_WRITE), 0x8000_0012_4000_00e7);
     let plain = X86::new(Levels::Four, AccessedDirty::Hardware);
-    assert_eq!(
-        leaf(plain, 48, &[39, 30, 21, 12], 0x1000, Attributes::READ_WRITE),
-        0x8000_0012_4000_0007
-    );
-    assert_eq!(
-        leaf(X86_5, 57, &[48, 39, 30, 21, 12], 0x1000, Attributes::READ),
-        0x8000_0012_4000_0005
-    );
+    assert_eq!(leaf(plain, 48, &[39, 30, 21, 12], 0x1000, Attributes::READ_WRITE), 0x8000_0012_4000_0007);
+    assert_eq!(leaf(X86_5, 57, &[48, 39, 30, 21, 12], 0x1000, Attributes::READ), 0x8000_0012_4000_0005);
 }
 
 /// VT-d specification, 9.9: R 0, W 1, PS 7.
@@ -123,14 +91,8 @@ fn second_stage_leaves_are_the_manuals_words() {
     assert_eq!(page(Attributes::READ_WRITE), 0x12_4000_0003);
     assert_eq!(page(Attributes::READ), 0x12_4000_0001);
     assert_eq!(page(Attributes::WRITE), 0x12_4000_0002);
-    assert_eq!(
-        leaf(SECOND_3, 39, &[30, 21], 0x20_0000, Attributes::READ_WRITE),
-        0x12_4000_0083
-    );
-    assert_eq!(
-        leaf(SECOND_5, 57, &[48, 39, 30], 0x4000_0000, Attributes::WRITE),
-        0x12_4000_0082
-    );
+    assert_eq!(leaf(SECOND_3, 39, &[30, 21], 0x20_0000, Attributes::READ_WRITE), 0x12_4000_0083);
+    assert_eq!(leaf(SECOND_5, 57, &[48, 39, 30], 0x4000_0000, Attributes::WRITE), 0x12_4000_0082);
 }
 
 /// Bits that the manuals let hardware ignore in entries that reference tables: VMSAv8-64 58:52, 11 and 8:2 (but
@@ -153,11 +115,7 @@ fn table_entries_are_the_manuals_words_but_for_bits_that_hardware_ignores() {
     check(STAGE1_4K, 0x07f0_0000_0000_09fc, 3);
     check(STAGE2_4K, 0x07f0_0000_0000_09fc, 3);
     check(X86_4, 0x3ff0_0000_0000_0200, 0x27);
-    check(
-        X86::new(Levels::Four, AccessedDirty::Hardware),
-        0x3ff0_0000_0000_0200,
-        0x07,
-    );
+    check(X86::new(Levels::Four, AccessedDirty::Hardware), 0x3ff0_0000_0000_0200, 0x07);
     check(SECOND_4, 0x3ff0_0000_0000_0400, 3);
 }
 
@@ -176,17 +134,9 @@ fn what_a_format_cannot_express_is_refused() {
     let blind = Attributes::memory(Access::WRITE | Access::EXECUTE);
     let only_execute = Attributes::memory(Access::EXECUTE);
     let registers = attributes(Access::all(), MemoryKind::Device);
-    refused(
-        STAGE1_4K,
-        48,
-        &[none, Attributes::WRITE, blind, only_execute, registers],
-    );
+    refused(STAGE1_4K, 48, &[none, Attributes::WRITE, blind, only_execute, registers]);
     refused(STAGE2_4K, 48, &[none, blind, only_execute, registers]);
-    refused(
-        X86_4,
-        48,
-        &[none, Attributes::WRITE, blind, only_execute, registers],
-    );
+    refused(X86_4, 48, &[none, Attributes::WRITE, blind, only_execute, registers]);
     refused(SECOND_4, 48, &[none, blind, only_execute, Attributes::memory(RX)]);
 }
 
@@ -212,15 +162,6 @@ fn roots_say_their_start_levels() {
     assert_eq!(start(STAGE2_64K, 48), stage2(Granule::Size64K, 1));
     assert_eq!(start(STAGE2_64K, 46), stage2(Granule::Size64K, 2));
     assert_eq!(start(X86_4, 48), TableFormat::X86 { levels: 4 });
-    assert_eq!(
-        start(VtdSecondStage::new(Levels::Four), 39),
-        TableFormat::VtdSecondStage { levels: 4 }
-    );
-    assert_eq!(
-        start(STAGE1_16K, 47),
-        TableFormat::VmsaStage1 {
-            granule: Granule::Size16K,
-            mair: MAIR
-        }
-    );
+    assert_eq!(start(VtdSecondStage::new(Levels::Four), 39), TableFormat::VtdSecondStage { levels: 4 });
+    assert_eq!(start(STAGE1_16K, 47), TableFormat::VmsaStage1 { granule: Granule::Size16K, mair: MAIR });
 }

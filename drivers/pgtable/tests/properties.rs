@@ -63,18 +63,8 @@ fn length() -> impl Strategy<Value = Length> {
 }
 
 fn piece() -> impl Strategy<Value = Piece> {
-    (
-        spot(),
-        length(),
-        prop_oneof![3 => Just(0), 1 => 1..3_u64],
-        0..4_u8,
-    )
-        .prop_map(|(spot, length, skew, attributes)| Piece {
-            spot,
-            length,
-            skew,
-            attributes,
-        })
+    (spot(), length(), prop_oneof![3 => Just(0), 1 => 1..3_u64], 0..4_u8)
+        .prop_map(|(spot, length, skew, attributes)| Piece { spot, length, skew, attributes })
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -138,10 +128,7 @@ impl<F: Format> World<F> {
         let attributes = [
             Attributes::READ_WRITE,
             Attributes::READ,
-            Attributes {
-                access: Access::READ | Access::WRITE,
-                memory: MemoryKind::Device,
-            },
+            Attributes { access: Access::READ | Access::WRITE, memory: MemoryKind::Device },
             Attributes::READ_WRITE,
         ][piece.attributes as usize];
         // Congruent to the address modulo the large page, and in the width of the outputs.
@@ -172,11 +159,8 @@ impl<F: Format> World<F> {
             Ok(()) => self.pages = pages,
             Err(MapError::Overlap { iova }) => {
                 let taken = self.pages.contains_key(&iova.get());
-                let twice = list
-                    .iter()
-                    .filter(|m| range(m.iova.get(), m.memory.len()).contains(iova))
-                    .count()
-                    > 1;
+                let twice =
+                    list.iter().filter(|m| range(m.iova.get(), m.memory.len()).contains(iova)).count() > 1;
                 assert!(taken || twice, "{iova} is in nobody's way");
             }
             Err(MapError::OutOfRange { iova }) => {
@@ -193,12 +177,7 @@ impl<F: Format> World<F> {
         let range = range(start, len);
         let result = self.table.unmap(range, &mut self.gather);
         if last > top {
-            assert_eq!(
-                result,
-                Err(UnmapError::OutOfRange {
-                    iova: Iova::new(start)
-                })
-            );
+            assert_eq!(result, Err(UnmapError::OutOfRange { iova: Iova::new(start) }));
             return;
         }
         match result {
@@ -230,10 +209,7 @@ impl<F: Format> World<F> {
             let translated = self.table.translate(inside).unwrap();
             let expected = Translated {
                 phys: portcullis_hal::PhysAddr::new(leaf.phys + leaf.size / 2 + 5),
-                attributes: Attributes {
-                    access: leaf.access,
-                    memory: leaf.memory.unwrap_or_default(),
-                },
+                attributes: Attributes { access: leaf.access, memory: leaf.memory.unwrap_or_default() },
                 size: leaf.size,
             };
             assert_eq!(translated, expected);
@@ -246,11 +222,7 @@ impl<F: Format> World<F> {
         }
         // What is not synced lies in the range to be invalidated.
         for &page in &self.unsynced {
-            assert!(
-                self.gather
-                    .range()
-                    .is_some_and(|range| range.contains(Iova::new(page)))
-            );
+            assert!(self.gather.range().is_some_and(|range| range.contains(Iova::new(page))));
         }
     }
 

@@ -23,10 +23,7 @@ pub struct Leaf {
 }
 
 pub fn word(hal: &HostHal, phys: u64) -> u64 {
-    assert!(
-        hal.is_allocated(PhysAddr::new(phys), 8),
-        "{phys:#x} is not allocated"
-    );
+    assert!(hal.is_allocated(PhysAddr::new(phys), 8), "{phys:#x} is not allocated");
     // SAFETY: just checked to be allocated; the words of tables are accessed as atomics.
     unsafe { hal.phys_to_virt(PhysAddr::new(phys)).cast::<AtomicU64>().as_ref() }.load(Ordering::Relaxed)
 }
@@ -49,29 +46,11 @@ pub fn leaves(hal: &HostHal, root: &TableRoot) -> BTreeMap<u64, Leaf> {
                 (Granule::Size64K, 30..=42) => 2,
                 other => panic!("no start level for {other:?}"),
             };
-            vmsa(
-                hal,
-                root.root.get(),
-                u32::from(granule.shift()),
-                start,
-                input,
-                stage1,
-                0,
-                &mut out,
-            );
+            vmsa(hal, root.root.get(), u32::from(granule.shift()), start, input, stage1, 0, &mut out);
         }
         TableFormat::VmsaStage2 { granule, start_level } => {
             let start = u32::from(start_level);
-            vmsa(
-                hal,
-                root.root.get(),
-                u32::from(granule.shift()),
-                start,
-                input,
-                stage2,
-                0,
-                &mut out,
-            );
+            vmsa(hal, root.root.get(), u32::from(granule.shift()), start, input, stage2, 0, &mut out);
         }
         TableFormat::X86 { levels } => intel(hal, root.root.get(), u32::from(levels), &FIRST, 0, &mut out),
         TableFormat::VtdSecondStage { levels } => {
@@ -136,10 +115,7 @@ fn vmsa(
         let address = entry & 0x0000_ffff_ffff_f000;
         match entry & 3 {
             1 if level != 3 => {
-                assert!(
-                    granule == 12 && level >= 1 || level == 2,
-                    "no block at level {level}"
-                );
+                assert!(granule == 12 && level >= 1 || level == 2, "no block at level {level}");
                 insert(out, iova, address, shift, entry, decode);
             }
             3 if level == 3 => insert(out, iova, address, shift, entry, decode),
@@ -188,18 +164,10 @@ struct Intel {
 }
 
 /// P, R/W and U/S in every table entry; PS and XD clear.
-const FIRST: Intel = Intel {
-    present: 1,
-    table: (0x8000_0000_0000_0087, 7),
-    decode: x86,
-};
+const FIRST: Intel = Intel { present: 1, table: (0x8000_0000_0000_0087, 7), decode: x86 };
 
 /// R and W in every table entry; PS clear, and X, 11 and 62, which some units reserve.
-const SECOND: Intel = Intel {
-    present: 7,
-    table: (0x4000_0000_0000_0887, 3),
-    decode: second_stage,
-};
+const SECOND: Intel = Intel { present: 7, table: (0x4000_0000_0000_0887, 3), decode: second_stage };
 
 fn intel(hal: &HostHal, table: u64, level: u32, format: &Intel, base: u64, out: &mut BTreeMap<u64, Leaf>) {
     let shift = 12 + 9 * (level - 1);
@@ -224,15 +192,7 @@ fn insert(out: &mut BTreeMap<u64, Leaf>, iova: u64, phys: u64, shift: u32, entry
     let (access, memory) = decode(entry);
     let size = 1 << shift;
     assert_eq!(phys & (size - 1), 0, "bits below the page in {entry:#x}");
-    out.insert(
-        iova,
-        Leaf {
-            phys,
-            size,
-            access,
-            memory,
-        },
-    );
+    out.insert(iova, Leaf { phys, size, access, memory });
 }
 
 pub const STAGE1_4K: VmsaStage1<12> = VmsaStage1::new();
@@ -249,12 +209,7 @@ pub const SECOND_5: VtdSecondStage = VtdSecondStage::new(Levels::Five);
 
 /// All page sizes, coherent.
 pub const fn config(input_bits: u8) -> Config {
-    Config {
-        input_bits,
-        output_bits: 48,
-        page_sizes: u64::MAX,
-        writes: TableWrites::Cached,
-    }
+    Config { input_bits, output_bits: 48, page_sizes: u64::MAX, writes: TableWrites::Cached }
 }
 
 /// Names every format once: `for_each_format!(check)` calls `check(format, input_bits)`.
@@ -285,11 +240,7 @@ pub fn range(start: u64, len: u64) -> IovaRange {
 }
 
 pub fn mapping(iova: u64, phys: u64, len: u64, attributes: Attributes) -> Mapping {
-    Mapping {
-        iova: Iova::new(iova),
-        memory: PhysRange::new(PhysAddr::new(phys), len).unwrap(),
-        attributes,
-    }
+    Mapping { iova: Iova::new(iova), memory: PhysRange::new(PhysAddr::new(phys), len).unwrap(), attributes }
 }
 
 pub fn rw(iova: u64, phys: u64, len: u64) -> Mapping {
