@@ -60,8 +60,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     }
 
     fn place(&self, stream: StreamId) -> Result<usize, usize> {
-        self.attached
-            .binary_search_by_key(&stream, |attachment| attachment.stream)
+        self.attached.binary_search_by_key(&stream, |attachment| attachment.stream)
     }
 
     /// What an endpoint is attached to.
@@ -80,9 +79,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let any: &dyn Any = &**domain;
         let own = any
             .downcast_ref::<SmmuDomain<H, M>>()
-            .ok_or(AttachError::Incompatible {
-                missing: Missing::BACKEND,
-            })?;
+            .ok_or(AttachError::Incompatible { missing: Missing::BACKEND })?;
         if matches!(own.body(), Body::Blocked) {
             return self.block(port, endpoints);
         }
@@ -92,9 +89,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         for &endpoint in endpoints {
             self.streams.prepare(stream(endpoint))?;
         }
-        self.attached
-            .try_reserve(endpoints.len())
-            .map_err(|_| OutOfMemory)?;
+        self.attached.try_reserve(endpoints.len()).map_err(|_| OutOfMemory)?;
         let prepared = self.prepare(port, own)?;
         // From here on only the hardware can fail.
         let mut transition = Transition::Hitless;
@@ -146,35 +141,26 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         domain: &SmmuDomain<H, M>,
     ) -> Result<Prepared<H, M>, AttachError> {
         let Some(root) = domain.root() else {
-            return Ok(Prepared {
-                entry: Shape::Bypass.entry(),
-                target: None,
-            });
+            return Ok(Prepared { entry: Shape::Bypass.entry(), target: None });
         };
         let features = &port.features;
         let (_, missing) = missing_for(&root, features);
         if !missing.is_empty() {
             return Err(AttachError::Incompatible { missing });
         }
-        let format = AttachError::Incompatible {
-            missing: Missing::FORMAT,
-        };
+        let format = AttachError::Incompatible { missing: Missing::FORMAT };
         let target = match domain.targets.find(domain.hal(), port) {
             Some(target) => target,
             None => self.new_target(port, domain)?,
         };
         let shape = match (root.format, target.tag) {
-            (TableFormat::VmsaStage1 { .. }, Tag::Asid(_)) => Shape::Stage1 {
-                descriptor: target.descriptor().ok_or(format)?,
-                stall: features.stall,
-            },
+            (TableFormat::VmsaStage1 { .. }, Tag::Asid(_)) => {
+                Shape::Stage1 { descriptor: target.descriptor().ok_or(format)?, stall: features.stall }
+            }
             (_, Tag::Vmid(vmid)) => stage_2_shape(&root, vmid, features).ok_or(format)?,
             _ => return Err(format),
         };
-        Ok(Prepared {
-            entry: shape.entry(),
-            target: Some(target),
-        })
+        Ok(Prepared { entry: shape.entry(), target: Some(target) })
     }
 
     /// Takes an id for a domain and makes its target. Without memory nothing is kept.
@@ -237,10 +223,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         match self.update(port, attachment.stream, entry) {
             Ok(transition) => {
                 let old = match place {
-                    Ok(at) => self
-                        .attached
-                        .get_mut(at)
-                        .map(|slot| core::mem::replace(slot, attachment)),
+                    Ok(at) => self.attached.get_mut(at).map(|slot| core::mem::replace(slot, attachment)),
                     Err(at) => {
                         self.attached.insert(at, attachment);
                         None
@@ -376,7 +359,7 @@ fn has_descriptors(entry: &Entry) -> bool {
     word0.v() && [StreamConfig::STAGE_1, StreamConfig::NESTED].contains(&word0.config())
 }
 
-/// An error after which the endpoints are blocked, by the register that shows it.
+/// An error after which the endpoints are blocked, by the register that showed it.
 fn unconfirmed<H: Hal, M: Mmio>(port: &Port<H, M>, error: SyncError) -> AttachError {
     const CMDQ_CONS_ERR: u64 = 0x7f << 24;
     match error {
@@ -385,7 +368,7 @@ fn unconfirmed<H: Hal, M: Mmio>(port: &Port<H, M>, error: SyncError) -> AttachEr
             register: registers::CMDQ_CONS.name,
             mask: CMDQ_CONS_ERR,
             expected: 0,
-            last: port.block.read(registers::CMDQ_CONS).into(),
+            last: u32::from(port.commands.last_error()).into(),
         }),
     }
 }

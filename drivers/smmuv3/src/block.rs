@@ -13,11 +13,7 @@ pub(crate) struct RegisterBlock<H: Hal, M: Mmio> {
 
 impl<H: Hal, M: Mmio> RegisterBlock<H, M> {
     pub(crate) const fn new(hal: H, mmio: M, timeout_ns: u64) -> Self {
-        Self {
-            hal,
-            mmio,
-            timeout_ns,
-        }
+        Self { hal, mmio, timeout_ns }
     }
 
     pub(crate) fn read(&self, register: Register) -> u32 {

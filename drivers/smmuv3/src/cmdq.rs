@@ -10,7 +10,7 @@ use crate::port::{Health, Port, count};
 use crate::ring::RingSize;
 use crate::spec::cmd::{COMMAND_WORDS, CommandError};
 use crate::spec::registers::{self, CmdqCons, Gerror};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, Mmio, PhysAddr, SyncError, barrier};
 use spin::Mutex;
@@ -26,6 +26,8 @@ pub(crate) struct CommandQueue<H: Hal> {
     producer: Mutex<Producer>,
     /// The position that the unit is known to have reached. Grows only.
     consumed: AtomicU64,
+    /// CMDQ_CONS when the queue last stopped at an error.
+    last_error: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -77,13 +79,11 @@ impl<H: Hal> CommandQueue<H> {
             ring,
             producer: Mutex::new(Producer {
                 position: 0,
-                failures: Failures {
-                    positions: [0; REMEMBERED],
-                    count: 0,
-                },
+                failures: Failures { positions: [0; REMEMBERED], count: 0 },
                 fetches: (0, 0),
             }),
             consumed: AtomicU64::new(0),
+            last_error: AtomicU32::new(0),
         }
     }
 
@@ -93,6 +93,11 @@ impl<H: Hal> CommandQueue<H> {
 
     pub(crate) fn phys(&self) -> Option<PhysAddr> {
         self.ring.phys()
+    }
+
+    /// CMDQ_CONS when the queue last stopped at an error.
+    pub(crate) fn last_error(&self) -> CmdqCons {
+        self.last_error.load(Ordering::Relaxed).into()
     }
 
     pub(crate) fn leak(&mut self) {
@@ -114,11 +119,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         match self.health() {
             Health::Running => {}
             Health::Off => {
-                return Ok(Ticket {
-                    first: 0,
-                    end: 0,
-                    failures_before: u64::MAX,
-                });
+                return Ok(Ticket { first: 0, end: 0, failures_before: u64::MAX });
             }
             Health::Faulted => return Err(SyncError::Faulted),
         }
@@ -138,16 +139,10 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             rest = &[];
         }
         let last = self.enqueue(rest, Some(Command::sync()))?;
-        self.counters
-            .invalidations
-            .fetch_add(commands.len() as u64, Ordering::Relaxed);
+        self.counters.invalidations.fetch_add(commands.len() as u64, Ordering::Relaxed);
         count(&self.counters.syncs);
         let first = first.unwrap_or(last);
-        Ok(Ticket {
-            first: first.first,
-            end: last.end,
-            failures_before: first.failures_before,
-        })
+        Ok(Ticket { first: first.first, end: last.end, failures_before: first.failures_before })
     }
 
     /// Puts commands into the ring when there is room for all of them.
@@ -190,11 +185,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             barrier::before_doorbell();
             self.block.write(registers::CMDQ_PROD, size.index(position));
             count(&self.counters.doorbells);
-            Some(Ticket {
-                first,
-                end: position,
-                failures_before: producer.failures.count,
-            })
+            Some(Ticket { first, end: position, failures_before: producer.failures.count })
         })
     }
 
@@ -243,9 +234,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             self.hal().relax();
         }
         barrier::after_completion();
-        let failed = self
-            .hal()
-            .critical(|| queue.producer.lock().failures.concern(ticket));
+        let failed = self.hal().critical(|| queue.producer.lock().failures.concern(ticket));
         if failed { Err(SyncError::Faulted) } else { Ok(()) }
     }
 
@@ -285,17 +274,14 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let cons = CmdqCons::from(self.block.read(registers::CMDQ_CONS));
         let base = queue.consumed.load(Ordering::Acquire);
         count(&self.counters.queue_errors);
+        queue.last_error.store(cons.into(), Ordering::Relaxed);
         let position = match queue.size().position(base, cons.rd()) {
             Some(position) if position < producer.position => position,
             _ => return self.fault(&"the command queue failed at a slot that holds no command"),
         };
         if cons.err() == CommandError::ABORT {
             // Nothing is wrong with the command; the unit could not read it.
-            let before = if producer.fetches.0 == position {
-                producer.fetches.1
-            } else {
-                0
-            };
+            let before = if producer.fetches.0 == position { producer.fetches.1 } else { 0 };
             producer.fetches = (position, before + 1);
             if producer.fetches.1 > MAX_FETCH_RETRIES {
                 self.fault(&"the unit cannot read the command queue");
@@ -306,10 +292,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         if [word0, word1] == Command::sync().0 && cons.err() == CommandError::ILLEGAL {
             return self.fault(&"the unit does not know CMD_SYNC");
         }
-        log::error!(
-            "SMMUv3: command {word0:#018x} {word1:#018x} failed: {:?}",
-            cons.err()
-        );
+        log::error!("SMMUv3: command {word0:#018x} {word1:#018x} failed: {:?}", cons.err());
         producer.failures.add(position);
         queue.ring.write(position, Command::sync().0);
         barrier::before_doorbell();

@@ -61,18 +61,13 @@ impl Command {
 
     /// CFGI_CD_ALL: all context descriptors of a stream (4.3.4).
     pub fn cfgi_cd_all(stream: StreamId) -> Self {
-        let word = Cfgi0::new()
-            .with_opcode(Opcode::CFGI_CD_ALL)
-            .with_sid(stream.get());
+        let word = Cfgi0::new().with_opcode(Opcode::CFGI_CD_ALL).with_sid(stream.get());
         Self([word.into(), 0])
     }
 
     /// TLBI_NH_ASID or TLBI_S12_VMALL: everything with this tag (4.4).
     pub fn tlbi_tag(tag: Tag) -> Self {
-        Self([
-            Self::tagged(tag, Opcode::TLBI_NH_ASID, Opcode::TLBI_S12_VMALL).into(),
-            0,
-        ])
+        Self([Self::tagged(tag, Opcode::TLBI_NH_ASID, Opcode::TLBI_S12_VMALL).into(), 0])
     }
 
     /// TLBI_NH_VA or TLBI_S2_IPA: the entries with this tag that translate `span` (4.4).
@@ -81,12 +76,7 @@ impl Command {
         let second = Tlbi1::new().with_leaf(scope == Scope::Leaf);
         match span {
             Span::Address(address) => Self([first.into(), second.with_addr(address >> 12).into()]),
-            Span::Granules {
-                start,
-                granule,
-                num,
-                scale,
-            } => {
+            Span::Granules { start, granule, num, scale } => {
                 let tg = match granule {
                     Granule::Size4K => CommandGranule::SIZE_4K,
                     Granule::Size16K => CommandGranule::SIZE_16K,
@@ -119,9 +109,7 @@ impl Command {
 
     /// CMD_SYNC whose completion shows in CMDQ_CONS (4.7.3).
     pub fn sync() -> Self {
-        let word = Sync0::new()
-            .with_opcode(Opcode::SYNC)
-            .with_cs(CompletionSignal::NONE);
+        let word = Sync0::new().with_opcode(Opcode::SYNC).with_cs(CompletionSignal::NONE);
         Self([word.into(), 0])
     }
 }
@@ -161,12 +149,7 @@ mod tests {
 
     #[test]
     fn a_range_carries_num_scale_and_granule() {
-        let span = |granule| Span::Granules {
-            start: 0x4000_0000,
-            granule,
-            num: 31,
-            scale: 9,
-        };
+        let span = |granule| Span::Granules { start: 0x4000_0000, granule, num: 31, scale: 9 };
         let word0 = 0x1234_0000_0091_f012;
         for (granule, tg) in [(Granule::Size4K, 1), (Granule::Size16K, 2), (Granule::Size64K, 3)] {
             let command = Command::tlbi_span(ASID, span(granule), Scope::Leaf);

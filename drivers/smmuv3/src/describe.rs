@@ -17,11 +17,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     pub(crate) fn describe(&self, stream: StreamId, out: &mut dyn fmt::Write) -> fmt::Result {
         writeln!(out, "stream: {stream}")?;
         let Some(entry) = self.streams.read(stream) else {
-            let why = if self.streams.covers(stream) {
-                "no second-level table"
-            } else {
-                "beyond the table"
-            };
+            let why = if self.streams.covers(stream) { "no second-level table" } else { "beyond the table" };
             return writeln!(out, "ste: invalid ({why})");
         };
         if let Some(address) = self.streams.address(stream) {

@@ -1,10 +1,7 @@
 //! The memory that the unit reads and writes by itself, and the contract of I/O address spaces: the crate's only
 //! unsafe code.
 
-#![expect(
-    unsafe_code,
-    reason = "queue rings shared with hardware, and the IoSpace contract"
-)]
+#![expect(unsafe_code, reason = "queue rings shared with hardware, and the IoSpace contract")]
 
 use crate::domain::SmmuDomain;
 use crate::ring::RingSize;
@@ -33,11 +30,7 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
         if writes == TableWrites::Cleaned {
             frames.clean(0, bytes as usize);
         }
-        Ok(Self {
-            frames: Some(frames),
-            size,
-            writes,
-        })
+        Ok(Self { frames: Some(frames), size, writes })
     }
 
     /// The number of entries.

@@ -54,18 +54,10 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
                 (Body::Shared(root), all(root.input_bits))
             }
             _ => {
-                return Err(DomainError::Unsupported {
-                    missing: Missing::FORMAT,
-                });
+                return Err(DomainError::Unsupported { missing: Missing::FORMAT });
             }
         };
-        Ok(Self {
-            hal: hal.clone(),
-            key: SpaceKey::new(),
-            body,
-            aperture,
-            targets: Targets::new()?,
-        })
+        Ok(Self { hal: hal.clone(), key: SpaceKey::new(), body, aperture, targets: Targets::new()? })
     }
 
     pub(crate) fn hal(&self) -> &H {
@@ -147,11 +139,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             // What the owner of foreign tables took out, and cut off, is not told here.
             Body::Shared(_) => (granule.shift(), Scope::Walk),
         };
-        let unmapped = gather.range().map(|range| Unmapped {
-            range,
-            leaf_shift,
-            scope,
-        });
+        let unmapped = gather.range().map(|range| Unmapped { range, leaf_shift, scope });
         // The table entries were stored before the set of units is read.
         barrier::store_then_load();
         let targets = self.targets.snapshot(&self.hal);

@@ -27,11 +27,7 @@ pub(crate) struct Inner<H: Hal, M: Mmio + 'static> {
 
 impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     pub(crate) fn new(port: Arc<Port<H, M>>, info: UnitInfo, attachments: Attachments<H, M>) -> Self {
-        Self {
-            port,
-            info,
-            attachments: Mutex::new(Some(attachments)),
-        }
+        Self { port, info, attachments: Mutex::new(Some(attachments)) }
     }
 
     pub(crate) fn port(&self) -> &Arc<Port<H, M>> {
@@ -88,9 +84,7 @@ pub struct Driver<H: Hal, M: Mmio + 'static> {
 
 impl<H: Hal, M: Mmio + 'static> Clone for Driver<H, M> {
     fn clone(&self) -> Self {
-        Self {
-            inner: self.inner.clone(),
-        }
+        Self { inner: self.inner.clone() }
     }
 }
 
@@ -120,8 +114,7 @@ impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
         let port = &self.inner.port;
         // The targets may be changed only while interrupts are off.
         let off = IrqCtrl::new();
-        port.block
-            .write_acknowledged(registers::IRQ_CTRL, registers::IRQ_CTRLACK, off.into())?;
+        port.block.write_acknowledged(registers::IRQ_CTRL, registers::IRQ_CTRLACK, off.into())?;
         match interrupts {
             Interrupts::Wired if port.features.msi => {
                 // An address of zero means the wire.
@@ -138,22 +131,15 @@ impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
             }
         }
         let on = off.with_gerror_irqen(true).with_eventq_irqen(true);
-        port.block
-            .write_acknowledged(registers::IRQ_CTRL, registers::IRQ_CTRLACK, on.into())?;
+        port.block.write_acknowledged(registers::IRQ_CTRL, registers::IRQ_CTRLACK, on.into())?;
         Ok(())
     }
 }
 
-const EVENT_MSI: [Register; 3] = [
-    registers::EVENTQ_IRQ_CFG0,
-    registers::EVENTQ_IRQ_CFG1,
-    registers::EVENTQ_IRQ_CFG2,
-];
-const ERROR_MSI: [Register; 3] = [
-    registers::GERROR_IRQ_CFG0,
-    registers::GERROR_IRQ_CFG1,
-    registers::GERROR_IRQ_CFG2,
-];
+const EVENT_MSI: [Register; 3] =
+    [registers::EVENTQ_IRQ_CFG0, registers::EVENTQ_IRQ_CFG1, registers::EVENTQ_IRQ_CFG2];
+const ERROR_MSI: [Register; 3] =
+    [registers::GERROR_IRQ_CFG0, registers::GERROR_IRQ_CFG1, registers::GERROR_IRQ_CFG2];
 
 impl<H: Hal, M: Mmio> Port<H, M> {
     fn program_msi(&self, address: Register, data: Register, attributes: Register, message: MsiMessage) {
@@ -190,10 +176,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             (active.dpt_err(), "DPT_ERR"),
         ];
         for (_, name) in named.into_iter().filter(|(active, _)| *active) {
-            report(UnitEvent::UnitError {
-                name,
-                value: active.into(),
-            });
+            report(UnitEvent::UnitError { name, value: active.into() });
         }
         // Its submitter recovers it, and may have done so already.
         for _ in 0..self.new_queue_errors() {

@@ -90,10 +90,8 @@ impl Shape {
     /// One of each, and a second one of those with tables.
     #[cfg(test)]
     pub(crate) fn samples() -> [Self; 6] {
-        let stage_1 = |descriptor| Self::Stage1 {
-            descriptor: PhysAddr::new(descriptor),
-            stall: StallModel::Optional,
-        };
+        let stage_1 =
+            |descriptor| Self::Stage1 { descriptor: PhysAddr::new(descriptor), stall: StallModel::Optional };
         let stage_2 = |vmid, root| {
             Self::Stage2(Stage2 {
                 vmid: Vmid::new(vmid),
@@ -255,10 +253,8 @@ pub fn missing_for(root: &TableRoot, features: &Features) -> (Stage, Missing) {
             missing.set(Missing::STAGE_2, !features.stage_2);
             let fits = (MIN_INPUT_BITS..=features.stage_2_input_bits()).contains(&root.input_bits);
             missing.set(Missing::INPUT_WIDTH, !fits);
-            missing.set(
-                Missing::FORMAT,
-                encoded_start_level(granule, start_level, root.input_bits).is_none(),
-            );
+            missing
+                .set(Missing::FORMAT, encoded_start_level(granule, start_level, root.input_bits).is_none());
             (Stage::Stage2, granule)
         }
         TableFormat::X86 { .. } | TableFormat::VtdSecondStage { .. } => {
@@ -270,10 +266,7 @@ pub fn missing_for(root: &TableRoot, features: &Features) -> (Stage, Missing) {
     let reachable = root.root.is_aligned(ROOT_ALIGN) && root.root.get() >> features.output_bits() == 0;
     missing.set(Missing::FORMAT, missing.contains(Missing::FORMAT) || !reachable);
     let cached = root.writes == TableWrites::Cached;
-    missing.set(
-        Missing::COHERENT_WALKS,
-        cached && features.coherency == WalkCoherency::NotSnooped,
-    );
+    missing.set(Missing::COHERENT_WALKS, cached && features.coherency == WalkCoherency::NotSnooped);
     (stage, missing)
 }
 

@@ -35,14 +35,7 @@ pub(crate) enum Found {
 
 impl<H: Hal> EventQueue<H> {
     pub(crate) fn new(ring: Ring<H, EVENT_WORDS>) -> Self {
-        Self {
-            ring,
-            consumer: Mutex::new(Consumer {
-                position: 0,
-                produced: 0,
-                acknowledged: false,
-            }),
-        }
+        Self { ring, consumer: Mutex::new(Consumer { position: 0, produced: 0, acknowledged: false }) }
     }
 
     pub(crate) fn size(&self) -> RingSize {

@@ -47,18 +47,11 @@ impl Kind {
     }
 
     const fn transaction(name: &'static str, reason: FaultReason) -> Self {
-        Self {
-            address: true,
-            direction: Direction::WithFetches,
-            ..Self::configuration(name, reason)
-        }
+        Self { address: true, direction: Direction::WithFetches, ..Self::configuration(name, reason) }
     }
 
     const fn translation(name: &'static str, reason: FaultReason) -> Self {
-        Self {
-            stage: true,
-            ..Self::transaction(name, reason)
-        }
+        Self { stage: true, ..Self::transaction(name, reason) }
     }
 
     fn of(id: EventId) -> Self {
@@ -69,10 +62,9 @@ impl Kind {
             EventId::F_STE_FETCH => Self::configuration("F_STE_FETCH", Reason::TableUnreadable),
             // The driver writes no illegal entry, so an entry that is refused is an invalid one.
             EventId::C_BAD_STE => Self::configuration("C_BAD_STE", Reason::Unattached),
-            EventId::F_BAD_ATS_TREQ => Self {
-                direction: Direction::None,
-                ..Self::transaction("F_BAD_ATS_TREQ", Reason::Other)
-            },
+            EventId::F_BAD_ATS_TREQ => {
+                Self { direction: Direction::None, ..Self::transaction("F_BAD_ATS_TREQ", Reason::Other) }
+            }
             EventId::F_STREAM_DISABLED => Self {
                 substream: Substream::None,
                 ..Self::configuration("F_STREAM_DISABLED", Reason::Blocked)
@@ -94,15 +86,11 @@ impl Kind {
             EventId::F_PERMISSION => Self::translation("F_PERMISSION", Reason::Permission),
             EventId::F_TLB_CONFLICT => Self::translation("F_TLB_CONFLICT", Reason::Other),
             EventId::F_CFG_CONFLICT => Self::configuration("F_CFG_CONFLICT", Reason::Other),
-            EventId::E_PAGE_REQUEST => Self {
-                direction: Direction::None,
-                ..Self::transaction("E_PAGE_REQUEST", Reason::Other)
-            },
+            EventId::E_PAGE_REQUEST => {
+                Self { direction: Direction::None, ..Self::transaction("E_PAGE_REQUEST", Reason::Other) }
+            }
             EventId::F_VMS_FETCH => Self::configuration("F_VMS_FETCH", Reason::TableUnreadable),
-            _ => Self {
-                substream: Substream::None,
-                ..Self::configuration("unknown event", Reason::Other)
-            },
+            _ => Self { substream: Substream::None, ..Self::configuration("unknown event", Reason::Other) },
         }
     }
 }
@@ -124,9 +112,7 @@ pub fn decode(raw: [u64; EVENT_WORDS]) -> FaultRecord {
         Direction::WithFetches if word1.ind() => Some(Access::EXECUTE),
         Direction::WithFetches => Some(read_or_write),
     };
-    let stage = kind
-        .stage
-        .then_some(if word1.s2() { Stage::Stage2 } else { Stage::Stage1 });
+    let stage = kind.stage.then_some(if word1.s2() { Stage::Stage2 } else { Stage::Stage1 });
     FaultRecord {
         endpoint: EndpointId::new(word0.sid()),
         pasid: substream.and_then(|substream| Pasid::new(substream).ok()),
@@ -184,10 +170,7 @@ mod tests {
         for (code, name, reason, [address, direction, stage, substream]) in KINDS {
             let raw = [SID | SSID | SSV | code, READ | STAGE_2, ADDRESS, 0x77];
             let record = decode(raw);
-            assert_eq!(
-                (record.code, record.name, record.reason),
-                (code as u16, name, reason)
-            );
+            assert_eq!((record.code, record.name, record.reason), (code as u16, name, reason));
             assert_eq!(record.endpoint, EndpointId::new(0x18));
             assert_eq!(record.address, address.then_some(Iova::new(ADDRESS)), "{name}");
             assert_eq!(record.access, direction.then_some(Access::READ), "{name}");
@@ -203,10 +186,7 @@ mod tests {
         for code in (0..256).filter(|code| !known.contains(code)) {
             let record = decode([SID | code, u64::MAX, ADDRESS, 0]);
             assert_eq!((record.code, record.reason), (code as u16, FaultReason::Other));
-            assert_eq!(
-                (record.address, record.access, record.stage, record.pasid),
-                (None, None, None, None)
-            );
+            assert_eq!((record.address, record.access, record.stage, record.pasid), (None, None, None, None));
         }
     }
 
@@ -218,23 +198,13 @@ mod tests {
         assert_eq!(record(FETCH | READ).access, Some(Access::EXECUTE));
         assert_eq!(record(0).stage, Some(Stage::Stage1));
         // An SMMU_F_TRANSL_FORBIDDEN has no InD.
-        assert_eq!(
-            decode([SID | 0x07, FETCH, ADDRESS, 0]).access,
-            Some(Access::WRITE)
-        );
+        assert_eq!(decode([SID | 0x07, FETCH, ADDRESS, 0]).access, Some(Access::WRITE));
     }
 
     #[test]
     fn a_substream_counts_only_when_it_is_flagged_or_always_there() {
         assert_eq!(decode([SID | SSID | 0x10, 0, 0, 0]).pasid, None);
-        assert_eq!(
-            decode([SID | SSID | 0x08, 0, 0, 0]).pasid.map(Pasid::get),
-            Some(0x345)
-        );
-        assert_eq!(
-            decode([SID | SSV | 0x10, 0, 0, 0]).pasid,
-            None,
-            "substream 0 is no PASID"
-        );
+        assert_eq!(decode([SID | SSID | 0x08, 0, 0, 0]).pasid.map(Pasid::get), Some(0x345));
+        assert_eq!(decode([SID | SSV | 0x10, 0, 0, 0]).pasid, None, "substream 0 is no PASID");
     }
 }

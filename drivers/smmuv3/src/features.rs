@@ -101,11 +101,7 @@ impl Features {
         Ok(Self {
             stage_1: idr0.s1p(),
             stage_2: idr0.s2p(),
-            coherency: if coherent {
-                WalkCoherency::Snooped
-            } else {
-                WalkCoherency::NotSnooped
-            },
+            coherency: if coherent { WalkCoherency::Snooped } else { WalkCoherency::NotSnooped },
             hyp: idr0.hyp(),
             msi: idr0.msi(),
             pri: idr0.pri(),
@@ -185,11 +181,7 @@ impl Features {
             backend: Backend::SmmuV3,
             stages,
             page_sizes: page_sizes(self.own_granule()),
-            input_bits: if self.stage_1 {
-                Self::STAGE_1_INPUT_BITS
-            } else {
-                self.stage_2_input_bits()
-            },
+            input_bits: if self.stage_1 { Self::STAGE_1_INPUT_BITS } else { self.stage_2_input_bits() },
             output_bits: self.output_bits(),
             pasid_bits: self.substream_bits,
             fault_models,
@@ -212,11 +204,7 @@ pub(crate) const fn page_sizes(granule: Granule) -> u64 {
 
 fn check(idr0: Idr0, idr1: Idr1, idr5: Idr5) -> Result<(), Unsupported> {
     let refuse = |what, register: portcullis_hal::wait::Register, value: u32| {
-        Err(Unsupported {
-            what,
-            register: register.name,
-            value,
-        })
+        Err(Unsupported { what, register: register.name, value })
     };
     if !idr0.s1p() && !idr0.s2p() {
         return refuse("the unit translates with no stage", registers::IDR0, idr0.into());
@@ -225,21 +213,13 @@ fn check(idr0: Idr0, idr1: Idr1, idr5: Idr5) -> Result<(), Unsupported> {
         return refuse("the unit walks no AArch64 tables", registers::IDR0, idr0.into());
     }
     if idr0.ttendian() == Idr0::TTENDIAN_BIG {
-        return refuse(
-            "the unit walks big-endian tables only",
-            registers::IDR0,
-            idr0.into(),
-        );
+        return refuse("the unit walks big-endian tables only", registers::IDR0, idr0.into());
     }
     if idr0.stall_model() == Idr0::STALL_FORCED {
         return refuse("the unit stalls every fault", registers::IDR0, idr0.into());
     }
     if idr1.queues_preset() || idr1.tables_preset() {
-        return refuse(
-            "the unit's tables are at fixed addresses",
-            registers::IDR1,
-            idr1.into(),
-        );
+        return refuse("the unit's tables are at fixed addresses", registers::IDR1, idr1.into());
     }
     if !(idr5.gran4k() || idr5.gran16k() || idr5.gran64k()) {
         return refuse("the unit has no granule", registers::IDR5, idr5.into());
@@ -281,28 +261,16 @@ mod tests {
         assert_eq!((features.asid_bits, features.vmid_bits), (16, 16));
         assert_eq!((features.stream_bits, features.substream_bits), (16, 0));
         assert_eq!((features.command_queue_log2, features.event_queue_log2), (19, 19));
-        assert_eq!(
-            (features.ranges, features.bbml),
-            (RangeInvalidation::Supported, 2)
-        );
+        assert_eq!((features.ranges, features.bbml), (RangeInvalidation::Supported, 2));
         assert_eq!((features.output_bits(), features.stage_2_input_bits()), (44, 44));
-        assert_eq!(
-            (features.stall, features.coherency),
-            (StallModel::None, WalkCoherency::Snooped)
-        );
+        assert_eq!((features.stall, features.coherency), (StallModel::None, WalkCoherency::Snooped));
         let info = features.unit_info();
-        assert_eq!(
-            (info.page_sizes, info.input_bits, info.nesting),
-            (0x4020_1000, 48, true)
-        );
+        assert_eq!((info.page_sizes, info.input_bits, info.nesting), (0x4020_1000, 48, true));
     }
 
     #[test]
     fn firmware_overrides_coherency() {
-        let options = Options {
-            coherency: Coherency::NotSnooped,
-            ..Options::default()
-        };
+        let options = Options { coherency: Coherency::NotSnooped, ..Options::default() };
         let features = Features::read(&Ids(QEMU), &options).unwrap();
         assert_eq!(features.unit_info().table_coherency, WalkCoherency::NotSnooped);
         assert_eq!(features.table_writes(), TableWrites::Cleaned);

@@ -26,18 +26,12 @@ pub struct BatchFull;
 impl Batch {
     /// An empty batch.
     pub fn new() -> Self {
-        Self {
-            commands: [Command::sync(); BATCH],
-            len: 0,
-        }
+        Self { commands: [Command::sync(); BATCH], len: 0 }
     }
 
     /// A batch of one command.
     pub fn of(command: Command) -> Self {
-        Self {
-            commands: [command; BATCH],
-            len: 1,
-        }
+        Self { commands: [command; BATCH], len: 1 }
     }
 
     /// Adds a command.
@@ -100,9 +94,7 @@ fn by_address(tag: Tag, granule: Granule, what: Unmapped) -> Option<Batch> {
     let mut batch = Batch::new();
     let mut address = what.range.start().align_down(step);
     loop {
-        batch
-            .push(Command::tlbi_span(tag, Span::Address(address.get()), what.scope))
-            .ok()?;
+        batch.push(Command::tlbi_span(tag, Span::Address(address.get()), what.scope)).ok()?;
         match address.checked_add(step) {
             Some(next) if next <= what.range.last() => address = next,
             _ => return Some(batch),
@@ -128,12 +120,7 @@ fn by_range(tag: Tag, granule: Granule, what: Unmapped) -> Option<Batch> {
         let span = if count == 1 && scale == 0 {
             Span::Address(start)
         } else {
-            Span::Granules {
-                start,
-                granule,
-                num: (count - 1) as u8,
-                scale,
-            }
+            Span::Granules { start, granule, num: (count - 1) as u8, scale }
         };
         batch.push(Command::tlbi_span(tag, span, what.scope)).ok()?;
         first += count << scale;
@@ -151,11 +138,7 @@ mod tests {
 
     fn unmapped(start: u64, len: u64, leaf_shift: u8, scope: Scope) -> Unmapped {
         let range = IovaRange::new(Iova::new(start), len).unwrap();
-        Unmapped {
-            range,
-            leaf_shift,
-            scope,
-        }
+        Unmapped { range, leaf_shift, scope }
     }
 
     /// What a command covers, by the manual's words: `None` for the whole tag.
@@ -206,11 +189,8 @@ mod tests {
         for pages in 1..=BATCH as u64 {
             for shift in [12, 21, 30] {
                 let batch = commands(pages, shift);
-                let starts: Vec<u64> = batch
-                    .commands()
-                    .iter()
-                    .map(|c| covered(c, Granule::Size4K).unwrap().0)
-                    .collect();
+                let starts: Vec<u64> =
+                    batch.commands().iter().map(|c| covered(c, Granule::Size4K).unwrap().0).collect();
                 let expected: Vec<u64> = (0..pages).map(|i| 0x4000_0000 + (i << shift)).collect();
                 assert_eq!(starts, expected);
             }

@@ -125,8 +125,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 
     /// Ends translation and the queues. The unit aborts what arrives, as GBPA was set so at start-up.
     pub(crate) fn stop(&self) -> Result<(), Timeout> {
-        self.block
-            .write_acknowledged(registers::CR0, registers::CR0ACK, Cr0::new().into())?;
+        self.block.write_acknowledged(registers::CR0, registers::CR0ACK, Cr0::new().into())?;
         self.set_health(Health::Off);
         Ok(())
     }

@@ -15,13 +15,7 @@ impl RingSize {
 
     /// `2^log2` entries, or the architecture's largest queue if that is smaller.
     pub(crate) const fn new(log2: u8) -> Self {
-        Self {
-            log2: if log2 > Self::MAX_LOG2 {
-                Self::MAX_LOG2
-            } else {
-                log2
-            },
-        }
+        Self { log2: if log2 > Self::MAX_LOG2 { Self::MAX_LOG2 } else { log2 } }
     }
 
     /// The size as a power of two.
@@ -53,11 +47,7 @@ impl RingSize {
     /// queueful ahead. `None` for an index that is further away, which no correct device shows.
     pub(crate) const fn position(self, base: u64, index: u32) -> Option<u64> {
         let ahead = index.wrapping_sub(base as u32) & self.index_mask();
-        if ahead as u64 > self.entries() {
-            None
-        } else {
-            Some(base.wrapping_add(ahead as u64))
-        }
+        if ahead as u64 > self.entries() { None } else { Some(base.wrapping_add(ahead as u64)) }
     }
 
     /// Whether `count` more entries fit between `produced` and `consumed`.
@@ -75,26 +65,14 @@ mod tests {
         for log2 in 0..=RingSize::MAX_LOG2 {
             let size = RingSize::new(log2);
             let entries = size.entries();
-            let bases = [
-                0,
-                1,
-                entries - 1,
-                entries,
-                2 * entries - 1,
-                2 * entries,
-                u64::from(u32::MAX),
-                1 << 40,
-            ];
+            let bases =
+                [0, 1, entries - 1, entries, 2 * entries - 1, 2 * entries, u64::from(u32::MAX), 1 << 40];
             let distances = [0, 1, entries / 2, entries.saturating_sub(1), entries];
             for base in bases {
                 for ahead in distances {
                     let position = base + ahead;
                     let index = size.index(position);
-                    assert_eq!(
-                        size.position(base, index),
-                        Some(position),
-                        "{log2} {base} {ahead}"
-                    );
+                    assert_eq!(size.position(base, index), Some(position), "{log2} {base} {ahead}");
                     assert_eq!(u64::from(index) & (entries - 1), size.slot(position));
                 }
                 // One more than a queueful ahead is not a state that a queue can be in, unless it aliases a smaller

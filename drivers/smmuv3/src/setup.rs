@@ -63,9 +63,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
         endpoints: &[EndpointId],
         mappings: &[FixedMapping],
     ) -> Result<(), ReserveError> {
-        let domain = self
-            .inner
-            .new_domain(&DomainSpec::Paging(PagingSpec::default()))?;
+        let domain = self.inner.new_domain(&DomainSpec::Paging(PagingSpec::default()))?;
         for mapping in mappings {
             mapping.map_into(&*domain)?;
         }
@@ -84,9 +82,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
 fn deny<H: Hal, M: Mmio>(block: &RegisterBlock<H, M>) -> Result<(), Timeout> {
     const UPDATE: u32 = 1 << 31;
     block.wait(registers::GBPA, UPDATE, 0)?;
-    let gbpa = Gbpa::from(block.read(registers::GBPA))
-        .with_abort(true)
-        .with_update(true);
+    let gbpa = Gbpa::from(block.read(registers::GBPA)).with_abort(true).with_update(true);
     block.write(registers::GBPA, gbpa.into());
     block.wait(registers::GBPA, UPDATE, 0)?;
     if Cr0::from(block.read(registers::CR0)).smmuen() {
@@ -111,8 +107,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.block.write(registers::CR2, cr2.into());
 
         self.block.write64(registers::STRTAB_BASE, streams.base().into());
-        self.block
-            .write(registers::STRTAB_BASE_CFG, streams.config().into());
+        self.block.write(registers::STRTAB_BASE_CFG, streams.config().into());
 
         let commands = self.commands.phys().ok_or(OutOfMemory)?;
         let base = queue_base(commands, self.commands.size().log2());
@@ -123,10 +118,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let events = self.events.phys().ok_or(OutOfMemory)?;
         let base = queue_base(events, self.events.size().log2());
         self.block.write64(registers::EVENTQ_BASE, base.into());
-        self.block
-            .write(registers::EVENTQ_PROD, EventqIndex::new().into());
-        self.block
-            .write(registers::EVENTQ_CONS, EventqIndex::new().into());
+        self.block.write(registers::EVENTQ_PROD, EventqIndex::new().into());
+        self.block.write(registers::EVENTQ_CONS, EventqIndex::new().into());
 
         // Errors of an earlier life.
         self.acknowledge_errors(|active| active);
@@ -138,30 +131,24 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         // From now on the unit may use the queues' memory.
         self.set_health(Health::Running);
         let cr0 = Cr0::new().with_cmdqen(true);
-        self.block
-            .write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())?;
+        self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())?;
         self.execute(&[Command::cfgi_all()])?;
         if self.features.hyp {
             self.execute(&[Command::tlbi_el2_all()])?;
         }
         self.execute(&[Command::tlbi_nsnh_all()])?;
-        self.block
-            .write_acknowledged(registers::CR0, registers::CR0ACK, cr0.with_eventqen(true).into())?;
+        self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.with_eventqen(true).into())?;
         Ok(())
     }
 
     fn enable_translation(&self) -> Result<(), Timeout> {
         let cr0 = Cr0::new().with_cmdqen(true).with_eventqen(true).with_smmuen(true);
-        self.block
-            .write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())
+        self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())
     }
 }
 
 fn queue_base(address: PhysAddr, log2size: u8) -> QueueBase {
-    QueueBase::new()
-        .with_addr(address.get() >> 5)
-        .with_log2size(log2size)
-        .with_alloc(true)
+    QueueBase::new().with_addr(address.get() >> 5).with_log2size(log2size).with_alloc(true)
 }
 
 /// The domain as the common layer holds it.

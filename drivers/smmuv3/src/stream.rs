@@ -44,23 +44,15 @@ impl<H: Hal> StreamTable<H> {
             Form::TwoLevel => 8 << (bits - SPLIT),
         };
         let root = Frames::zeroed(hal, FrameOrder::for_bytes(bytes).ok_or(OutOfMemory)?)?;
-        let table = Self {
-            hal: hal.clone(),
-            form,
-            bits,
-            writes: features.table_writes(),
-            root,
-            leaves: Vec::new(),
-        };
+        let table =
+            Self { hal: hal.clone(), form, bits, writes: features.table_writes(), root, leaves: Vec::new() };
         table.clean(&table.root, 0, bytes as usize);
         Ok(table)
     }
 
     /// STRTAB_BASE.
     pub(crate) fn base(&self) -> StrtabBase {
-        StrtabBase::new()
-            .with_addr(self.root.phys().get() >> 6)
-            .with_ra(true)
+        StrtabBase::new().with_addr(self.root.phys().get() >> 6).with_ra(true)
     }
 
     /// STRTAB_BASE_CFG.
@@ -96,9 +88,7 @@ impl<H: Hal> StreamTable<H> {
         let bytes = STE_BYTES << SPLIT;
         let leaf = Frames::zeroed(&self.hal, FrameOrder::for_bytes(bytes).ok_or(OutOfMemory)?)?;
         self.clean(&leaf, 0, bytes as usize);
-        let descriptor = L1Std::new()
-            .with_span(SPLIT + 1)
-            .with_l2ptr(leaf.phys().get() >> 6);
+        let descriptor = L1Std::new().with_span(SPLIT + 1).with_l2ptr(leaf.phys().get() >> 6);
         // The table is there before the descriptor that points to it.
         barrier::publish_to_device();
         if let Some(word) = self.root.words().get(index as usize) {

@@ -49,9 +49,7 @@ impl<H: Hal> Tables<H> {
         }
         // Narrower inputs than these save no level.
         const NARROWEST: u8 = 32;
-        let input_bits = spec
-            .input_bits
-            .map_or(widest, |bits| bits.max(NARROWEST.min(widest)));
+        let input_bits = spec.input_bits.map_or(widest, |bits| bits.max(NARROWEST.min(widest)));
         if input_bits > widest {
             return unsupported(Missing::INPUT_WIDTH);
         }
@@ -84,15 +82,11 @@ impl<H: Hal> Tables<H> {
         };
         tables.map_err(|error| match error {
             ConfigError::OutOfMemory(error) => error.into(),
-            ConfigError::InputBits(_) => DomainError::Unsupported {
-                missing: Missing::INPUT_WIDTH,
-            },
-            ConfigError::OutputBits(_) => DomainError::Unsupported {
-                missing: Missing::OUTPUT_WIDTH,
-            },
-            ConfigError::Levels(_) | ConfigError::PageSizes(_) => DomainError::Unsupported {
-                missing: Missing::FORMAT,
-            },
+            ConfigError::InputBits(_) => DomainError::Unsupported { missing: Missing::INPUT_WIDTH },
+            ConfigError::OutputBits(_) => DomainError::Unsupported { missing: Missing::OUTPUT_WIDTH },
+            ConfigError::Levels(_) | ConfigError::PageSizes(_) => {
+                DomainError::Unsupported { missing: Missing::FORMAT }
+            }
         })
     }
 

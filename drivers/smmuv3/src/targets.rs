@@ -20,12 +20,7 @@ pub(crate) struct Target<H: Hal, M: Mmio> {
 
 impl<H: Hal, M: Mmio> Target<H, M> {
     pub(crate) fn new(port: Arc<Port<H, M>>, tag: Tag, descriptor: Option<Frames<H>>) -> Self {
-        Self {
-            port,
-            tag,
-            users: AtomicU32::new(0),
-            descriptor: Mutex::new(descriptor),
-        }
+        Self { port, tag, users: AtomicU32::new(0), descriptor: Mutex::new(descriptor) }
     }
 
     /// The context descriptor's address.
@@ -76,10 +71,7 @@ pub(crate) struct Targets<H: Hal, M: Mmio> {
 
 impl<H: Hal, M: Mmio> Targets<H, M> {
     pub(crate) fn new() -> Result<Self, OutOfMemory> {
-        Ok(Self {
-            current: RwLock::new(Arc::try_new(Vec::new())?),
-            changing: Mutex::new(()),
-        })
+        Ok(Self { current: RwLock::new(Arc::try_new(Vec::new())?), changing: Mutex::new(()) })
     }
 
     /// The targets now; some may have no users any more.

@@ -61,10 +61,7 @@ pub fn plan(from: &Entry, to: &Entry, used: fn(&Entry) -> Entry) -> Plan {
     {
         (*before, *after) = (*old, *new);
     }
-    Plan {
-        steps: [prepared, switched, *to],
-        transition: Transition::Hitless,
-    }
+    Plan { steps: [prepared, switched, *to], transition: Transition::Hitless }
 }
 
 fn prefixed(first: u64, rest: [u64; 7]) -> Entry {

@@ -1,0 +1,205 @@
+//! The command and event queues under stress.
+
+use super::*;
+use fake::Pace;
+use portcullis_iommu::AttachError;
+
+#[test]
+fn queues_of_every_size_wrap_many_times() {
+    for log2 in 0..=8 {
+        for pace in [Pace::AtOnce, Pace::OnPoll] {
+            let options = Options { command_queue_log2: log2, event_queue_log2: log2, ..options() };
+            let bench = Bench::with(options, |fake| fake.state().pace = pace);
+            let domain = bench.paging(Stage::Stage1);
+            bench.driver.attach(&endpoint(1), &domain).unwrap();
+            for round in 0..3 * (2 << log2) {
+                let memory = bench.map(&domain, 0x1000);
+                assert_eq!(bench.read(1, 0x1000), done(&memory));
+                drop(memory.unmap().unwrap());
+                assert_eq!(bench.read(1, 0x1000), Dma::Faulted(0x10), "{log2} {round}");
+                assert_eq!(bench.events().len(), 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_queue_smaller_than_a_batch_takes_it_in_pieces() {
+    let options = Options { command_queue_log2: 2, ..options() };
+    let bench = Bench::with(options, |fake| {
+        let mut state = fake.state();
+        state.ids[2] &= !(1 << 10);
+        state.pace = Pace::OnPoll;
+    });
+    let domain = bench.paging(Stage::Stage1);
+    bench.driver.attach(&endpoint(1), &domain).unwrap();
+    let memory: Vec<_> = (0..20).map(|page| bench.map(&domain, page << 12)).collect();
+    bench.fake.opcodes();
+    invalidate(&domain, 0, 20 << 12).unwrap();
+    assert_eq!(bench.fake.opcodes(), [0x12; 20]);
+    drop(memory);
+}
+
+#[test]
+fn a_refused_command_is_told_to_its_submitter_and_the_queue_goes_on() {
+    for pace in [Pace::AtOnce, Pace::OnPoll] {
+        let bench = Bench::with(options(), |fake| fake.state().pace = pace);
+        let domain = bench.paging(Stage::Stage1);
+        bench.driver.attach(&endpoint(1), &domain).unwrap();
+        let [first, second] = [bench.map(&domain, 0x1000), bench.map(&domain, 0x2000)];
+        bench.fake.state().refuse = Some((0x12, 1));
+        let quarantined = first.unmap().unwrap_err();
+        assert_eq!(quarantined.reason, SyncError::Faulted.into());
+        assert_eq!(bench.driver.stats().queue_errors, 1);
+        assert_eq!(bench.events(), [UnitEvent::QueueError]);
+        assert_eq!(bench.events(), [], "once");
+        // The next one works.
+        drop(second.unmap().unwrap());
+        let [_, error] = [0x60, 0x64].map(|offset| bench.fake.state().get(offset));
+        assert_eq!(error, bench.fake.state().get(0x60), "acknowledged");
+    }
+}
+
+#[test]
+fn a_refused_configuration_command_blocks_the_endpoint() {
+    let bench = Bench::new();
+    let domain = bench.paging(Stage::Stage1);
+    bench.fake.state().refuse = Some((0x03, 1));
+    let error = bench.driver.attach(&endpoint(1), &domain).unwrap_err();
+    let AttachError::Timeout(timeout) = error else { panic!("{error}") };
+    assert_eq!((timeout.register, timeout.last >> 24), ("SMMU_CMDQ_CONS", 1));
+    bench.fake.state().forget_all();
+    assert_eq!(bench.read(1, 0), Dma::Faulted(0x04));
+}
+
+#[test]
+fn a_fetch_error_is_retried_and_a_lasting_one_takes_the_unit_out_of_service() {
+    for (times, works) in [(1, true), (3, true), (100, false)] {
+        let bench = Bench::new();
+        let domain = bench.paging(Stage::Stage1);
+        bench.driver.attach(&endpoint(1), &domain).unwrap();
+        let memory = bench.map(&domain, 0x1000);
+        {
+            let mut state = bench.fake.state();
+            state.refuse = Some((0x12, times));
+            state.refusal = 2;
+        }
+        assert_eq!(memory.unmap().is_ok(), works, "{times}");
+        let other = bench.paging(Stage::Stage1);
+        assert_eq!(bench.driver.attach(&endpoint(2), &other).is_ok(), works);
+    }
+}
+
+#[test]
+fn a_unit_that_does_not_know_sync_is_out_of_service_without_a_wait() {
+    let bench = Bench::with(Options { timeout_ns: 60_000_000_000, ..options() }, |_| {});
+    let domain = bench.paging(Stage::Stage1);
+    bench.fake.state().refuse = Some((0x46, 100));
+    assert!(bench.driver.attach(&endpoint(1), &domain).is_err());
+}
+
+#[test]
+fn an_unanswered_device_invalidation_fails_the_sync_that_waited_for_it() {
+    let bench = Bench::new();
+    let domain = bench.paging(Stage::Stage1);
+    bench.driver.attach(&endpoint(1), &domain).unwrap();
+    let memory = bench.map(&domain, 0x1000);
+    {
+        let mut state = bench.fake.state();
+        state.refuse = Some((0x46, 1));
+        state.refusal = 3;
+    }
+    assert!(memory.unmap().is_err());
+    drop(bench.map(&domain, 0x3000).unmap().unwrap());
+}
+
+#[test]
+fn many_submitters_each_get_their_own_answer() {
+    let options = Options { command_queue_log2: 3, timeout_ns: 10_000_000_000, ..options() };
+    let bench = Bench::with(options, |fake| fake.state().pace = Pace::OnPoll);
+    let domains: Vec<_> = (0..4).map(|_| bench.paging(Stage::Stage1)).collect();
+    std::thread::scope(|scope| {
+        for (stream, domain) in domains.iter().enumerate() {
+            let bench = &bench;
+            scope.spawn(move || {
+                let stream = stream as u32;
+                for round in 0..100_u32 {
+                    if round % 10 == 0 {
+                        bench.driver.attach(&endpoint(stream), domain).unwrap();
+                    }
+                    let iova = u64::from(round) << 12;
+                    let memory = bench.map(domain, iova);
+                    assert_eq!(bench.read(stream, iova), done(&memory));
+                    drop(memory.unmap().unwrap());
+                    assert_eq!(bench.read(stream, iova), Dma::Faulted(0x10));
+                    if round % 10 == 9 {
+                        bench.driver.detach(&endpoint(stream)).unwrap();
+                    }
+                }
+            });
+        }
+    });
+    let stats = bench.driver.stats();
+    assert_eq!(stats.doorbells, bench.fake.state().doorbells);
+}
+
+#[test]
+fn a_full_event_queue_is_told_once_and_drained() {
+    let options = Options { event_queue_log2: 3, ..options() };
+    let bench = Bench::with(options, |_| {});
+    for round in 0..5 {
+        for _ in 0..11 {
+            bench.read(1, 0);
+        }
+        let events = bench.events();
+        let faults = events.iter().filter(|event| matches!(event, UnitEvent::Fault(_))).count();
+        assert_eq!((faults, events.last()), (8, Some(&UnitEvent::Overflow)));
+        assert_eq!(bench.driver.stats().overflows, round + 1);
+        assert_eq!(bench.events(), []);
+    }
+}
+
+#[test]
+fn an_overflow_that_shows_as_an_abort_is_told_and_acknowledged() {
+    let bench = Bench::new();
+    bench.fake.state().raise(1 << 2);
+    assert_eq!(bench.events(), [UnitEvent::Overflow]);
+    assert_eq!(bench.events(), []);
+    assert_eq!(bench.driver.stats().overflows, 1);
+}
+
+#[test]
+fn each_global_error_is_named_and_service_failure_ends_the_service() {
+    let bench = Bench::new();
+    let names = [
+        (3, "PRIQ_ABT_ERR"),
+        (4, "MSI_CMDQ_ABT_ERR"),
+        (5, "MSI_EVENTQ_ABT_ERR"),
+        (6, "MSI_PRIQ_ABT_ERR"),
+        (7, "MSI_GERROR_ABT_ERR"),
+        (9, "CMDQP_ERR"),
+        (10, "DPT_ERR"),
+        (8, "SFM_ERR"),
+    ];
+    for (bit, expected) in names {
+        bench.fake.state().raise(1 << bit);
+        let [UnitEvent::UnitError { name, value }] = bench.events()[..] else { panic!("{expected}") };
+        assert_eq!((name, value), (expected, 1 << bit));
+    }
+    let domain = bench.paging(Stage::Stage1);
+    assert_eq!(bench.driver.attach(&endpoint(1), &domain), Err(AttachError::Faulted));
+}
+
+#[test]
+fn indices_that_make_no_sense_are_not_followed() {
+    let bench = Bench::new();
+    // An event index further away than the queue is long.
+    bench.fake.state().set(0x1_00a8, 0xfff);
+    bench.fake.state().set(0x1_00a8, 0xc1);
+    assert_eq!(bench.events(), []);
+    // A command index that the unit never reached.
+    let domain = bench.paging(Stage::Stage1);
+    bench.fake.state().pace = Pace::Never;
+    bench.fake.state().set(0x9c, 0x1ff);
+    assert!(matches!(bench.driver.attach(&endpoint(1), &domain), Err(AttachError::Timeout(_))));
+}
