@@ -1,6 +1,7 @@
 //! Why firmware was not understood, and where.
 
 use core::fmt;
+use dtoolkit::error::FdtParseError;
 use portcullis_hal::{AddressError, IdError, PhysRange};
 use thiserror::Error;
 
@@ -60,7 +61,7 @@ impl fmt::Display for Location {
 }
 
 /// Firmware data that cannot be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum FirmwareError {
     /// A structure reaches past the end of what holds it.
@@ -141,9 +142,9 @@ pub enum FirmwareError {
         /// Its memory.
         range: PhysRange,
     },
-    /// The device tree breaks the format's rules.
-    #[error("malformed device tree")]
-    MalformedDeviceTree,
+    /// The device tree breaks the format's rules; the source names the offset.
+    #[error("malformed device tree: {0}")]
+    MalformedDeviceTree(#[from] FdtParseError),
     /// Nodes nested deeper than any real device tree.
     #[error("{at}: nodes nested deeper than {limit}")]
     TooDeep {

@@ -50,7 +50,6 @@ extern crate alloc;
 pub mod acpi;
 pub mod devicetree;
 mod error;
-
 mod list;
 mod memory;
 pub mod topology;

@@ -90,7 +90,20 @@ fn interrupts_are_taken_by_name_and_may_be_absent() {
     assert_eq!(interrupts.event, Some(Interrupt { intid: 43, trigger: Trigger::LevelHigh }));
     assert_eq!(interrupts.combined, Some(Interrupt { intid: 4099, trigger: Trigger::EdgeRising }));
     assert_eq!((interrupts.pri, interrupts.command_sync), (None, None));
-    assert_eq!((smmu.walks, smmu.msi), (WalkCoherency::AsReported, None));
+    assert_eq!((smmu.walks, smmu.msi), (WalkCoherency::NonCoherent, None));
+}
+
+#[test]
+fn coherency_is_inherited_and_the_nearest_statement_counts() {
+    let walks = |unit: Node| {
+        let topology = parse(&root().flag("dma-coherent").child(gic()).child(unit));
+        match &topology.units[0].kind {
+            UnitKind::Smmuv3(smmu) => smmu.walks,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(walks(smmu()), WalkCoherency::Coherent);
+    assert_eq!(walks(smmu().flag("dma-noncoherent")), WalkCoherency::NonCoherent);
 }
 
 #[test]

@@ -23,9 +23,12 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
     let root = if memory.get(15).is_some_and(|revision| *revision >= 2) { 24 } else { 16 };
     if let Some(&root) = memory.get(root..).and_then(|bytes| bytes.first_chunk()) {
         let root = u32::from_le_bytes(root) as usize;
-        let length = memory.get(root..).and_then(|table| table.get(4..)).and_then(|table| table.first_chunk());
+        let length =
+            memory.get(root..).and_then(|table| table.get(4..)).and_then(|table| table.first_chunk());
         let length = length.map_or(0, |&length| u32::from_le_bytes(length) as usize);
-        if length >= 36 && let Some(table) = memory.get_mut(root..).and_then(|table| table.get_mut(..length)) {
+        if length >= 36
+            && let Some(table) = memory.get_mut(root..).and_then(|table| table.get_mut(..length))
+        {
             fix(table, 9);
         }
     }

@@ -71,11 +71,11 @@ impl Controllers {
 
 fn read_gic(node: &Node<'_, '_>) -> Result<Gic, FirmwareError> {
     let registers = node.registers()?;
-    let missing = FirmwareError::BadLength { at: node.here(), length: registers.len() };
-    let (&distributor, rest) = registers.split_first().ok_or(missing)?;
+    let missing = || FirmwareError::BadLength { at: node.here(), length: registers.len() };
+    let (&distributor, rest) = registers.split_first().ok_or_else(missing)?;
     let (version, redistributors, cpu_interface) = if node.is_compatible(GIC_V3) {
         let count = node.number("#redistributor-regions")?.unwrap_or(1) as usize;
-        let regions = rest.get(..count).filter(|regions| !regions.is_empty()).ok_or(missing)?;
+        let regions = rest.get(..count).filter(|regions| !regions.is_empty()).ok_or_else(missing)?;
         (3, list::copy(regions)?, None)
     } else {
         (2, Vec::new(), rest.first().copied())

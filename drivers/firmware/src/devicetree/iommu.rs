@@ -86,7 +86,10 @@ fn read_smmuv3(
             _ => {}
         }
     }
-    let walks = if node.has("dma-coherent") { WalkCoherency::Coherent } else { WalkCoherency::AsReported };
+    let walks = match coherency(node) {
+        DmaCoherency::Coherent => WalkCoherency::Coherent,
+        DmaCoherency::NonCoherent | DmaCoherency::NotStated => WalkCoherency::NonCoherent,
+    };
     let model = if node.has("cavium,cn9900-broken-page1-regspace") {
         Smmuv3Model::CaviumCn99xx
     } else if node.has("hisilicon,broken-prefetch-cmd") {

@@ -47,7 +47,7 @@ impl<'a> Tree<'a> {
         let size = size.map_or(0, |&size| u32::from_be_bytes(size)) as usize;
         let available = bytes.len();
         let blob = bytes.get(..size).ok_or(FirmwareError::Truncated { at, needed: size, available })?;
-        let fdt = Fdt::new(blob).map_err(|_| FirmwareError::MalformedDeviceTree)?;
+        let fdt = Fdt::new(blob)?;
         let mut tree = Self { blob, nodes: Vec::new(), phandles: Vec::new() };
         tree.add_nodes(fdt)?;
         tree.add_phandles()?;

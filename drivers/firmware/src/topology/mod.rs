@@ -123,7 +123,7 @@ impl Topology {
     }
 
     /// What firmware says about address translation services for `id`. The path-based statements of DMAR
-    /// (ATSR for everything below a root port, SATC) are found only after
+    /// (ATSR for everything below a root port, SATC for integrated endpoints) are found only after
     /// [`resolve_scopes`](Self::resolve_scopes).
     pub fn ats_support(&self, id: RequesterId) -> AtsSupport {
         let segment = id.segment();

@@ -63,10 +63,11 @@ pub struct Smmuv3Unit {
 /// What firmware says about the coherency of an SMMU's accesses to memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WalkCoherency {
-    /// Coherent (device tree `dma-coherent`, IORT COHACC override).
+    /// Coherent: device tree `dma-coherent`, IORT COHACC override.
     Coherent,
-    /// Not stated: SMMU_IDR0.COHACC decides. In a device tree this means that the tree does not confirm
-    /// coherency, so that a driver cleans caches unless IDR0 says otherwise.
+    /// Not coherent, whatever SMMU_IDR0.COHACC says: a device tree without `dma-coherent`.
+    NonCoherent,
+    /// Not stated: SMMU_IDR0.COHACC decides (IORT without override).
     AsReported,
 }
 
