@@ -14,6 +14,22 @@
 //! | ACPI through QEMU's fw_cfg | [`acpi::loader::run`], then [`acpi::from_rsdp`] |
 //! | device tree | [`devicetree::parse`] |
 //!
+//! ```
+//! use portcullis_firmware::{BusRange, UnitKind, devicetree};
+//! use portcullis_hal::RequesterId;
+//!
+//! let blob = include_bytes!("../tests/data/virt-smmuv3.dtb");
+//! let mut topology = devicetree::parse(blob)?;
+//! let UnitKind::Smmuv3(smmu) = &topology.units[0].kind else { panic!("another machine") };
+//! assert_eq!(smmu.registers.start().get(), 0x905_0000);
+//!
+//! // Once PCI bus numbers are final (only VT-d needs it; no bridge has anything behind it here):
+//! topology.resolve_scopes(|_bridge| None::<BusRange>)?;
+//! let (unit, stream) = topology.unit_of(RequesterId::from_bdf(0, 0x0010)).unwrap();
+//! assert_eq!((unit.get(), stream.get()), (0, 0x10));
+//! # Ok::<(), portcullis_firmware::FirmwareError>(())
+//! ```
+//!
 //! # The types
 //!
 //! - [`Topology::units`]: one [`UnitDescription`] per IOMMU: [`Smmuv3Unit`] (registers, coherency of walks,
