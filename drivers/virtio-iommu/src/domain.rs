@@ -220,7 +220,7 @@ impl<H: Hal, T: Transport> Space<H, T> {
     pub(crate) fn wait_unmapped(&self, gather: &mut Gather) -> Result<(), SyncError> {
         gather.claim(self.key)?;
         let sequence = *gather.token();
-        if sequence > 0 {
+        if sequence > 0 && !self.link.is_faulted() {
             self.link.drain(self.id, sequence)?;
         }
         if self.ledger.has_failed() || self.link.is_faulted() {

@@ -1,0 +1,342 @@
+//! Domains and attachments against a device that keeps to the specification.
+mod support;
+
+use portcullis_hal::{
+    Access, Attributes, Gather, Iova, MapError, MemoryKind, SharedTable, TableFormat, TableRoot, TableWrites,
+    UnmapError,
+};
+use portcullis_iommu::{
+    AttachError, DomainError, DomainKind, DomainSpec, FaultReason, Missing, PagingSpec, Stage, Transition,
+    Unit, UnitEvent,
+};
+use support::*;
+
+#[test]
+fn the_bypass_goes_off_before_anything_else() {
+    let fake = Fake::new();
+    assert_eq!(fake.dma(1, 0x5000, true), Some(0x5000), "the host boots with bypass");
+    let _unit = up(&fake);
+    let history = fake.state().history.clone();
+    let expected = [
+        "status 0x0",
+        "status 0x1",
+        "status 0x3",
+        "status 0xb",
+        "bypass 0",
+        "queue 0",
+        "queue 1",
+        "status 0xf",
+    ];
+    assert_eq!(history, expected);
+    assert_eq!(fake.state().accepted, ALL_FEATURES & !(1 << 4), "PROBE is not used yet");
+    assert_eq!(fake.dma(1, 0x5000, true), None);
+}
+
+#[test]
+fn a_mapping_made_before_the_attachment_is_replayed_and_one_made_after_it_is_there() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    map(&domain, &[piece(0x10_0000, 0x8000_0000, 0x3000), piece(0x20_0000, 0x9000_0000, 0x1000)]).unwrap();
+    assert!(fake.take_requests().is_empty(), "the device has no such domain yet");
+    assert_eq!(unit.attach(&[endpoint(7)], &domain), Ok(Transition::Disruptive));
+    let expected = [
+        Req::Attach { domain: 7, endpoint: 7, flags: 0 },
+        Req::Map { domain: 7, first: 0x10_0000, last: 0x10_2fff, phys: 0x8000_0000, flags: 3 },
+        Req::Map { domain: 7, first: 0x20_0000, last: 0x20_0fff, phys: 0x9000_0000, flags: 3 },
+    ];
+    assert_eq!(fake.take_requests(), expected);
+    map(&domain, &[piece(0x30_0000, 0xa000_0000, 0x1000)]).unwrap();
+    assert_eq!(fake.dma(7, 0x10_2ffc, true), Some(0x8000_2ffc));
+    assert_eq!(fake.dma(7, 0x30_0004, false), Some(0xa000_0004));
+    assert_eq!(domain.iova_to_phys(Iova::new(0x10_1004)).unwrap().phys.get(), 0x8000_1004);
+    // A second endpoint finds the mappings there.
+    fake.take_requests();
+    unit.attach(&[endpoint(8)], &domain).unwrap();
+    assert_eq!(fake.take_requests(), [Req::Attach { domain: 7, endpoint: 8, flags: 0 }]);
+    assert_eq!(fake.dma(8, 0x20_0000, true), Some(0x9000_0000));
+}
+
+#[test]
+fn a_domain_that_lost_its_last_endpoint_is_replayed_to_the_next() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    let list: Vec<_> =
+        (0..100).map(|i| piece(0x10_0000 + i * 0x2000, 0x8000_0000 + i * 0x1000, 0x1000)).collect();
+    map(&domain, &list).unwrap();
+    for id in [3, 4] {
+        unit.attach(&[endpoint(id)], &domain).unwrap();
+        for mapping in &list {
+            assert_eq!(fake.dma(id, mapping.iova.get(), true), Some(mapping.memory.start().get()));
+        }
+        unit.detach(&[endpoint(id)]).unwrap();
+        assert!(fake.state().domains.is_empty());
+        assert_eq!(fake.dma(id, 0x10_0000, true), None);
+    }
+}
+
+#[test]
+fn an_unmap_costs_one_request_and_one_notification_and_a_queued_one_none() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let list: Vec<_> = (0..8).map(|i| piece(0x10_0000 + i * 0x1000, 0x8000_0000, 0x1000)).collect();
+    map(&domain, &list).unwrap();
+    fake.take_requests();
+    let before = fake.state().notifications;
+    let mut gather = Gather::new();
+    assert_eq!(domain.unmap(range(0x10_0000, 0x4000), &mut gather), Ok(0x4000));
+    assert_eq!(domain.unmap(range(0x10_6000, 0x1000), &mut gather), Ok(0x1000));
+    assert_eq!(fake.state().notifications, before);
+    assert_eq!(fake.dma(1, 0x10_0000, true), Some(0x8000_0000), "nothing was sent yet");
+    assert!(domain.sync(&mut gather).is_ok());
+    assert_eq!(fake.state().notifications, before + 1);
+    let expected = [
+        Req::Unmap { domain: 7, first: 0x10_0000, last: 0x10_3fff },
+        Req::Unmap { domain: 7, first: 0x10_6000, last: 0x10_6fff },
+    ];
+    assert_eq!(fake.take_requests(), expected);
+    assert_eq!(fake.dma(1, 0x10_0000, true), None);
+    assert_eq!(fake.dma(1, 0x10_4000, true), Some(0x8000_0000));
+    assert_eq!(unmap(&domain, 0x10_0000, 0x8000), Ok(Ok(0x3000)));
+    assert_eq!(unmap(&domain, 0x10_0000, 0x8000), Ok(Ok(0)));
+}
+
+#[test]
+fn more_unmaps_than_slots_are_all_done_at_the_sync() {
+    let fake = Fake::new();
+    fake.state().queue_sizes = [8, 8];
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let list: Vec<_> = (0..50).map(|i| piece(0x10_0000 + i * 0x2000, 0x8000_0000, 0x1000)).collect();
+    map(&domain, &list).unwrap();
+    let mut gather = Gather::new();
+    for mapping in &list {
+        assert_eq!(domain.unmap(range(mapping.iova.get(), 0x1000), &mut gather), Ok(0x1000));
+    }
+    assert!(domain.sync(&mut gather).is_ok());
+    assert!(fake.state().domains[&7].mappings.is_empty());
+}
+
+#[test]
+fn what_cannot_be_mapped_changes_nothing() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    map(&domain, &[piece(0x4000, 0x8000_0000, 0x2000)]).unwrap();
+    fake.take_requests();
+    let iova = |at| Iova::new(at);
+    let good = piece(0x1000, 0x8000_0000, 0x1000);
+    let with = |access, memory| portcullis_hal::Mapping { attributes: Attributes { access, memory }, ..good };
+    let rw = Access::READ | Access::WRITE;
+    for (bad, error) in [
+        (piece(0x1800, 0, 0x1000), MapError::Misaligned { iova: iova(0x1800) }),
+        (piece(0x2000, 0x800, 0x1000), MapError::Misaligned { iova: iova(0x2000) }),
+        (piece(0x2000, 0, 0x1800), MapError::Misaligned { iova: iova(0x2000) }),
+        (piece(0x7f_ffff_f000, 0, 0x2000), MapError::OutOfRange { iova: iova(0x7f_ffff_f000) }),
+        (piece(u64::MAX - 0xfff, 0, 0x2000), MapError::OutOfRange { iova: iova(u64::MAX - 0xfff) }),
+        (piece(0x3000, 0, 0x2000), MapError::Overlap { iova: iova(0x4000) }),
+        (piece(0x5000, 0, 0x1000), MapError::Overlap { iova: iova(0x5000) }),
+        (good, MapError::Overlap { iova: iova(0x1000) }),
+        (with(rw | Access::EXECUTE, MemoryKind::WriteBack), MapError::Attributes),
+        (with(Access::empty(), MemoryKind::WriteBack), MapError::Attributes),
+        (with(rw, MemoryKind::NonCacheable), MapError::Attributes),
+    ] {
+        assert_eq!(map(&domain, &[good, bad]), Err(error));
+        assert_eq!(domain.iova_to_phys(iova(0x1000)), None);
+    }
+    assert!(fake.take_requests().is_empty());
+    // The last page of the aperture is usable.
+    map(&domain, &[piece(0x7f_ffff_f000, 0, 0x1000)]).unwrap();
+}
+
+#[test]
+fn a_range_that_cuts_a_mapping_is_refused_and_changes_nothing() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    map(&domain, &[piece(0x4000, 0x8000_0000, 0x4000), piece(0x8000, 0x8000_0000, 0x1000)]).unwrap();
+    let partial = UnmapError::Partial { iova: Iova::new(0x4000), size: 0x4000 };
+    assert_eq!(unmap(&domain, 0x5000, 0x1000), Err(partial));
+    assert_eq!(unmap(&domain, 0x5000, 0x4000), Err(partial));
+    assert_eq!(unmap(&domain, 0x800, 0x1000), Err(UnmapError::Misaligned { iova: Iova::new(0x800) }));
+    let beyond = UnmapError::OutOfRange { iova: Iova::new(0x80_0000_0000) };
+    assert_eq!(unmap(&domain, 0x80_0000_0000, 0x1000), Err(beyond));
+    assert_eq!(fake.dma(1, 0x8000, true), Some(0x8000_0000));
+    assert_eq!(unmap(&domain, 0x4000, 0x5000), Ok(Ok(0x5000)));
+}
+
+#[test]
+fn registers_and_read_only_memory_are_told_apart() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let doorbell =
+        portcullis_hal::Mapping { attributes: Attributes::DOORBELL, ..piece(0x1000, 0x1000, 0x1000) };
+    let read = portcullis_hal::Mapping { attributes: Attributes::READ, ..piece(0x2000, 0x2000, 0x1000) };
+    map(&domain, &[doorbell, read]).unwrap();
+    let flags: Vec<u32> = fake.state().domains[&7].mappings.values().map(|mapping| mapping.2).collect();
+    assert_eq!(flags, [7, 1]);
+    // Without the feature the flag is not used.
+    let fake = Fake::new();
+    fake.state().offered &= !(1 << 5);
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    map(&domain, &[doorbell]).unwrap();
+    assert_eq!(fake.state().domains[&7].mappings[&0x1000].2, 3);
+}
+
+#[test]
+fn blocked_identity_and_paging_replace_each_other() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let blocked = unit.new_domain(&DomainSpec::Blocked).unwrap();
+    let identity = unit.new_domain(&DomainSpec::Identity).unwrap();
+    let domain = paging(&unit);
+    let other = paging(&unit);
+    map(&domain, &[piece(0x1000, 0x8000_0000, 0x1000)]).unwrap();
+    map(&other, &[piece(0x1000, 0x9000_0000, 0x1000)]).unwrap();
+    let reaches = || fake.dma(1, 0x1000, true);
+    let cases = [
+        (&blocked, None),
+        (&identity, Some(0x1000)),
+        (&domain, Some(0x8000_0000)),
+        (&other, Some(0x9000_0000)),
+    ];
+    for (from, _) in cases {
+        for (to, expected) in cases {
+            unit.attach(&[endpoint(1)], from).unwrap();
+            unit.attach(&[endpoint(1)], to).unwrap();
+            assert_eq!(reaches(), expected, "{:?} to {:?}", from.info().kind, to.info().kind);
+        }
+    }
+    unit.detach(&[endpoint(1)]).unwrap();
+    assert_eq!((reaches(), fake.state().domains.len()), (None, 0));
+    assert_eq!(map(&identity, &[piece(0, 0, 0x1000)]), Err(MapError::NotPaging));
+    assert_eq!(unmap(&blocked, 0, 0x1000), Err(UnmapError::NotPaging));
+    assert!(identity.sync(&mut Gather::new()).is_ok());
+    assert_eq!(identity.info().kind, DomainKind::Identity);
+}
+
+#[test]
+fn a_platform_device_moves_with_all_its_endpoints_or_none() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    let other = paging(&unit);
+    map(&domain, &[piece(0x1000, 0x8000_0000, 0x1000)]).unwrap();
+    map(&other, &[piece(0x1000, 0x9000_0000, 0x1000)]).unwrap();
+    unit.attach(&[endpoint(1), endpoint(2)], &domain).unwrap();
+    let result = unit.attach(&[endpoint(1), endpoint(2), endpoint(0x100)], &other);
+    assert_eq!(result, Err(AttachError::UnknownEndpoint(endpoint(0x100))));
+    assert_eq!(
+        (fake.dma(1, 0x1000, true), fake.dma(2, 0x1000, true)),
+        (Some(0x8000_0000), Some(0x8000_0000))
+    );
+    unit.attach(&[endpoint(1), endpoint(2)], &other).unwrap();
+    assert_eq!(
+        (fake.dma(1, 0x1000, true), fake.dma(2, 0x1000, true)),
+        (Some(0x9000_0000), Some(0x9000_0000))
+    );
+}
+
+#[test]
+fn what_the_unit_cannot_do_is_refused_when_the_domain_is_made() {
+    let fake = Fake::new();
+    fake.state().offered &= !(1 << 6);
+    let unit = up(&fake);
+    let missing = |spec: &DomainSpec| match unit.new_domain(spec) {
+        Err(DomainError::Unsupported { missing }) => missing,
+        other => panic!("{:?}", other.map(|_| ())),
+    };
+    assert_eq!(missing(&DomainSpec::Identity), Missing::IDENTITY);
+    let stage = |stage| DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits: Some(40) });
+    assert_eq!(missing(&stage(Stage::Stage1)), Missing::STAGE_1 | Missing::INPUT_WIDTH);
+    assert_eq!(missing(&stage(Stage::Stage2)), Missing::STAGE_2 | Missing::INPUT_WIDTH);
+    let root = TableRoot {
+        format: TableFormat::X86 { levels: 4 },
+        root: portcullis_hal::PhysAddr::new(0x1000),
+        input_bits: 48,
+        output_bits: 48,
+        writes: TableWrites::Cached,
+    };
+    // SAFETY: the unit refuses it; no domain is made.
+    #[allow(unsafe_code, reason = "a constructor that vouches")]
+    let shared = DomainSpec::Shared(unsafe { SharedTable::new(root) });
+    assert_eq!(missing(&shared), Missing::SHARED_TABLES);
+    // A domain of another unit, even of the same kind.
+    let stranger = up(&Fake::new());
+    let domain = paging(&stranger);
+    let incompatible = AttachError::Incompatible { missing: Missing::BACKEND };
+    assert_eq!(unit.attach(&[endpoint(1)], &domain), Err(incompatible));
+}
+
+#[test]
+fn domain_numbers_run_out_and_come_back() {
+    let fake = Fake::new();
+    fake.set_config(24, &[3, 0, 0, 0, 6, 0, 0, 0]);
+    let unit = up(&fake);
+    let first = paging(&unit);
+    let second = paging(&unit);
+    let none = unit.new_domain(&DomainSpec::Paging(PagingSpec::default()));
+    assert_eq!(none.err(), Some(DomainError::NoFreeId));
+    unit.attach(&[endpoint(1)], &first).unwrap();
+    drop(first);
+    // The attachment keeps the domain.
+    assert!(unit.new_domain(&DomainSpec::Paging(PagingSpec::default())).is_err());
+    unit.detach(&[endpoint(1)]).unwrap();
+    let third = paging(&unit);
+    let name = |domain: &portcullis_hal::Arc<dyn portcullis_iommu::Domain>| {
+        let mut name = String::new();
+        domain.describe(&mut name).unwrap();
+        name
+    };
+    assert_eq!([name(&second), name(&third)], ["domain 6", "domain 5"]);
+}
+
+#[test]
+fn a_refused_access_is_reported_with_what_is_known_about_it() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    let blocked = unit.new_domain(&DomainSpec::Blocked).unwrap();
+    let read = portcullis_hal::Mapping { attributes: Attributes::READ, ..piece(0x2000, 0x2000, 0x1000) };
+    map(&domain, &[read]).unwrap();
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    unit.attach(&[endpoint(2)], &blocked).unwrap();
+    for (id, address, write) in [(1, 0x2010, true), (1, 0x3010, false), (2, 0x2000, true), (3, 0x2000, true)]
+    {
+        assert_eq!(fake.dma(id, address, write), None);
+    }
+    let seen: Vec<_> = events(&unit)
+        .into_iter()
+        .map(|event| match event {
+            UnitEvent::Fault(record) => {
+                (record.endpoint.get(), record.address.unwrap().get(), record.access.unwrap(), record.reason)
+            }
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let expected = [
+        (1, 0x2010, Access::WRITE, FaultReason::Permission),
+        (1, 0x3010, Access::READ, FaultReason::NotMapped),
+        (2, 0x2000, Access::WRITE, FaultReason::Blocked),
+        (3, 0x2000, Access::WRITE, FaultReason::Unattached),
+    ];
+    assert_eq!(seen, expected);
+    // Buffers are given back: many more faults than buffers arrive.
+    for round in 0..10 {
+        for _ in 0..60 {
+            fake.dma(3, 0x2000, true);
+        }
+        assert_eq!(events(&unit).len(), 60, "round {round}");
+    }
+    assert_eq!((unit.stats().faults, unit.malformed_events()), (604, 0));
+}
