@@ -117,7 +117,8 @@ pub struct PciTransport<R> {
 }
 
 impl<R: Registers> PciTransport<R> {
-    /// Finds the structures of a PCI function whose memory decoding is on.
+    /// Finds the structures of a PCI function whose memory decoding is on. The device reads its queues only with bus
+    /// mastering on, too; it is the one function that may have it before the unit denies all others.
     ///
     /// `config_read` reads the 32-bit word at an aligned offset below 256 of its configuration space; `map_bar`
     /// gives the registers of that many bytes from an offset in a BAR, if the BAR has them.
