@@ -9,10 +9,9 @@
 
 use crate::format::{Format, Kind, level_shift, level_size, low_bits};
 use crate::table::PageTable;
-use crate::tree::Below;
-use crate::walk::Cursor;
+use crate::walk::{Cursor, Stop};
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, PhysAddr, barrier};
+use portcullis_hal::{Hal, Iova, MapError, Mapping, OutOfMemory, PhysAddr, barrier};
 
 /// A place that a map call has taken and not written yet. In every format the word is absent to hardware.
 pub(crate) const RESERVED: u64 = 1 << 3;
@@ -57,10 +56,21 @@ fn overlap(iova: u64) -> MapError {
     MapError::Overlap { iova: Iova::new(iova) }
 }
 
+fn stopped(stop: Stop, iova: u64) -> MapError {
+    match stop {
+        Stop::Leaf(_) | Stop::Absent => overlap(iova),
+        Stop::OutOfMemory => OutOfMemory.into(),
+    }
+}
+
 /// What one walk over the pieces does.
 trait Pass {
-    /// Goes down through the cursor's entry, which is not to hold a leaf.
-    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError>;
+    /// Goes down to a table at `level`. Where tables are not made on the way they are there, unless somebody
+    /// else works on the same range.
+    #[inline]
+    fn sink<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, level: u32) -> Result<(), Stop> {
+        cursor.sink(level)
+    }
 
     /// Handles a run, up to an entry that references a table, and returns how many entries these were.
     fn leaves<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, run: &Run<'_>)
@@ -76,27 +86,10 @@ struct Release;
 /// Writes the leaves.
 struct Write;
 
-#[inline]
-fn grow<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-    match cursor.descend_or_grow()? {
-        Below::Table(_) => Ok(()),
-        Below::Leaf(_) | Below::Absent => Err(overlap(cursor.address())),
-    }
-}
-
-/// The tables are there, unless somebody else works on the same range.
-#[inline]
-fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-    match cursor.descend() {
-        Below::Table(_) => Ok(()),
-        Below::Leaf(_) | Below::Absent => Err(overlap(cursor.address())),
-    }
-}
-
 impl Pass for Check {
     #[inline]
-    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        grow(cursor)
+    fn sink<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, level: u32) -> Result<(), Stop> {
+        cursor.sink_growing(level)
     }
 
     #[inline]
@@ -119,8 +112,8 @@ impl Pass for Check {
 
 impl Pass for Reserve {
     #[inline]
-    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        grow(cursor)
+    fn sink<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, level: u32) -> Result<(), Stop> {
+        cursor.sink_growing(level)
     }
 
     fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
@@ -134,11 +127,6 @@ impl Pass for Reserve {
 }
 
 impl Pass for Release {
-    #[inline]
-    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        descend(cursor)
-    }
-
     fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
         for (i, slot) in run.slots.iter().enumerate() {
             let free = slot.compare_exchange(RESERVED, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -153,11 +141,6 @@ impl Pass for Release {
 }
 
 impl Pass for Write {
-    #[inline]
-    fn descend<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>) -> Result<(), MapError> {
-        descend(cursor)
-    }
-
     #[inline]
     fn leaves<H: Hal, F: Format>(
         cursor: &mut Cursor<'_, '_, H, F>,
@@ -200,9 +183,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         if self.check(&mut cursor, list)? == Order::Mixed {
             self.reserve(&mut cursor, list)?;
         }
-        let mut sealer = Sealer::new(self);
         for mapping in list {
-            let piece = sealer.checked(mapping)?;
+            let piece = self.checked(mapping)?;
             self.place::<Write>(&mut cursor, piece)?;
         }
         drop(cursor);
@@ -211,12 +193,39 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         Ok(())
     }
 
+    /// The piece that a mapping asks for, if the table can hold it.
+    #[inline]
+    fn piece(&self, mapping: &Mapping) -> Result<Piece, MapError> {
+        let iova = mapping.iova;
+        let piece = self.checked(mapping)?;
+        // The length is zero for all of the address space.
+        if (piece.iova | piece.phys | piece.len) & low_bits(F::GRANULE_SHIFT) != 0 {
+            return Err(MapError::Misaligned { iova });
+        }
+        let last = piece.iova.checked_add(piece.len.wrapping_sub(1));
+        if last.is_none_or(|last| last > self.last_iova) || mapping.memory.last().get() > self.last_phys {
+            return Err(MapError::OutOfRange { iova });
+        }
+        Ok(piece)
+    }
+
+    /// The piece that a mapping asks for, which was checked before but for the attributes.
+    #[inline]
+    fn checked(&self, mapping: &Mapping) -> Result<Piece, MapError> {
+        let (first, last) = (mapping.memory.start().get(), mapping.memory.last().get());
+        Ok(Piece {
+            iova: mapping.iova.get(),
+            phys: first,
+            len: last.wrapping_sub(first).wrapping_add(1),
+            attribute_bits: self.seals.get(mapping.attributes).ok_or(MapError::Attributes)?,
+        })
+    }
+
     /// Checks pieces until one does not come after the one before.
     fn check(&self, cursor: &mut Cursor<'_, '_, H, F>, list: &[Mapping]) -> Result<Order, MapError> {
-        let mut sealer = Sealer::new(self);
         let mut end = 0;
         for mapping in list {
-            let piece = sealer.piece(mapping)?;
+            let piece = self.piece(mapping)?;
             if piece.iova < end {
                 return Ok(Order::Mixed);
             }
@@ -228,15 +237,14 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
     #[cold]
     fn reserve(&self, cursor: &mut Cursor<'_, '_, H, F>, list: &[Mapping]) -> Result<(), MapError> {
-        let mut sealer = Sealer::new(self);
         for mapping in list {
-            sealer.piece(mapping)?;
+            self.piece(mapping)?;
         }
         for (i, mapping) in list.iter().enumerate() {
-            let piece = sealer.piece(mapping)?;
+            let piece = self.piece(mapping)?;
             if let Err(error) = self.place::<Reserve>(cursor, piece) {
                 for mapping in list.iter().take(i.saturating_add(1)) {
-                    let piece = sealer.piece(mapping)?;
+                    let piece = self.piece(mapping)?;
                     // The piece that failed is marked up to the failure, and so its release fails there too.
                     let _ = self.place::<Release>(cursor, piece);
                 }
@@ -266,9 +274,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         while piece.len != 0 {
             cursor.seek(piece.iova);
             let level = self.leaf_level(piece.iova | piece.phys, piece.len, cursor.level());
-            while cursor.level() > level {
-                P::descend(cursor)?;
-            }
+            P::sink(cursor, level).map_err(|stop| stopped(stop, piece.iova))?;
             let slots = cursor.run(piece.len.wrapping_shr(level_shift::<F>(level)));
             let done = P::leaves(cursor, &self.run(slots, level, piece))?;
             let bytes = (done as u64).wrapping_shl(level_shift::<F>(level));
@@ -278,7 +284,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             if done < slots.len() {
                 // A table is in the way: fill it.
                 cursor.seek(piece.iova);
-                P::descend(cursor)?;
+                P::sink(cursor, level.wrapping_sub(1)).map_err(|stop| stopped(stop, piece.iova))?;
             }
         }
         Ok(())
@@ -300,6 +306,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// `addresses`, and a length.
     #[inline]
     fn leaf_level(&self, addresses: u64, len: u64, highest: u32) -> u32 {
+        if len < level_size::<F>(1) {
+            return 0;
+        }
         let mut level = highest.min(u32::from(F::LEAF_LEVELS.saturating_sub(1)));
         while level > 0 {
             let size = level_size::<F>(level);
@@ -309,57 +318,5 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             level = level.wrapping_sub(1);
         }
         level
-    }
-}
-
-/// Checks the pieces of a list against the table's limits. Pieces in a row mostly have the same attributes.
-struct Sealer<'t, H: Hal, F: Format> {
-    table: &'t PageTable<H, F>,
-    attributes: Option<Attributes>,
-    attribute_bits: u64,
-}
-
-impl<'t, H: Hal, F: Format> Sealer<'t, H, F> {
-    fn new(table: &'t PageTable<H, F>) -> Self {
-        Self { table, attributes: None, attribute_bits: 0 }
-    }
-
-    /// The piece that a mapping asks for, if the table can hold it.
-    #[inline]
-    fn piece(&mut self, mapping: &Mapping) -> Result<Piece, MapError> {
-        let iova = mapping.iova;
-        let piece = self.checked(mapping)?;
-        // The length is zero for all of the address space.
-        if (piece.iova | piece.phys | piece.len) & low_bits(F::GRANULE_SHIFT) != 0 {
-            return Err(MapError::Misaligned { iova });
-        }
-        let last = piece.iova.checked_add(piece.len.wrapping_sub(1));
-        if last.is_none_or(|last| last > self.table.last_iova)
-            || mapping.memory.last().get() > self.table.last_phys
-        {
-            return Err(MapError::OutOfRange { iova });
-        }
-        Ok(piece)
-    }
-
-    /// The piece that a mapping asks for, which was checked before.
-    #[inline]
-    fn checked(&mut self, mapping: &Mapping) -> Result<Piece, MapError> {
-        if self.attributes != Some(mapping.attributes) {
-            self.attribute_bits = self.seal(mapping.attributes)?;
-            self.attributes = Some(mapping.attributes);
-        }
-        let (first, last) = (mapping.memory.start().get(), mapping.memory.last().get());
-        Ok(Piece {
-            iova: mapping.iova.get(),
-            phys: first,
-            len: last.wrapping_sub(first).wrapping_add(1),
-            attribute_bits: self.attribute_bits,
-        })
-    }
-
-    #[inline(never)]
-    fn seal(&self, attributes: Attributes) -> Result<u64, MapError> {
-        self.table.tree.format.attribute_bits(attributes).ok_or(MapError::Attributes)
     }
 }

@@ -1,10 +1,12 @@
 //! The page table as its users see it.
 
-use crate::format::{Config, ConfigError, Format, level_size, low_bits};
-use crate::tree::{Below, Tree};
-use crate::walk::Cursor;
+use crate::format::{Config, ConfigError, Format, Kind, level_size, low_bits};
+use crate::tree::Tree;
+use crate::walk::{Cursor, Stop};
+use core::sync::atomic::Ordering;
 use portcullis_hal::{
-    Gather, Hal, Iova, IovaRange, MapError, Mapping, PhysAddr, TableRoot, Translated, UnmapError, barrier,
+    Access, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, PhysAddr, TableRoot,
+    Translated, UnmapError, barrier,
 };
 
 /// A page table of format `F`, which owns its tables.
@@ -29,6 +31,7 @@ pub struct PageTable<H: Hal, F: Format> {
     pub(crate) page_sizes: u64,
     pub(crate) last_iova: u64,
     pub(crate) last_phys: u64,
+    pub(crate) seals: Seals,
     input_bits: u8,
     output_bits: u8,
 }
@@ -50,6 +53,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             page_sizes,
             last_iova: low_bits(u32::from(geometry.aperture_bits)),
             last_phys: low_bits(u32::from(output_bits)),
+            seals: Seals::new(format),
             input_bits: config.input_bits,
             output_bits,
         })
@@ -117,22 +121,20 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         let walk = self.tree.walk();
         let mut cursor = Cursor::new(&walk);
         cursor.seek(iova.get());
-        loop {
-            let level = cursor.level();
-            match cursor.descend() {
-                Below::Table(_) => {}
-                Below::Absent => return None,
-                Below::Leaf(leaf) => {
-                    let size = level_size::<F>(level);
-                    let offset = iova.get() & size.wrapping_sub(1);
-                    return Some(Translated {
-                        phys: PhysAddr::new(F::leaf_address(leaf, level).get() | offset),
-                        attributes: self.tree.format.attributes(leaf),
-                        size,
-                    });
-                }
+        let leaf = match cursor.sink(0) {
+            Ok(()) => {
+                Some(cursor.slot().load(Ordering::Relaxed)).filter(|&entry| F::kind(entry, 0) == Kind::Leaf)
             }
-        }
+            Err(Stop::Leaf(leaf)) => Some(leaf),
+            Err(Stop::Absent | Stop::OutOfMemory) => None,
+        }?;
+        let size = level_size::<F>(cursor.level());
+        let offset = iova.get() & size.wrapping_sub(1);
+        Some(Translated {
+            phys: PhysAddr::new(F::leaf_address(leaf, cursor.level()).get() | offset),
+            attributes: self.tree.format.attributes(leaf),
+            size,
+        })
     }
 
     /// Takes out all tables in which nothing is mapped and returns how many these were.
@@ -158,4 +160,43 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 /// All page sizes of a format.
 fn sizes<F: Format>() -> u64 {
     (0..u32::from(F::LEAF_LEVELS)).fold(0, |sizes, level| sizes | level_size::<F>(level))
+}
+
+/// The attribute bits of leaves, worked out once for all attributes; zero where the format cannot express them.
+#[derive(Debug)]
+pub(crate) struct Seals([u64; 3 << Self::ACCESS_BITS]);
+
+impl Seals {
+    /// The bits of [`Access`].
+    const ACCESS_BITS: u32 = 3;
+    const KINDS: [MemoryKind; 3] = [MemoryKind::WriteBack, MemoryKind::NonCacheable, MemoryKind::Device];
+
+    fn new<F: Format>(format: F) -> Self {
+        let mut seals = Self([0; 3 << Self::ACCESS_BITS]);
+        for memory in Self::KINDS {
+            for bits in 0..1 << Self::ACCESS_BITS {
+                let attributes = Attributes { access: Access::from_bits_truncate(bits), memory };
+                if let Some(seal) = seals.0.get_mut(Self::index(attributes)) {
+                    *seal = format.attribute_bits(attributes).unwrap_or(0);
+                }
+            }
+        }
+        seals
+    }
+
+    #[inline]
+    fn index(attributes: Attributes) -> usize {
+        let kind = match attributes.memory {
+            MemoryKind::WriteBack => 0,
+            MemoryKind::NonCacheable => 1,
+            MemoryKind::Device => 2,
+        };
+        kind << Self::ACCESS_BITS | usize::from(attributes.access.bits() & Access::all().bits())
+    }
+
+    /// The bits that express `attributes`.
+    #[inline]
+    pub(crate) fn get(&self, attributes: Attributes) -> Option<u64> {
+        self.0.get(Self::index(attributes)).copied().filter(|&seal| seal != 0)
+    }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Tree<H: Hal, F: Format> {
     /// The number of entries of the root that the aperture uses, less one.
     root_mask: usize,
     table_order: FrameOrder,
+    /// The bits that a table entry must have before the walker may rely on hardware finding it.
+    settled: u64,
     /// The walks in progress.
     walks: AtomicUsize,
 }
@@ -122,6 +124,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
             root: Frames::zeroed(hal, order(8_u64.wrapping_shl(Self::root_bits(geometry)))?)?,
             root_mask: low_bits(Self::root_bits(geometry)) as usize,
             table_order: order(level_size::<F>(0))?,
+            settled: if writes == TableWrites::Cleaned { F::CLEANED } else { 0 },
             walks: AtomicUsize::new(0),
         };
         if writes == TableWrites::Cleaned {
@@ -267,7 +270,11 @@ impl<H: Hal, F: Format> Tree<H, F> {
 
     #[inline]
     fn root_table(&self) -> Table<'_> {
-        Table { entries: NonNull::from(self.root.words()).cast(), mask: self.root_mask, walk: PhantomData }
+        Table {
+            entries: self.hal.phys_to_virt(self.root.phys()).cast(),
+            mask: self.root_mask,
+            walk: PhantomData,
+        }
     }
 }
 
@@ -336,29 +343,29 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
     /// When a table is returned, the link to it is where the hardware looks for it.
     #[inline]
     pub(crate) fn grow(&self, slot: &AtomicU64, level: u32) -> Result<Below<'_>, OutOfMemory> {
-        let mut entry = slot.load(Ordering::SeqCst);
+        let entry = slot.load(Ordering::SeqCst);
+        if F::kind(entry, level) == Kind::Table && entry & self.tree.settled == self.tree.settled {
+            return Ok(self.interpret(entry, level));
+        }
+        self.grow_slowly(slot, level, entry)
+    }
+
+    /// As [`grow`](Self::grow), for an `entry` that does not do as it is.
+    #[cold]
+    fn grow_slowly(&self, slot: &AtomicU64, level: u32, mut entry: u64) -> Result<Below<'_>, OutOfMemory> {
         if entry == 0 {
             entry = self.link(slot)?;
         }
-        if self.tree.writes == TableWrites::Cleaned && entry & F::CLEANED == 0 {
-            self.clean_link(slot, level, entry);
+        if F::kind(entry, level) == Kind::Table && entry & self.tree.settled != self.tree.settled {
+            // Whoever installed it may not have come to clean it yet. Once is enough, twice does no harm; and if
+            // the entry changes meanwhile, somebody else will do it again.
+            self.tree.clean(core::slice::from_ref(slot));
+            let _ = slot.compare_exchange(entry, entry | F::CLEANED, Ordering::Relaxed, Ordering::Relaxed);
         }
         Ok(self.interpret(entry, level))
     }
 
-    /// Cleans a link that whoever installed it may not have come to clean yet, and notes that. Once is enough,
-    /// twice does no harm.
-    #[cold]
-    fn clean_link(&self, slot: &AtomicU64, level: u32, entry: u64) {
-        if F::kind(entry, level) == Kind::Table {
-            self.tree.clean(core::slice::from_ref(slot));
-            // If the entry changes meanwhile, somebody else will do it again.
-            let _ = slot.compare_exchange(entry, entry | F::CLEANED, Ordering::Relaxed, Ordering::Relaxed);
-        }
-    }
-
     /// Installs a new table in an empty `slot` and returns the entry, or that of whoever was faster.
-    #[cold]
     fn link(&self, slot: &AtomicU64) -> Result<u64, OutOfMemory> {
         let tree = self.tree;
         let frames = Frames::zeroed(&tree.hal, tree.table_order)?;

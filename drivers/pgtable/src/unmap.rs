@@ -3,7 +3,7 @@
 use crate::format::{Format, level_shift, level_size, low_bits};
 use crate::table::PageTable;
 use crate::tree::{Below, Cut, Tally};
-use crate::walk::Cursor;
+use crate::walk::{Cursor, Stop};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Gather, Hal, Iova, IovaRange, UnmapError, barrier};
 
@@ -65,22 +65,13 @@ fn whole_leaf<H: Hal, F: Format>(
     range: &IovaRange,
 ) -> Result<(), UnmapError> {
     cursor.seek(iova);
-    while cursor.level() > 0 {
-        match cursor.descend() {
-            Below::Table(_) => {}
-            Below::Absent => return Ok(()),
-            Below::Leaf(_) => {
-                let size = level_size::<F>(cursor.level());
-                let leaf = IovaRange::block(Iova::new(iova), size);
-                if range.covers(&leaf) {
-                    return Ok(());
-                }
-                return Err(UnmapError::Partial { iova: leaf.start(), size });
-            }
-        }
-    }
-    // The smallest leaves are as large as what ranges are made of.
-    Ok(())
+    // The smallest leaves, at the end of the way, are as large as what ranges are made of.
+    let Err(Stop::Leaf(_)) = cursor.sink(0) else {
+        return Ok(());
+    };
+    let size = level_size::<F>(cursor.level());
+    let leaf = IovaRange::block(Iova::new(iova), size);
+    if range.covers(&leaf) { Ok(()) } else { Err(UnmapError::Partial { iova: leaf.start(), size }) }
 }
 
 /// Clears the entries from `iova` to `last`, whole tables at once where they lie in between.
@@ -145,7 +136,8 @@ fn clear<H: Hal, F: Format>(
                 }
             }
             Below::Table(_) => {
-                cursor.descend();
+                // Nothing to tell if it is gone again: the next round looks anew.
+                let _ = cursor.sink(level.wrapping_sub(1));
                 continue;
             }
         }

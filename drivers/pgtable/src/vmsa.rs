@@ -223,14 +223,12 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
 
     fn leaf_count(entry: u64) -> u64 {
         let entry = Table::from(entry);
-        entry.leaves_low() | entry.leaves_high() << 6 | entry.leaves_top() << 13
+        // A 4 KiB table has few enough entries for the low part.
+        if GRANULE == 12 { entry.leaves_low() } else { entry.leaves_low() | entry.leaves_high() << 10 }
     }
 
     fn with_leaf_count(entry: u64, count: u64) -> u64 {
-        let entry = Table::from(entry)
-            .with_leaves_low(count & 0x3f)
-            .with_leaves_high(count >> 6 & 0x7f)
-            .with_leaves_top(count >> 13 & 1);
-        entry.into()
+        let entry = Table::from(entry).with_leaves_low(count & 0x3ff);
+        if GRANULE == 12 { entry.into() } else { entry.with_leaves_high(count >> 10 & 0x3f).into() }
     }
 }

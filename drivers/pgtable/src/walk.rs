@@ -10,6 +10,17 @@ const LEVELS: usize = 8;
 /// Entries per cache line, for batches of cleaning.
 const LINE: usize = 8;
 
+/// Why a cursor cannot go down further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// The current entry is this leaf.
+    Leaf(u64),
+    /// The current entry is not present to hardware, though it may be reserved.
+    Absent,
+    /// There is no memory for the table below.
+    OutOfMemory,
+}
+
 /// A position: an address, and the tables on the way to it down to some level.
 ///
 /// What was written to a level-0 table is accounted for in its parent, and cleaned, when the cursor leaves it or
@@ -38,12 +49,6 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     #[inline]
     pub(crate) fn level(&self) -> u32 {
         self.level
-    }
-
-    /// The current address.
-    #[inline]
-    pub(crate) fn address(&self) -> u64 {
-        self.at
     }
 
     /// Moves to `iova`: up to the lowest table on the way that covers it too.
@@ -113,30 +118,48 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
         Some(self.table(0).entries(offset.wrapping_shr(F::GRANULE_SHIFT) as usize, count))
     }
 
-    /// Goes down through the current entry, if it references a table.
+    /// Goes down to the table at `level`, or as far as there are tables.
     #[inline]
-    pub(crate) fn descend(&mut self) -> Below<'w> {
-        let below = self.walk.below(self.slot(), self.level);
-        self.follow(below)
+    pub(crate) fn sink(&mut self, level: u32) -> Result<(), Stop> {
+        let walk = self.walk;
+        self.sink_by(level, |slot, level| Ok(walk.below(slot, level)))
     }
 
-    /// Goes down through the current entry, into a new table if it is empty.
+    /// Goes down to the table at `level`, and makes the tables that are missing.
     #[inline]
-    pub(crate) fn descend_or_grow(&mut self) -> Result<Below<'w>, OutOfMemory> {
-        let below = self.walk.grow(self.slot(), self.level)?;
-        Ok(self.follow(below))
+    pub(crate) fn sink_growing(&mut self, level: u32) -> Result<(), Stop> {
+        let walk = self.walk;
+        self.sink_by(level, |slot, level| walk.grow(slot, level))
     }
 
     #[inline]
-    fn follow(&mut self, below: Below<'w>) -> Below<'w> {
-        if let Below::Table(table) = below {
-            self.level = self.level.saturating_sub(1);
-            self.path[self.level as usize % LEVELS] = table;
+    fn sink_by(
+        &mut self,
+        to: u32,
+        step: impl Fn(&'w AtomicU64, u32) -> Result<Below<'w>, OutOfMemory>,
+    ) -> Result<(), Stop> {
+        let (mut level, mut table) = (self.level, self.table(self.level));
+        let mut stop = Ok(());
+        while level > to {
+            match step(table.entry(self.index(level)), level) {
+                Ok(Below::Table(below)) => {
+                    level = level.wrapping_sub(1);
+                    table = below;
+                    self.path[level as usize % LEVELS] = below;
+                    continue;
+                }
+                Ok(Below::Leaf(leaf)) => stop = Err(Stop::Leaf(leaf)),
+                Ok(Below::Absent) => stop = Err(Stop::Absent),
+                Err(OutOfMemory) => stop = Err(Stop::OutOfMemory),
+            }
+            break;
         }
-        below
+        self.level = level;
+        stop
     }
 
     /// The walk.
+    #[inline]
     pub(crate) fn walk(&self) -> &'w Walk<'t, H, F> {
         self.walk
     }
@@ -201,13 +224,16 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
         let parent = self.parent();
         let full = 1_u64.wrapping_shl(F::STRIDE);
         let mut entry = parent.load(Ordering::Relaxed);
-        // Saturation matters only when calls on overlapping ranges race: the count may become wrong then, the
+        // The count leaves its range only when calls on overlapping ranges race: the count may become wrong then, the
         // rest of the entry must not.
         loop {
             if F::kind(entry, 1) != Kind::Table {
                 return;
             }
-            let count = F::leaf_count(entry).saturating_add_signed(added).min(full);
+            let mut count = F::leaf_count(entry).wrapping_add_signed(added);
+            if count > full {
+                count = if added < 0 { 0 } else { full };
+            }
             let new = F::with_leaf_count(entry, count);
             match parent.compare_exchange_weak(entry, new, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return,

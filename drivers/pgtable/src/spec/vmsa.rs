@@ -81,8 +81,7 @@ pub struct Stage2Leaf {
 }
 
 /// A table descriptor of either stage (D8.3.1.1). Bits 58:52 and 11:2 are ignored by hardware; the walker keeps
-/// its own notes there, clear of bit 10, to which FEAT_HAFT gives a meaning, and, unless the granule is 64 KiB,
-/// of bits 9:8, to which FEAT_LPA2 does.
+/// its own notes there. FEAT_LPA2 gives bits 9:8 a meaning, and FEAT_HAFT bit 10, where they are enabled.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Table {
@@ -90,24 +89,19 @@ pub struct Table {
     pub valid: bool,
     /// Bit 1: set in a table descriptor.
     pub table: bool,
-    /// Bits 7:2, ignored by hardware: bits 5:0 of the leaf count.
-    #[bits(6)]
+    /// Bits 11:2, ignored by hardware: bits 9:0 of the leaf count.
+    #[bits(10)]
     pub leaves_low: u64,
-    /// Bit 8, ignored by hardware: bit 13 of the leaf count, which only a 64 KiB table reaches.
-    #[bits(1)]
-    pub leaves_top: u64,
-    #[bits(2)]
-    __: u8,
-    /// Bit 11, ignored by hardware: the descriptor has been cleaned to memory.
-    pub cleaned: bool,
     /// Bits 47:12: address of the next-level table.
     #[bits(36)]
     pub address: u64,
     #[bits(4)]
     __: u8,
-    /// Bits 58:52, ignored by hardware: bits 12:6 of the leaf count.
-    #[bits(7)]
+    /// Bits 57:52, ignored by hardware: bits 15:10 of the leaf count.
+    #[bits(6)]
     pub leaves_high: u64,
+    /// Bit 58, ignored by hardware: the descriptor has been cleaned to memory.
+    pub cleaned: bool,
     #[bits(5)]
     __: u8,
 }
@@ -144,6 +138,6 @@ const _: () = {
     );
     assert!(Stage2Leaf::SH_OFFSET == 8 && Stage2Leaf::ACCESSED_OFFSET == 10);
     assert!(Stage2Leaf::ADDRESS_OFFSET == 12 && Stage2Leaf::DBM_OFFSET == 51 && Stage2Leaf::XN_OFFSET == 53);
-    assert!(Table::LEAVES_LOW_OFFSET == 2 && Table::LEAVES_TOP_OFFSET == 8 && Table::CLEANED_OFFSET == 11);
-    assert!(Table::ADDRESS_OFFSET == 12 && Table::LEAVES_HIGH_OFFSET == 52);
+    assert!(Table::LEAVES_LOW_OFFSET == 2 && Table::ADDRESS_OFFSET == 12);
+    assert!(Table::LEAVES_HIGH_OFFSET == 52 && Table::CLEANED_OFFSET == 58);
 };

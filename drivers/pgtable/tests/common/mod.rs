@@ -22,10 +22,13 @@ pub struct Leaf {
     pub memory: Option<MemoryKind>,
 }
 
-pub fn word(hal: &HostHal, phys: u64) -> u64 {
-    assert!(hal.is_allocated(PhysAddr::new(phys), 8), "{phys:#x} is not allocated");
+/// The words of a table, which is allocated.
+pub fn words(hal: &HostHal, table: u64, count: u64) -> Vec<u64> {
+    let phys = PhysAddr::new(table);
+    assert!(hal.is_allocated(phys, count * 8), "{table:#x} is not allocated");
+    let first = hal.phys_to_virt(phys).cast::<AtomicU64>();
     // SAFETY: just checked to be allocated; the words of tables are accessed as atomics.
-    unsafe { hal.phys_to_virt(PhysAddr::new(phys)).cast::<AtomicU64>().as_ref() }.load(Ordering::Relaxed)
+    (0..count as usize).map(|i| unsafe { first.add(i).as_ref() }.load(Ordering::Relaxed)).collect()
 }
 
 /// All leaves of a table, by input address.
@@ -109,8 +112,7 @@ fn vmsa(
 ) {
     let stride = granule - 3;
     let shift = granule + (3 - level) * stride;
-    for i in 0..1_u64 << (input - shift) {
-        let entry = word(hal, table + i * 8);
+    for (i, entry) in (0_u64..).zip(words(hal, table, 1 << (input - shift))) {
         let iova = base + (i << shift);
         let address = entry & 0x0000_ffff_ffff_f000;
         match entry & 3 {
@@ -171,8 +173,7 @@ const SECOND: Intel = Intel { present: 7, table: (0x4000_0000_0000_0887, 3), dec
 
 fn intel(hal: &HostHal, table: u64, level: u32, format: &Intel, base: u64, out: &mut BTreeMap<u64, Leaf>) {
     let shift = 12 + 9 * (level - 1);
-    for i in 0..512 {
-        let entry = word(hal, table + i * 8);
+    for (i, entry) in (0_u64..).zip(words(hal, table, 512)) {
         if entry & format.present == 0 {
             continue;
         }
