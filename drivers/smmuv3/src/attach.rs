@@ -3,10 +3,8 @@
 use crate::command::{Command, Tag};
 use crate::domain::{Body, SmmuDomain};
 use crate::entry::{Shape, context_descriptor, missing_for, stage_2_shape, used_by_ste};
-use crate::invalidate::Batch;
 use crate::port::{Health, Port, count};
 use crate::spec::registers;
-use crate::spec::ste::{Ste0, StreamConfig};
 use crate::stream::StreamTable;
 use crate::targets::Target;
 use crate::update::{Entry, plan};
@@ -285,16 +283,12 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             return Ok(Transition::Hitless);
         };
         let plan = plan(&from, entry, used_by_ste);
-        let mut batch = Batch::of(Command::cfgi_ste(stream));
-        if [&from, entry].into_iter().any(has_descriptors) {
-            // Descriptors are cached by stream too.
-            let _ = batch.push(Command::cfgi_cd_all(stream));
-        }
         let mut now = from;
         for step in plan.steps() {
             if *step != now {
                 self.streams.write(stream, step);
-                port.execute(batch.commands())?;
+                // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
+                port.execute(&[Command::cfgi_ste(stream)])?;
                 now = *step;
             }
         }
@@ -306,7 +300,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let Some(target) = &attachment.target else { return };
         if target.users() == 1 {
             if let Err(error) = port.execute(&[Command::tlbi_tag(target.tag)]) {
-                log::error!("SMMUv3: {:?} and its tables are quarantined: {error}", target.tag);
+                log::error!("SMMUv3: {} and its tables are quarantined: {error}", target.tag);
                 core::mem::forget(attachment);
                 return;
             }
@@ -351,12 +345,6 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
 /// A unit knows endpoints by StreamID.
 fn stream(endpoint: EndpointId) -> StreamId {
     StreamId::new(endpoint.get())
-}
-
-fn has_descriptors(entry: &Entry) -> bool {
-    let [word0, ..] = *entry;
-    let word0 = Ste0::from(word0);
-    word0.v() && [StreamConfig::STAGE_1, StreamConfig::NESTED].contains(&word0.config())
 }
 
 /// An error after which the endpoints are blocked, by the register that showed it.

@@ -26,6 +26,8 @@ pub(crate) struct CommandQueue<H: Hal> {
     producer: Mutex<Producer>,
     /// The position that the unit is known to have reached. Grows only.
     consumed: AtomicU64,
+    /// How many commands have failed, so that a completion without failures needs no lock.
+    failures: AtomicU64,
     /// CMDQ_CONS when the queue last stopped at an error.
     last_error: AtomicU32,
 }
@@ -83,6 +85,7 @@ impl<H: Hal> CommandQueue<H> {
                 fetches: (0, 0),
             }),
             consumed: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
             last_error: AtomicU32::new(0),
         }
     }
@@ -234,6 +237,9 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             self.hal().relax();
         }
         barrier::after_completion();
+        if queue.failures.load(Ordering::Acquire) == ticket.failures_before {
+            return Ok(());
+        }
         let failed = self.hal().critical(|| queue.producer.lock().failures.concern(ticket));
         if failed { Err(SyncError::Faulted) } else { Ok(()) }
     }
@@ -294,11 +300,12 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         }
         log::error!("SMMUv3: command {word0:#018x} {word1:#018x} failed: {:?}", cons.err());
         producer.failures.add(position);
+        queue.failures.store(producer.failures.count, Ordering::Release);
         queue.ring.write(position, Command::sync().0);
         barrier::before_doorbell();
     }
 
-    /// Whether the queue has stopped and waits for a submitter to recover it.
+    /// How often the queue has stopped since the last call.
     pub(crate) fn new_queue_errors(&self) -> u64 {
         let total = self.counters.queue_errors.load(Ordering::Relaxed);
         let before = self.counters.queue_errors_reported.swap(total, Ordering::Relaxed);

@@ -3,6 +3,7 @@
 use crate::spec::cmd::{
     COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, Sync0, Tlbi0, Tlbi1,
 };
+use core::fmt;
 use portcullis_hal::{Asid, Granule, StreamId, Vmid};
 
 /// A command as it stands in a slot of the queue.
@@ -27,6 +28,15 @@ pub enum Tag {
     Vmid(Vmid),
 }
 
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asid(asid) => write!(f, "ASID {asid}"),
+            Self::Vmid(vmid) => write!(f, "VMID {vmid}"),
+        }
+    }
+}
+
 /// Addresses to invalidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span {
@@ -46,7 +56,7 @@ pub enum Span {
 }
 
 impl Command {
-    /// CFGI_STE for the entry and the level-1 descriptor above it (4.3.1).
+    /// CFGI_STE for the entry, the level-1 descriptor above it and the context descriptors below it (4.3.1).
     pub fn cfgi_ste(stream: StreamId) -> Self {
         let word = Cfgi0::new().with_opcode(Opcode::CFGI_STE).with_sid(stream.get());
         Self([word.into(), Cfgi1::new().into()])
@@ -59,7 +69,7 @@ impl Command {
         Self([word.into(), Cfgi1::new().with_leaf_or_range(ALL).into()])
     }
 
-    /// CFGI_CD_ALL: all context descriptors of a stream (4.3.4).
+    /// CFGI_CD_ALL: all context descriptors of a stream whose entry stays (4.3.4).
     pub fn cfgi_cd_all(stream: StreamId) -> Self {
         let word = Cfgi0::new().with_opcode(Opcode::CFGI_CD_ALL).with_sid(stream.get());
         Self([word.into(), 0])

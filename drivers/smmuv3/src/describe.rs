@@ -39,7 +39,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let Some(target) = &attachment.target else {
             return Ok(());
         };
-        writeln!(out, "tag: {:?}", target.tag)?;
+        writeln!(out, "tag: {}", target.tag)?;
         let Some(descriptor) = target.descriptor_words() else {
             return Ok(());
         };

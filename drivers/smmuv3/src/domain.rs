@@ -23,6 +23,7 @@ pub struct SmmuDomain<H: Hal, M: Mmio> {
 }
 
 /// What a domain translates with.
+#[allow(clippy::large_enum_variant, reason = "a box could not report that memory ran out")]
 pub(crate) enum Body<H: Hal> {
     Blocked,
     Identity,
@@ -203,13 +204,13 @@ impl<H: Hal, M: Mmio + 'static> Domain for SmmuDomain<H, M> {
         writeln!(out, "aperture: {}", self.aperture)?;
         if let Some(root) = self.root() {
             writeln!(out, "root: {:#x}", root.root)?;
-            writeln!(out, "format: {:?}", root.format)?;
+            writeln!(out, "format: {:x?}", root.format)?;
             writeln!(out, "input_bits: {}", root.input_bits)?;
             writeln!(out, "output_bits: {}", root.output_bits)?;
         }
         let targets = self.targets.snapshot(&self.hal);
         for target in targets.iter().filter(|target| target.users() > 0) {
-            writeln!(out, "tag: {:?} for {} endpoints", target.tag, target.users())?;
+            writeln!(out, "tag: {} for {} endpoints", target.tag, target.users())?;
         }
         Ok(())
     }

@@ -61,7 +61,7 @@ fn a_unit_that_does_not_obey_ends_in_an_error_that_names_the_register_and_leaks_
     // Something has to change for an acknowledgement to be missed.
     fake.state().set(0x24, 0x1);
     fake.state().deaf = true;
-    match Setup::new(hal.clone(), fake.clone(), options()) {
+    match Setup::new(hal.clone(), fake.clone(), hasty()) {
         Err(InitError::Timeout(timeout)) => assert_eq!(timeout.register, "SMMU_CR0ACK"),
         other => panic!("{:?}", other.err()),
     }
@@ -74,7 +74,7 @@ fn a_command_queue_that_does_not_move_fails_the_set_up() {
     let hal = HostHal::new();
     let fake = Fake::new(&hal);
     fake.state().pace = Pace::Never;
-    match Setup::new(hal.clone(), fake.clone(), options()) {
+    match Setup::new(hal.clone(), fake.clone(), hasty()) {
         Err(InitError::Commands(SyncError::Timeout(timeout))) => {
             assert_eq!((timeout.register, timeout.expected, timeout.last), ("SMMU_CMDQ_CONS", 2, 0));
         }
@@ -118,7 +118,7 @@ fn dropping_the_last_handle_turns_the_unit_off_and_frees_everything() {
 
 #[test]
 fn a_unit_that_cannot_be_stopped_keeps_its_memory() {
-    let bench = Bench::new();
+    let bench = Bench::with(hasty(), |_| {});
     let domain = bench.paging(Stage::Stage1);
     bench.driver.attach(&endpoint(1), &domain).unwrap();
     let Bench { hal, fake, driver } = bench;

@@ -62,6 +62,9 @@ pub(crate) struct State {
     pub(crate) deaf: bool,
     /// The opcode at which the queue stops, and how often yet.
     pub(crate) refuse: Option<(u8, u32)>,
+    /// An opcode that is refused every n-th time.
+    pub(crate) refuse_every: Option<(u8, u64)>,
+    seen: u64,
     /// CMDQ_CONS.ERR for that.
     pub(crate) refusal: u32,
     /// What was executed, without the syncs.
@@ -104,6 +107,8 @@ impl Fake {
             pace: Pace::AtOnce,
             deaf: false,
             refuse: None,
+            refuse_every: None,
+            seen: 0,
             refusal: 1,
             commands: Vec::new(),
             writes: Vec::new(),
@@ -244,11 +249,7 @@ impl State {
             let base = self.get(CMDQ_BASE) & ADDRESS;
             let slot = base + 16 * (cons & ((1 << log2) - 1));
             let command = [self.word(slot), self.word(slot + 8)];
-            if let Some((opcode, times)) = self.refuse
-                && command[0] as u8 == opcode
-                && times > 0
-            {
-                self.refuse = Some((opcode, times - 1));
+            if self.refuses(command[0] as u8) {
                 self.set(CMDQ_CONS, cons | u64::from(self.refusal) << 24);
                 self.raise(1);
                 return;
@@ -256,6 +257,23 @@ impl State {
             self.execute(command);
             self.set(CMDQ_CONS, (cons + 1) & wrap_mask);
         }
+    }
+
+    fn refuses(&mut self, opcode: u8) -> bool {
+        if let Some((refused, times)) = self.refuse
+            && opcode == refused
+            && times > 0
+        {
+            self.refuse = Some((opcode, times - 1));
+            return true;
+        }
+        if let Some((refused, period)) = self.refuse_every
+            && opcode == refused
+        {
+            self.seen += 1;
+            return self.seen.is_multiple_of(period);
+        }
+        false
     }
 
     /// Forgets everything cached, as time may bring about.
@@ -275,13 +293,13 @@ impl State {
             0x03 => {
                 assert_eq!(word1, 0, "the level-1 descriptor above is concerned too");
                 self.stes.remove(&stream);
+                self.cds.remove(&stream);
             }
             0x04 => {
                 assert_eq!(word1, 31);
                 self.stes.clear();
                 self.cds.clear();
             }
-            0x06 => drop(self.cds.remove(&stream)),
             0x11 => self.tlb.retain(|(tag, _), _| *tag != TlbTag::Asid(asid)),
             0x28 => self.tlb.retain(|(tag, _), _| *tag != TlbTag::Vmid(vmid)),
             0x12 => self.forget(TlbTag::Asid(asid), word0, word1),

@@ -14,11 +14,14 @@ use portcullis_hal::{
 use portcullis_iommu::{Domain, DomainSpec, PagingSpec, Stage, Unit, UnitEvent};
 use portcullis_smmuv3::{Driver, Options, Setup};
 
-/// Short, so that tests of time-outs are.
-const TIMEOUT_NS: u64 = 20_000_000;
-
+/// A time-out that no busy machine reaches.
 fn options() -> Options {
-    Options { timeout_ns: TIMEOUT_NS, ..Options::default() }
+    Options { timeout_ns: 60_000_000_000, ..Options::default() }
+}
+
+/// A short one, for units that do not answer at all.
+fn hasty() -> Options {
+    Options { timeout_ns: 20_000_000, ..Options::default() }
 }
 
 /// A unit that is up.

@@ -3,6 +3,7 @@
 use super::*;
 use fake::Pace;
 use portcullis_iommu::AttachError;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 #[test]
 fn queues_of_every_size_wrap_many_times() {
@@ -144,6 +145,43 @@ fn many_submitters_each_get_their_own_answer() {
 }
 
 #[test]
+fn each_failure_reaches_one_submitter_while_a_handler_looks_too() {
+    const SUBMITTERS: u32 = 3;
+    let options = Options { command_queue_log2: 4, ..options() };
+    let bench = Bench::with(options, |fake| fake.state().pace = Pace::OnPoll);
+    let domains: Vec<_> = (0..SUBMITTERS).map(|_| bench.paging(Stage::Stage1)).collect();
+    for (stream, domain) in domains.iter().enumerate() {
+        bench.driver.attach(&endpoint(stream as u32), domain).unwrap();
+    }
+    bench.fake.state().refuse_every = Some((0x12, 7));
+    let told = AtomicU64::new(0);
+    let running = AtomicU32::new(SUBMITTERS);
+    let mut reported = 0;
+    std::thread::scope(|scope| {
+        for domain in &domains {
+            let (bench, told, running) = (&bench, &told, &running);
+            scope.spawn(move || {
+                for page in 0..200 {
+                    let memory = bench.map(domain, page << 12);
+                    if memory.unmap().is_err() {
+                        told.fetch_add(1, Ordering::Relaxed);
+                    }
+                }
+                running.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+        while running.load(Ordering::Relaxed) > 0 {
+            bench.fake.state().raise(1 << 2);
+            reported += bench.events().iter().filter(|event| **event == UnitEvent::QueueError).count();
+        }
+    });
+    reported += bench.events().iter().filter(|event| **event == UnitEvent::QueueError).count();
+    let errors = u64::from(SUBMITTERS) * 200 / 7;
+    assert_eq!((told.into_inner(), reported as u64), (errors, errors));
+    assert_eq!(bench.driver.stats().queue_errors, errors);
+}
+
+#[test]
 fn a_full_event_queue_is_told_once_and_drained() {
     let options = Options { event_queue_log2: 3, ..options() };
     let bench = Bench::with(options, |_| {});
@@ -192,7 +230,7 @@ fn each_global_error_is_named_and_service_failure_ends_the_service() {
 
 #[test]
 fn indices_that_make_no_sense_are_not_followed() {
-    let bench = Bench::new();
+    let bench = Bench::with(hasty(), |_| {});
     // An event index further away than the queue is long.
     bench.fake.state().set(0x1_00a8, 0xfff);
     bench.fake.state().set(0x1_00a8, 0xc1);
