@@ -410,6 +410,7 @@ fn registers(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
 }
 
 fn faults(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
+    crate::machine::service_polled_units();
     while let Some(fault) = state.machine.iommu.next_fault() {
         text(format_args!("fault: {fault}"));
         let raw: Vec<String> = fault.record.raw.iter().map(|word| format!("{word:#018x}")).collect();

@@ -9,7 +9,7 @@ mod rogue;
 mod table;
 
 use crate::devices::edu::pause;
-use crate::machine::{KernelIommu, Machine};
+use crate::machine::{self, KernelIommu, Machine};
 use crate::report::{self, Report};
 use alloc::format;
 use alloc::string::String;
@@ -35,15 +35,17 @@ pub(crate) fn main(machine: &'static Machine, report: &mut Report) {
 
 /// Takes all faults out of the log, so that the next one is the one to come.
 pub(crate) fn drain_faults(iommu: &KernelIommu) {
+    machine::service_polled_units();
     while iommu.next_fault().is_some() {}
 }
 
-/// Waits until the fault interrupt's handler has logged a fault of `device`, and prints it. Never looks at the
-/// hardware itself.
+/// Waits until the fault interrupt's handler has logged a fault of `device`, and prints it. Looks at the hardware only
+/// where a unit has no interrupt.
 pub(crate) fn await_fault(iommu: &KernelIommu, device: &Device) -> Result<Fault, String> {
     let hal = crate::memory::KernelHal;
     let start = hal.now_ns();
     loop {
+        machine::service_polled_units();
         while let Some(fault) = iommu.next_fault() {
             if fault.device == Some(device.id()) {
                 report::text(format_args!("  {fault}"));

@@ -9,8 +9,8 @@ use portcullis_arch::paging;
 use portcullis_firmware::{HostBridge, PciSpace, Topology};
 use portcullis_hal::{MmioRegion, PhysAddr, PhysRange};
 use portcullis_pci::{
-    Assignment, BarKind, Bars, BusAddress, BusMaster, BusRange, ConfigSpace, Function, GroupId, HostWindow,
-    HostWindows,
+    Assignment, Bar, BarKind, Bars, BusAddress, BusMaster, BusRange, ConfigSpace, Function, GroupId,
+    HostWindow, HostWindows,
 };
 
 /// The PCI segment, enumerated; nothing masters the bus.
@@ -82,6 +82,11 @@ impl Bus {
             bars.push(Bars::probe(&config, function).map_err(|error| error.to_string())?);
         }
         Ok(Self { config, functions, groups, bars, windows })
+    }
+
+    /// A BAR.
+    pub(crate) fn bar(&self, index: usize, bar: u8) -> Option<&Bar> {
+        self.bars.get(index)?.get(bar)
     }
 
     /// Where a memory BAR lies in the CPU's address space.

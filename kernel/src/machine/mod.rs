@@ -16,6 +16,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use portcullis_arch::{BootInfo, interrupts, smp};
 use portcullis_firmware::{CpuState, ReservedKind as FirmwareReserved, Topology, UnitKind, VirtioTransport};
@@ -24,7 +25,7 @@ use portcullis_hal::{
     PhysRange, RequesterId,
 };
 use portcullis_iommu::{
-    Device, DeviceDescription, DeviceId, GroupId, Iommu, PlatformName, ReservedKind, ReservedRegion,
+    Device, DeviceDescription, DeviceId, GroupId, Iommu, PlatformName, ReservedKind, ReservedRegion, UnitId,
 };
 use portcullis_pci::{ConfigSpace, Function};
 use spin::Once;
@@ -79,6 +80,22 @@ pub(crate) struct Machine {
     second_cpu: Option<smp::CpuId>,
 }
 
+/// Units without an interrupt, by number; one bit each.
+static POLLED: AtomicU64 = AtomicU64::new(0);
+
+/// Notes that a unit has no interrupt.
+pub(crate) fn poll(unit: UnitId) {
+    POLLED.fetch_or(1_u64.checked_shl(u32::from(unit.0)).unwrap_or(0), Ordering::Relaxed);
+}
+
+/// Looks after the units that have no interrupt, and leaves the others to theirs.
+pub(crate) fn service_polled_units() {
+    let polled = POLLED.load(Ordering::Relaxed);
+    for unit in (0..64).filter(|unit| polled >> unit & 1 != 0) {
+        IOMMU.handle_interrupt(UnitId(unit));
+    }
+}
+
 /// The registry.
 pub(crate) fn iommu() -> &'static KernelIommu {
     &IOMMU
@@ -107,7 +124,7 @@ impl Machine {
         let prepared = units::prepare(&topology, &bus)?;
         let edus = start_edus(&bus)?;
         report.check("deny.closed", deny::while_closed(&bus, edus, &prepared, &canary));
-        let units = prepared.enable(&IOMMU)?;
+        let units = prepared.enable(&IOMMU, &bus)?;
         describe_units();
         let devices = register_devices(&topology, &bus, &units)?;
         let machine = Self::assemble(&topology, bus, devices, edus)?;

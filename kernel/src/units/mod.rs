@@ -1,5 +1,7 @@
 //! The IOMMUs: found, closed, set up and connected to their interrupts.
 
+mod virtio;
+
 use crate::machine::{self, Bus, KernelIommu};
 use crate::memory::KernelHal;
 use alloc::format;
@@ -12,6 +14,7 @@ use portcullis_firmware::{
 };
 use portcullis_hal::{Arc, EndpointId, FixedMapping, MmioRegion, unsize_arc};
 use portcullis_iommu::{Unit, UnitId};
+use portcullis_smmuv3::Coherency;
 
 type SmmuSetup = portcullis_smmuv3::Setup<KernelHal, MmioRegion>;
 type VtdSetup = portcullis_vtd::Setup<KernelHal, MmioRegion>;
@@ -20,6 +23,7 @@ type VtdSetup = portcullis_vtd::Setup<KernelHal, MmioRegion>;
 enum PreparedUnit {
     Smmu(SmmuSetup, Smmuv3Unit),
     Vtd(VtdSetup),
+    Virtio(virtio::Prepared),
 }
 
 /// All units, set up.
@@ -41,7 +45,9 @@ pub(crate) fn prepare(topology: &Topology, bus: &Bus) -> Result<Prepared, String
         let set_up = match &unit.kind {
             UnitKind::Smmuv3(smmu) => prepare_smmu(smmu).map(|setup| PreparedUnit::Smmu(setup, smmu.clone())),
             UnitKind::Vtd(vtd) => prepare_vtd(vtd, topology).map(PreparedUnit::Vtd),
-            UnitKind::VirtioIommu(_) => Err("virtio-iommu is not driven yet".to_string()),
+            UnitKind::VirtioIommu(unit) => {
+                virtio::Prepared::new(unit.transport, topology, bus).map(PreparedUnit::Virtio)
+            }
         };
         prepared.push((index, set_up.map_err(|error| format!("{index}: {error}"))?));
     }
@@ -62,15 +68,16 @@ pub(crate) fn prepare(topology: &Topology, bus: &Bus) -> Result<Prepared, String
 fn prepare_smmu(unit: &Smmuv3Unit) -> Result<SmmuSetup, String> {
     // A refused transfer may be many faults at once.
     let mut options = portcullis_smmuv3::Options { event_queue_log2: 11, ..Default::default() };
-    if unit.walks == WalkCoherency::Coherent {
-        options.coherency = portcullis_smmuv3::Coherency::Snooped;
-    }
+    options.coherency = match unit.walks {
+        WalkCoherency::Coherent => Coherency::Snooped,
+        WalkCoherency::NonCoherent => Coherency::NotSnooped,
+        WalkCoherency::AsReported => Coherency::Detect,
+    };
     let registers = machine::registers(unit.registers)?;
     SmmuSetup::new(KernelHal, registers, options).map_err(|error| error.to_string())
 }
 
 fn prepare_vtd(unit: &VtdUnit, topology: &Topology) -> Result<VtdSetup, String> {
-    // The table's field holds the width less one.
     let width = topology.dmar.as_ref().map_or(u16::MAX, |dmar| dmar.host_address_width);
     let options = portcullis_vtd::Options::new(u8::try_from(width).unwrap_or(u8::MAX));
     let registers = machine::registers(unit.registers)?;
@@ -84,11 +91,13 @@ impl PreparedUnit {
                 setup.reserve_direct(endpoints, mappings).map_err(|error| error.to_string())
             }
             Self::Vtd(setup) => setup.reserve_direct(endpoints, mappings).map_err(|error| error.to_string()),
+            Self::Virtio(_) => Err("virtio-iommu states reserved memory itself".to_string()),
         }
     }
 
-    fn enable(self, iommu: &'static KernelIommu) -> Result<UnitId, String> {
+    fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<UnitId, String> {
         match self {
+            Self::Virtio(prepared) => prepared.enable(iommu, bus),
             Self::Smmu(setup, description) => {
                 let unit = setup.enable().map_err(|error| error.to_string())?;
                 let id = register(iommu, unit.clone())?;
@@ -115,14 +124,14 @@ impl PreparedUnit {
 impl Prepared {
     /// Whether all units abort by themselves what devices try before they are enabled.
     pub(crate) fn aborts(&self) -> bool {
-        self.0.iter().all(|(_, unit)| matches!(unit, PreparedUnit::Smmu(..)))
+        self.0.iter().all(|(_, unit)| !matches!(unit, PreparedUnit::Vtd(..)))
     }
 
     /// Turns translation on and connects the units' interrupts; everything is denied.
-    pub(crate) fn enable(self, iommu: &'static KernelIommu) -> Result<Units, String> {
+    pub(crate) fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<Units, String> {
         let mut ids = Vec::new();
         for (index, unit) in self.0 {
-            ids.push((index, unit.enable(iommu).map_err(|error| format!("{index}: {error}"))?));
+            ids.push((index, unit.enable(iommu, bus).map_err(|error| format!("{index}: {error}"))?));
         }
         Ok(Units(ids))
     }

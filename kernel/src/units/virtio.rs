@@ -1,0 +1,83 @@
+//! virtio-iommu, which is a PCI function like the others, but translated by nobody.
+
+#![expect(unsafe_code, reason = "maps the device's registers")]
+
+use super::{register, unit_interrupt};
+use crate::machine::{self, Bus, KernelIommu};
+use crate::memory::KernelHal;
+use alloc::string::{String, ToString};
+use log::info;
+use portcullis_arch::{interrupts, paging};
+use portcullis_firmware::{Topology, VirtioTransport};
+use portcullis_hal::{Iova, PhysRange, RequesterId};
+use portcullis_iommu::UnitId;
+use portcullis_pci::MsixTable;
+use portcullis_virtio_iommu::{MsixVector, Options, PciTransport, RegisterWindow, Vectors};
+
+type Setup = portcullis_virtio_iommu::Setup<KernelHal, PciTransport<RegisterWindow>>;
+
+/// The vector for faults and for changes of the configuration.
+const VECTOR: u16 = 0;
+
+/// A virtio-iommu whose boot-time bypass is off.
+pub(super) struct Prepared {
+    setup: Setup,
+    index: usize,
+    /// How the interrupt controller knows the function.
+    msi_device: u32,
+}
+
+impl Prepared {
+    pub(super) fn new(transport: VirtioTransport, topology: &Topology, bus: &Bus) -> Result<Self, String> {
+        let VirtioTransport::Pci(id) = transport else {
+            return Err("only virtio-iommu on PCI is driven".to_string());
+        };
+        let index =
+            bus.functions.iter().position(|function| function.id == id).ok_or("no such PCI function")?;
+        let transport = probe(bus, id, index)?;
+        let setup =
+            Setup::new(KernelHal, transport, Options::default()).map_err(|error| error.to_string())?;
+        let msi_device = topology.msi_device_id(id).map_or(0, |target| target.device_id);
+        Ok(Self { setup, index, msi_device })
+    }
+
+    pub(super) fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<UnitId, String> {
+        // Its queues are in memory, which it reaches by physical address.
+        portcullis_pci::enable_bus_master(&bus.config, &bus.functions, self.index);
+        let unit = self.setup.enable().map_err(|error| error.to_string())?;
+        let id = register(iommu, unit.clone())?;
+
+        let function = bus.functions.get(self.index).ok_or("no such PCI function")?;
+        let Some(msix) = &function.msix else {
+            info!("{id} has no MSI-X, its events are polled for");
+            machine::poll(id);
+            return Ok(id);
+        };
+        let message = interrupts::allocate_msi(self.msi_device, unit_interrupt, usize::from(id.0));
+        let message = message.map_err(|error| error.to_string())?;
+        let bar = bus.bar(self.index, msix.table_bar).ok_or("no BAR for the MSI-X table")?;
+        let registers = bus.registers(self.index, msix.table_bar)?;
+        let table = MsixTable::new(registers, bar, msix).map_err(|error| error.to_string())?;
+        let address = Iova::new(message.address.get());
+        table.program(VECTOR, address, message.data).map_err(|error| error.to_string())?;
+        table.unmask(VECTOR).map_err(|error| error.to_string())?;
+        msix.enable(&bus.config);
+        let vectors = Vectors { config: None, events: Some(MsixVector(VECTOR)) };
+        unit.enable_interrupts(&vectors).map_err(|error| error.to_string())?;
+        Ok(id)
+    }
+}
+
+fn probe(bus: &Bus, id: RequesterId, index: usize) -> Result<PciTransport<RegisterWindow>, String> {
+    portcullis_pci::enable_memory(&bus.config, id);
+    let read = |offset| bus.config.read32(id, offset);
+    let map = |bar, offset: u32, len: u32| {
+        let window = bus.window(index, bar)?;
+        let start = window.start().checked_add(u64::from(offset))?;
+        let range = PhysRange::new(start, u64::from(len)).ok().filter(|range| window.covers(range))?;
+        let base = paging::map_device(range).ok()?;
+        // SAFETY: just mapped as device memory for this length; nobody else drives this function.
+        Some(unsafe { RegisterWindow::new(base, len as usize) })
+    };
+    PciTransport::probe(read, map).map_err(|error| error.to_string())
+}
