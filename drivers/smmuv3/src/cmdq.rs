@@ -75,6 +75,15 @@ pub(crate) struct Ticket {
     failures_before: u64,
 }
 
+/// What CMDQ_CONS tells.
+#[derive(Clone, Copy, Debug)]
+struct Progress {
+    /// The position reached.
+    consumed: u64,
+    /// The queue stopped at an error; it may have been restarted since.
+    stopped: bool,
+}
+
 impl<H: Hal> CommandQueue<H> {
     pub(crate) fn new(ring: Ring<H, COMMAND_WORDS>) -> Self {
         Self {
@@ -155,7 +164,9 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             if let Some(ticket) = self.try_enqueue(commands, sync) {
                 return Ok(ticket);
             }
-            self.look_for_errors();
+            if self.refresh().stopped {
+                self.restart();
+            }
             if self.health() != Health::Running {
                 return Err(SyncError::Faulted);
             }
@@ -174,7 +185,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.hal().critical(|| {
             let mut producer = queue.producer.lock();
             if !size.fits(producer.position, queue.consumed.load(Ordering::Acquire), total)
-                && !size.fits(producer.position, self.refresh(), total)
+                && !size.fits(producer.position, self.refresh().consumed, total)
             {
                 return None;
             }
@@ -196,7 +207,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     ///
     /// A producer never goes more than a queueful beyond `consumed`, and so neither does the unit, unless `consumed`
     /// itself has moved meanwhile: only then does the index have to be read again.
-    fn refresh(&self) -> u64 {
+    fn refresh(&self) -> Progress {
         let queue = &self.commands;
         let mut base = queue.consumed.load(Ordering::Acquire);
         loop {
@@ -208,7 +219,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             }
             // An index out of reach is no progress; the wait that needs it times out.
             let reached = queue.size().position(base, cons.rd()).unwrap_or(base);
-            return queue.consumed.fetch_max(reached, Ordering::AcqRel).max(reached);
+            let consumed = queue.consumed.fetch_max(reached, Ordering::AcqRel).max(reached);
+            return Progress { consumed, stopped: cons.err() != CommandError::NONE };
         }
     }
 
@@ -222,8 +234,14 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let queue = &self.commands;
         let start = self.hal().now_ns();
         let mut overdue = false;
-        while queue.consumed.load(Ordering::Acquire) < ticket.end && self.refresh() < ticket.end {
-            self.look_for_errors();
+        while queue.consumed.load(Ordering::Acquire) < ticket.end {
+            let progress = self.refresh();
+            if progress.consumed >= ticket.end {
+                break;
+            }
+            if progress.stopped {
+                self.restart();
+            }
             match self.health() {
                 Health::Running => {}
                 Health::Off => break,
@@ -256,12 +274,9 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         SyncError::Timeout(timeout)
     }
 
-    /// Sees to it that a queue that stopped at a bad command goes on.
-    fn look_for_errors(&self) {
-        let cons = CmdqCons::from(self.block.read(registers::CMDQ_CONS));
-        if cons.err() == CommandError::NONE {
-            return;
-        }
+    /// Sees to it that a queue that stopped at a bad command goes on. CMDQ_CONS.ERR outlives the error that it tells
+    /// of, so there may be nothing to do.
+    fn restart(&self) {
         self.hal().critical(|| {
             let mut producer = self.commands.producer.lock();
             self.acknowledge_errors(|active| {

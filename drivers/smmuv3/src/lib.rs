@@ -23,6 +23,12 @@
 //! A stream without a domain has an invalid entry: its DMA is aborted and recorded as `C_BAD_STE` or `C_BAD_STREAMID`.
 //! A stream in a blocked domain is aborted without a record.
 //!
+//! # Shared tables
+//!
+//! The owner of tables that a shared domain uses removes entries by himself, and has the units forget them before he
+//! reuses the memory: by [`IoSpace::sync`](portcullis_hal::IoSpace::sync) of the domain with a new
+//! [`Gather`](portcullis_hal::Gather), which invalidates everything, or one in which the range was recorded.
+//!
 //! # Limits
 //!
 //! One context descriptor per stream (no PASIDs), no ATS, PRI or stalls. A unit that stalls every fault, that fixes the
