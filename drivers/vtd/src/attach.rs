@@ -2,11 +2,13 @@
 
 use crate::domain::PagingDomain;
 use crate::entry::{Plan, Step, plan};
-use crate::invalidate::{Descriptor, context_changed, domain_forgotten, pasid_entry_changed};
+use crate::invalidate::{Descriptor, context_changed, everything, pasid_entry_changed};
 use crate::spec::entries::{Context0, Directory, RootHalf};
+use crate::spec::registers::{FSTS, FaultStatus};
 use crate::tables::{Table, quantum, words};
-use crate::unit::{Attachment, Endpoint, Inner, State, concrete, context_place, pasid_used};
+use crate::unit::{Attachment, Endpoint, Inner, Memory, State, concrete, context_place, pasid_used};
 use core::sync::atomic::Ordering;
+use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Arc, DomainId, EndpointId, Hal, Mmio, OutOfMemory, SyncError, barrier};
 use portcullis_iommu::{AttachError, Domain, DomainKind, Missing, Transition};
 
@@ -56,8 +58,9 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
                 Ok(Transition::Hitless) => {}
                 Ok(Transition::Disruptive) => transition = Transition::Disruptive,
                 Err(error) => {
+                    ours.targets.join(this);
                     this.give_up(&mut state, endpoints, attachment);
-                    return Err(error.into());
+                    return Err(this.unconfirmed(error));
                 }
             }
         }
@@ -105,7 +108,9 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let first = Directory::new().with_present(true).with_smptblptr(pasids.publish());
         directory.store(0, quantum(first.into_bits(), 0));
         let index = state.endpoints.partition_point(|other| other.sid < sid);
-        state.endpoints.insert(index, Endpoint { sid, directory, pasids, attachment: None });
+        state
+            .endpoints
+            .insert(index, Endpoint { sid, directory, pasids, attachment: None, memory: Memory::Nothing });
         Ok(())
     }
 
@@ -144,17 +149,17 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let transition = match &old {
             Some(old) if Arc::ptr_eq(&old.domain, &new.domain) => return Ok(Transition::Hitless),
             Some(old) => this.replace(state, sid, old, entry)?,
-            None => this.install(state, sid, new.did, entry)?,
+            None => {
+                this.confirm_forgotten(state, sid)?;
+                this.install(state, sid, new.did, entry)?
+            }
         };
         ours.targets.join(this);
         if let Some(endpoint) = state.endpoint_mut(sid) {
             endpoint.attachment = Some(new.clone());
         }
-        if let Some(old) = old
-            && let Err(error) = Self::leave(this, state, &old)
-        {
-            core::mem::forget(old);
-            return Err(error);
+        if let Some(old) = old {
+            Self::leave(this, state, &old);
         }
         Ok(transition)
     }
@@ -212,18 +217,15 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         Ok(())
     }
 
-    /// Counts an endpoint out of a domain whose translations for it are forgotten. With the last one the domain id is
-    /// given back, when nothing is tagged with it any more.
-    fn leave(this: &Arc<Self>, state: &mut State<H>, old: &Attachment) -> Result<(), SyncError> {
-        let Some(theirs) = concrete::<H, M>(&old.domain) else {
-            return Ok(());
-        };
-        if theirs.targets.leave(this) == 0 {
-            this.run(&domain_forgotten(&this.features, old.did))?;
+    /// Counts an endpoint out of a domain. With the last one the domain id is given back: each endpoint that left was
+    /// followed by an invalidation of all that is tagged with the id.
+    fn leave(this: &Arc<Self>, state: &mut State<H>, old: &Attachment) {
+        if let Some(theirs) = concrete::<H, M>(&old.domain)
+            && theirs.targets.leave(this) == 0
+        {
             theirs.targets.remove(this);
             state.ids.give_back(u32::from(old.did.get()));
         }
-        Ok(())
     }
 
     /// Denies everything to all endpoints; see [`Unit::detach`](portcullis_iommu::Unit::detach). Allocates nothing.
@@ -239,9 +241,8 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
                 continue;
             };
             if let Err(error) = Self::forget(this, &mut state, sid, &old) {
-                // The hardware may go on using the domain's tables and its id: both stay as they are, for ever.
-                core::mem::forget(old);
-                result = Err(error.into());
+                this.quarantine(&mut state, sid, old);
+                result = Err(this.unconfirmed(error));
             }
         }
         this.counters.attaches.fetch_add(1, Ordering::Relaxed);
@@ -265,19 +266,54 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
                 endpoint.pasids.store(index, 0);
             }
         }
-        Self::leave(this, state, old)
+        Self::leave(this, state, old);
+        Ok(())
     }
 
-    /// After an attachment failed half-way: denies everything to the endpoints, and keeps for ever what the hardware
-    /// may know.
+    /// After an attachment failed half-way: denies everything to the endpoints. The caller has counted one user of the
+    /// new domain more, so that its id is never given back.
     fn give_up(&self, state: &mut State<H>, endpoints: &[EndpointId], new: Attachment) {
         core::mem::forget(new);
         for &endpoint in endpoints {
             let Ok(sid) = source_id(endpoint) else { continue };
             self.unpublish(state, sid);
-            if let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachment.take()) {
-                core::mem::forget(old);
+            if let Some(endpoint) = state.endpoint_mut(sid) {
+                endpoint.memory = Memory::Unknown;
+                core::mem::forget(endpoint.attachment.take());
             }
         }
+    }
+
+    /// The hardware did not confirm that it forgot an endpoint, and may go on using the domain's tables and its id: both
+    /// stay as they are, for ever.
+    fn quarantine(&self, state: &mut State<H>, sid: u16, old: Attachment) {
+        core::mem::forget(old);
+        if let Some(endpoint) = state.endpoint_mut(sid) {
+            endpoint.memory = Memory::Unknown;
+        }
+    }
+
+    /// Makes sure that hardware does not use an endpoint's tables, before they are filled.
+    fn confirm_forgotten(&self, state: &mut State<H>, sid: u16) -> Result<(), SyncError> {
+        if let Some(endpoint) = state.endpoint_mut(sid)
+            && endpoint.memory == Memory::Unknown
+        {
+            self.run(&everything(&self.features))?;
+            endpoint.memory = Memory::Nothing;
+        }
+        Ok(())
+    }
+
+    /// What to say of a change that the hardware did not confirm.
+    fn unconfirmed(&self, error: SyncError) -> AttachError {
+        AttachError::Timeout(match error {
+            SyncError::Timeout(timeout) => timeout,
+            SyncError::Faulted | SyncError::Gather(_) => self.fault().unwrap_or(Timeout {
+                register: FSTS.name,
+                mask: u64::from(FaultStatus::new().with_iqe(true).into_bits()),
+                expected: 0,
+                last: u64::from(FaultStatus::new().with_iqe(true).into_bits()),
+            }),
+        })
     }
 }

@@ -208,3 +208,86 @@ fn reason(code: FaultCode) -> FaultReason {
         _ => FaultReason::Other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use FaultReason as R;
+
+    /// QEMU 11.1, first stage only.
+    fn features() -> Features {
+        Features::decode(0x81d2_008c_222f_0606, 0x0000_8d9a_20f0_0f4e, 48).unwrap()
+    }
+
+    fn decoded(code: u8) -> FaultRecord {
+        decode(&features(), [0x5_6000, 1 << 63 | u64::from(code) << 32 | 0x20])
+    }
+
+    #[test]
+    fn every_code_of_the_manual_has_its_reason() {
+        let table: &[(R, &[u8])] = &[
+            (R::Unattached, &[0x01, 0x02, 0x39, 0x41, 0x45, 0x46, 0x51, 0x59]),
+            (
+                R::BadEntry,
+                &[0x03, 0x0a, 0x0b, 0x0c, 0x30, 0x3a, 0x42, 0x43, 0x48, 0x52, 0x5a, 0x5b, 0x72, 0x7a],
+            ),
+            (R::NotMapped, &[0x71]),
+            (R::NotAllowed, &[0x05, 0x06, 0x79]),
+            (R::Permission, &[0x5c, 0x5d, 0x75, 0x76, 0x77, 0x81, 0x82, 0x85, 0x86]),
+            (R::OutOfRange, &[0x04, 0x74, 0x80, 0x83, 0x84]),
+            (R::BadOutput, &[0x0e, 0x87]),
+            (R::TableUnreadable, &[0x07, 0x08, 0x09, 0x38, 0x40, 0x50, 0x58, 0x70, 0x73, 0x78, 0x7b]),
+            (R::AccessFlag, &[0x7c, 0x90, 0x91]),
+            (R::Other, &[0x0d, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x44, 0x47]),
+        ];
+        let mut known = 0;
+        for (reason, codes) in table {
+            for &code in *codes {
+                let record = decoded(code);
+                assert_eq!((record.reason, record.code), (*reason, u16::from(code)), "{code:#x}");
+                assert_ne!(record.name, "reserved", "{code:#x}");
+                known += 1;
+            }
+        }
+        assert_eq!(known, FaultCode::ALL.len());
+        for code in [0x00, 0x0f, 0x33, 0x60, 0x88, 0xff] {
+            assert_eq!((decoded(code).reason, decoded(code).name), (R::Other, "reserved"));
+        }
+    }
+
+    #[test]
+    fn the_type_bits_tell_the_access() {
+        let access = |high: u64| decode(&features(), [0, 1 << 63 | 0x71 << 32 | high]).access;
+        assert_eq!(access(0), Some(Access::WRITE));
+        assert_eq!(access(1 << 62), Some(Access::READ));
+        assert_eq!(access(1 << 62 | 1 << 28), Some(Access::READ | Access::WRITE));
+        assert_eq!(access(1 << 28), None);
+        // EXE counts only with a PASID.
+        assert_eq!(access(1 << 62 | 1 << 30), Some(Access::READ));
+        assert_eq!(access(1 << 62 | 1 << 30 | 1 << 31), Some(Access::READ | Access::EXECUTE));
+    }
+
+    #[test]
+    fn the_pasid_counts_only_where_it_is_said_to_be_present() {
+        let pasid = |high: u64| decode(&features(), [0, 0xabcde << 40 | high]).pasid;
+        assert_eq!(pasid(0), None);
+        assert_eq!(pasid(1 << 31), Pasid::new(0xabcde).ok());
+    }
+
+    #[test]
+    fn an_interrupt_request_has_no_address_and_no_access() {
+        let record = decoded(0x22);
+        assert_eq!((record.address, record.access, record.stage), (None, None, None));
+        assert_eq!(decoded(0x71).address, Some(Iova::new(0x5_6000)));
+    }
+
+    #[test]
+    fn the_stage_is_told_where_the_code_or_the_unit_says_it() {
+        assert_eq!(decoded(0x85).stage, Some(Stage::Stage1));
+        assert_eq!(decoded(0x71).stage, Some(Stage::Stage1));
+        assert_eq!(decoded(0x05).stage, Some(Stage::Stage2));
+        assert_eq!(decoded(0x02).stage, None);
+        let both = Features::decode(0x81d2_008c_222f_0606, 0x0000_cd9a_20f0_0f4e, 48).unwrap();
+        assert_eq!(decode(&both, [0, 0x85 << 32]).stage, None);
+    }
+}

@@ -230,3 +230,49 @@ pub(crate) fn address_width(levels: Levels) -> AddressWidth {
         Levels::Five => AddressWidth::BITS_57,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The capabilities of QEMU 11.1 as measured, with what they say.
+    #[test]
+    fn units_of_qemu_are_decoded() {
+        let first = Features::decode(0x81d2_008c_222f_0606, 0x0000_8d9a_20f0_0f4e, 48).unwrap();
+        assert_eq!((first.stages(), first.default_stage()), (Stages::STAGE_1, Stage::Stage1));
+        assert_eq!((first.last_domain_id(), first.fault_records(), first.cap.fro()), (0xffff, 1, 0x22));
+        assert_eq!(first.page_sizes(Stage::Stage1), 0x4020_1000);
+        assert_eq!(first.levels_for(Stage::Stage1, None), Some(Levels::Four));
+        assert_eq!(first.levels_for(Stage::Stage1, Some(48)), None);
+        assert!(first.cap.esrtps() && !first.cap.cm() && !first.cap.rwbf() && first.ecap.pt());
+
+        let second = Features::decode(0x80d2_008c_222f_0686, 0x0000_4998_80f0_0fca, 48).unwrap();
+        assert_eq!((second.stages(), second.default_stage()), (Stages::STAGE_2, Stage::Stage2));
+        assert_eq!(second.levels_for(Stage::Stage2, None), Some(Levels::Four));
+        assert_eq!(second.levels_for(Stage::Stage2, Some(39)), Some(Levels::Three));
+        assert_eq!(second.max_page_mask(Stage::Stage2), Some(18));
+        assert!(second.cap.cm() && second.ecap.sc());
+    }
+
+    #[test]
+    fn legacy_units_are_refused() {
+        let legacy = Features::decode(0x80d2_008c_222f_0606, 0x0000_0000_00f0_0f4a, 48);
+        assert_eq!(legacy, Err(InitError::NoScalableMode(0xf0_0f4a)));
+    }
+
+    #[test]
+    fn a_unit_with_three_levels_only_translates_39_bits() {
+        let cap = 0x80d2_008c_2226_0206;
+        let narrow = Features::decode(cap, 0x0000_4800_80f0_0f4a, 39).unwrap();
+        assert_eq!(narrow.levels_for(Stage::Stage2, None), Some(Levels::Three));
+        assert_eq!(narrow.input_bits(Stage::Stage2, Levels::Three), 39);
+        assert_eq!(narrow.levels_for(Stage::Stage2, Some(40)), None);
+        assert_eq!(narrow.widest(), AddressWidth::BITS_39);
+    }
+
+    #[test]
+    fn the_fewest_domain_ids_are_sixteen() {
+        let few = Features::decode(0x80d2_008c_222f_0600, 0x0000_4800_80f0_0f4a, 48).unwrap();
+        assert_eq!(few.last_domain_id(), 15);
+    }
+}

@@ -211,7 +211,7 @@ fn translations(features: &Features, tag: Tag, did: DomainId) -> Descriptor {
     }
 }
 
-/// What a change of a live PASID entry takes: the cached entry, then what was translated with it.
+/// What a change of a live PASID entry takes: the cached entry, then all that was translated with it.
 pub(crate) fn pasid_entry_changed(features: &Features, tag: Tag, old: DomainId) -> [Descriptor; 2] {
     let cached = if features.cap.cm() {
         // Entries that were not present are cached too, and not under this domain id.
@@ -233,15 +233,6 @@ pub(crate) fn context_changed(features: &Features, sid: u16, did: DomainId) -> [
     [
         Descriptor::context_cache_device(sid),
         cached,
-        Descriptor::iotlb_domain(features, did),
-        Descriptor::pasid_iotlb_all(did, RID_PASID),
-    ]
-}
-
-/// What it takes until a domain id can be used for another domain.
-pub(crate) fn domain_forgotten(features: &Features, did: DomainId) -> [Descriptor; 3] {
-    [
-        Descriptor::pasid_cache_domain(did),
         Descriptor::iotlb_domain(features, did),
         Descriptor::pasid_iotlb_all(did, RID_PASID),
     ]

@@ -10,12 +10,13 @@ use crate::tables::Table;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
+use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Arc, DomainId, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, SyncError, unsize_arc};
 use portcullis_iommu::{
     AttachError, Domain, DomainError, DomainSpec, IdPool, Transition, Unit, UnitEvent, UnitInfo, UnitStats,
 };
-use spin::Mutex;
+use spin::{Mutex, Once};
 
 /// A unit that is in use.
 ///
@@ -42,8 +43,8 @@ pub(crate) struct Inner<H: Hal, M: Mmio> {
     pub(crate) state: Mutex<State<H>>,
     /// Held by whoever drains the fault recording registers.
     pub(crate) draining: Mutex<()>,
-    /// Whether the hardware once did not answer.
-    faulted: AtomicBool,
+    /// Set when the hardware did not answer: the unit takes only blocking from then on.
+    fault: Once<Timeout>,
     pub(crate) counters: Counters,
 }
 
@@ -71,6 +72,16 @@ pub(crate) struct Endpoint<H: Hal> {
     pub(crate) directory: Table<H>,
     pub(crate) pasids: Table<H>,
     pub(crate) attachment: Option<Attachment>,
+    pub(crate) memory: Memory,
+}
+
+/// What hardware remembers of an endpoint that is not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Nothing, as it confirmed.
+    Nothing,
+    /// It did not say.
+    Unknown,
 }
 
 /// What an endpoint is attached to.
@@ -141,7 +152,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             root,
             state: Mutex::new(State { ids, contexts: Vec::new(), endpoints: Vec::new() }),
             draining: Mutex::new(()),
-            faulted: AtomicBool::new(false),
+            fault: Once::new(),
             counters: Counters::default(),
         }
     }
@@ -151,15 +162,21 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     pub(crate) fn is_faulted(&self) -> bool {
-        self.faulted.load(Ordering::Relaxed)
+        self.fault.is_completed()
+    }
+
+    /// What the hardware did not answer, if it once did not.
+    pub(crate) fn fault(&self) -> Option<Timeout> {
+        self.fault.get().copied()
     }
 
     /// Notes what a failed sync says of the unit, and passes it on.
     pub(crate) fn failed(&self, error: SyncError) -> SyncError {
-        if let SyncError::Timeout(timeout) = error
-            && !self.faulted.swap(true, Ordering::Relaxed)
-        {
-            log::error!("VT-d: the unit does not answer, it takes only blocking from now on: {timeout}");
+        if let SyncError::Timeout(timeout) = error {
+            self.fault.call_once(|| {
+                log::error!("VT-d: the unit does not answer, it takes only blocking from now on: {timeout}");
+                timeout
+            });
         }
         error
     }

@@ -368,11 +368,44 @@ fn an_attachment_whose_invalidation_is_refused_ends_denied() {
     map_page(&one, IOVA, 0x1000).unwrap();
     machine.driver.attach(&endpoint(0x20), &one).unwrap();
     machine.fake.set_conduct(Conduct::Refuse(7));
-    assert_eq!(machine.driver.attach(&endpoint(0x20), &two), Err(AttachError::Faulted));
+    let error = machine.driver.attach(&endpoint(0x20), &two);
+    assert!(
+        matches!(error, Err(AttachError::Timeout(timeout)) if timeout.register == "FSTS_REG"),
+        "{error:?}"
+    );
     // What the unit had cached it may still use; a fresh look finds nothing.
     machine.fake.state.lock().unwrap().contexts.clear();
     machine.fake.state.lock().unwrap().iotlb.clear();
     assert_eq!(machine.fake.dma(0x20, IOVA, true), Err(0x02));
+
+    // The unit is in order, so the device can be attached again, to tables that the unit has not seen before.
+    assert!(machine.driver.attach(&endpoint(0x20), &two).is_ok());
+    map_page(&two, IOVA, 0x2000).unwrap();
+    assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(0x2000));
+}
+
+#[test]
+fn a_detach_that_was_refused_is_completed_before_the_next_attachment() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (one, two) = (machine.paging(), machine.paging());
+    map_page(&one, IOVA, 0x1000).unwrap();
+    machine.driver.attach(&endpoint(0x20), &one).unwrap();
+    assert!(machine.fake.dma(0x20, IOVA, true).is_ok());
+    machine.fake.set_conduct(Conduct::Refuse(1));
+    assert!(matches!(machine.driver.detach(&endpoint(0x20)), Err(AttachError::Timeout(_))));
+    assert!(
+        machine.fake.state.lock().unwrap().contexts.contains_key(&0x20),
+        "the context entry is still cached"
+    );
+    machine.driver.attach(&endpoint(0x20), &two).unwrap();
+    assert!(
+        !machine.fake.state.lock().unwrap().contexts.contains_key(&0x20),
+        "and was dropped before its reuse"
+    );
+    assert!(machine.fake.dma(0x20, IOVA, true).is_err());
+    let mut text = String::new();
+    one.describe(&mut text).unwrap();
+    assert!(text.contains("domain id"), "the id is kept for ever: {text}");
 }
 
 #[test]
@@ -403,7 +436,7 @@ fn a_unit_that_stops_answering_is_quarantined_with_all_that_it_may_know() {
     assert_eq!(machine.hal.frames_in_use(), in_use);
 
     assert_eq!(machine.driver.attach(&endpoint(0x30), &domain), Err(AttachError::Faulted));
-    assert_eq!(machine.driver.detach(&endpoint(0x20)), Err(AttachError::Faulted));
+    assert_eq!(machine.driver.detach(&endpoint(0x20)), Err(AttachError::Timeout(timeout)));
     assert!(machine.driver.attach(&endpoint(0x28), &machine.blocked()).is_err());
     for sid in [0x20, 0x28] {
         machine.fake.state.lock().unwrap().contexts.clear();
@@ -530,6 +563,26 @@ fn entries_and_registers_are_described_with_their_raw_words() {
     machine.driver.describe_registers(&mut text).unwrap();
     assert!(text.contains("CAP_REG: 0x81d2008c222f0606") && text.contains("in order"), "{text}");
     assert!(text.lines().all(|line| line.contains(": ")), "{text}");
+}
+
+#[test]
+fn lines_are_cleaned_for_walkers_that_do_not_snoop_and_for_no_others() {
+    let (cap, ecap) = fake::SECOND_STAGE;
+    let (entries, tables) = (1, 1 << 48);
+    for (coherent, attach_cleans, map_cleans) in
+        [(0, true, true), (entries, false, true), (tables, true, false), (entries | tables, false, false)]
+    {
+        let machine = Machine::new((cap, ecap | coherent));
+        let domain = machine.paging();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        machine.driver.detach(&endpoint(0x20)).unwrap();
+        let before = machine.hal.cleaned_lines();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        let attached = machine.hal.cleaned_lines();
+        map_page(&domain, IOVA, 0x1000).unwrap();
+        let mapped = machine.hal.cleaned_lines();
+        assert_eq!((attached > before, mapped > attached), (attach_cleans, map_cleans));
+    }
 }
 
 #[test]
