@@ -134,6 +134,15 @@ fn a_unit_that_cannot_be_stopped_keeps_its_memory() {
 }
 
 #[test]
+fn a_unit_without_attachments_that_cannot_be_stopped_keeps_its_queues() {
+    let Bench { hal, fake, driver } = Bench::with(hasty(), |_| {});
+    let in_use = hal.frames_in_use();
+    fake.state().deaf = true;
+    drop(driver);
+    assert_eq!(hal.frames_in_use(), in_use);
+}
+
+#[test]
 fn small_units_get_a_linear_table_and_large_ones_two_levels() {
     let config = |ids: [u32; 4], options| {
         let bench = Bench::with(options, |fake| fake.state().ids = ids);

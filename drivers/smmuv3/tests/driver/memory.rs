@@ -95,6 +95,21 @@ fn attaching_survives_every_failure_with_the_old_domain_in_force() {
 }
 
 #[test]
+fn an_attach_without_memory_keeps_no_id() {
+    // 8-bit ASIDs.
+    let bench = Bench::with(options(), |fake| fake.state().ids[0] &= !(1 << 12));
+    let domain = bench.paging(Stage::Stage1);
+    bench.driver.attach(&endpoint(2), &bench.paging(Stage::Stage1)).unwrap();
+    for _ in 0..300 {
+        bench.hal.fail_after(0);
+        let result = bench.driver.attach(&endpoint(1), &domain);
+        bench.hal.fail_never();
+        assert_eq!(result, Err(AttachError::OutOfMemory(OutOfMemory)));
+    }
+    bench.driver.attach(&endpoint(1), &domain).unwrap();
+}
+
+#[test]
 fn mapping_is_all_or_nothing() {
     let bench = Bench::new();
     let domain = bench.paging(Stage::Stage1);

@@ -207,6 +207,15 @@ fn an_overflow_that_shows_as_an_abort_is_told_and_acknowledged() {
 }
 
 #[test]
+fn a_handler_leaves_a_stopped_command_queue_to_whoever_waits_for_it() {
+    let bench = Bench::new();
+    bench.fake.state().raise(1 << 0 | 1 << 3);
+    assert_eq!(bench.events().len(), 1);
+    let state = bench.fake.state();
+    assert_eq!(state.get(0x60) ^ state.get(0x64), 1 << 0, "still active");
+}
+
+#[test]
 fn each_global_error_is_named_and_service_failure_ends_the_service() {
     let bench = Bench::new();
     let names = [
