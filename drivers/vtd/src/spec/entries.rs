@@ -1,9 +1,9 @@
-//! Scalable-mode translation tables: root, context, PASID directory, PASID table (sections 9.1, 9.4 to 9.6).
+//! Scalable-mode translation tables: root, context, PASID directory, PASID table (sections 9.2, 9.4 to 9.6).
 
 use super::at;
 use bitfield_struct::bitfield;
 
-/// One half of a scalable-mode root entry (9.1): the low half covers devices 0 to 15 of a bus, the high half
+/// One half of a scalable-mode root entry (9.2): the low half covers devices 0 to 15 of a bus, the high half
 /// devices 16 to 31.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]

@@ -33,9 +33,9 @@ codes! {
     /// Address beyond the width that the unit or the context entry allows.
     ADDRESS_BEYOND_WIDTH = 0x04, "LGN.1";
     /// No write permission in a second-stage entry.
-    NO_WRITE = 0x05, "LSS.2";
+    NO_WRITE = 0x05, "LGN.2";
     /// No read permission in a second-stage entry.
-    NO_READ = 0x06, "LSS.2";
+    NO_READ = 0x06, "LGN.3";
     /// A second-stage table could not be read.
     TABLE_ACCESS = 0x07, "LSS.1";
     /// The root table could not be read.
@@ -47,7 +47,7 @@ codes! {
     /// Reserved bits set in a context entry.
     CONTEXT_RESERVED = 0x0b, "LCT.3";
     /// Reserved bits set in a second-stage entry.
-    TABLE_RESERVED = 0x0c, "LSS.3";
+    TABLE_RESERVED = 0x0c, "LSS.2";
     /// Translation requests or translated requests are not allowed by the context entry.
     TRANSLATION_BLOCKED = 0x0d, "LCT.5";
     /// The output address is in the interrupt range.
@@ -69,11 +69,11 @@ codes! {
     INTERRUPT_SOURCE = 0x26, "interrupt 26h";
 
     /// Root table address wrongly programmed.
-    SM_ROOT_ADDRESS = 0x30, "SRTA.1.1";
+    SM_ROOT_ADDRESS = 0x30, "RTA.1";
     /// The table mode does not allow requests with PASID.
-    SM_MODE_PASID = 0x31, "SRTA.1.2";
+    SM_MODE_PASID = 0x31, "RTA.2";
     /// The table mode does not allow page requests.
-    SM_MODE_PAGE_REQUEST = 0x32, "SRTA.1.3";
+    SM_MODE_PAGE_REQUEST = 0x32, "RTA.3";
     /// The root table could not be read.
     SM_ROOT_ACCESS = 0x38, "SRT.1";
     /// Root entry not present.
@@ -87,7 +87,7 @@ codes! {
     /// Reserved bits set in a context entry.
     SM_CONTEXT_RESERVED = 0x42, "SCT.3";
     /// Context entry wrongly programmed.
-    SM_CONTEXT_INVALID = 0x43, "SCT.4.1";
+    SM_CONTEXT_INVALID = 0x43, "SCT.4";
     /// Translation requests are not enabled in the context entry (DTE).
     SM_NO_DEVICE_TLB = 0x44, "SCT.5";
     /// Requests with PASID are not enabled in the context entry (PASIDE).
@@ -96,8 +96,8 @@ codes! {
     SM_PASID_BEYOND = 0x46, "SCT.7";
     /// Page requests are not enabled in the context entry (PRE).
     SM_NO_PAGE_REQUEST = 0x47, "SCT.8";
-    /// RID_PASID is beyond the directory.
-    SM_RID_PASID_BEYOND = 0x48, "SCT.9";
+    /// A request with PASID has the one that RID_PASID keeps for requests without.
+    SM_PASID_IS_RID_PASID = 0x48, "SCT.9";
     /// The PASID directory could not be read.
     SM_DIRECTORY_ACCESS = 0x50, "SPD.1";
     /// PASID directory entry not present.

@@ -49,7 +49,7 @@ registers! {
     IQERCD = "IQERCD_REG" @ 0xb0;
 }
 
-/// The bytes of one fault recording register (11.4.7.7).
+/// The bytes of one fault recording register (11.4.7.6).
 pub const FAULT_RECORD_BYTES: usize = 16;
 
 /// Capabilities, CAP_REG (11.4.2).
@@ -426,7 +426,7 @@ const _: () = {
     at(QueueAddress::IQA_OFFSET, QueueAddress::IQA_BITS, 63, 12);
 };
 
-/// The low half of a fault recording register, FRCD_REG bits 63:0 (11.4.7.7).
+/// The low half of a fault recording register, FRCD_REG bits 63:0 (11.4.7.6).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct FaultInfo {
@@ -439,7 +439,7 @@ pub struct FaultInfo {
 
 const _: () = at(FaultInfo::FI_OFFSET, FaultInfo::FI_BITS, 63, 12);
 
-/// The high half of a fault recording register, FRCD_REG bits 127:64 (11.4.7.7).
+/// The high half of a fault recording register, FRCD_REG bits 127:64 (11.4.7.6).
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct FaultSource {
