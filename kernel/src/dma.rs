@@ -111,7 +111,7 @@ impl DmaSpace {
 
     /// Allocates and maps `2^order` frames, zeroed.
     pub(crate) fn buffer(&self, order: FrameOrder, attributes: Attributes) -> Result<Buffer, DmaError> {
-        self.map(Frames::zeroed(&KernelHal, order)?, attributes).map_err(DmaError::from)
+        self.map(Frames::zeroed(&KernelHal, order)?, attributes)
     }
 
     /// Maps frames at addresses of the allocator's choice.

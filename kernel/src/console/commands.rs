@@ -248,8 +248,7 @@ fn peek(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     if len > 64 || offset.checked_add(len).is_none_or(|end| end > frames.order().bytes()) {
         return Err("outside the frame, or more than 64 bytes".to_string());
     }
-    let mut bytes = Vec::new();
-    bytes.resize(len as usize, 0);
+    let mut bytes = alloc::vec![0; len as usize];
     frames.read(offset as usize, &mut bytes);
     let hex: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     text(format_args!("bytes: {}", hex.join(" ")));

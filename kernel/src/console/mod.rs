@@ -54,11 +54,7 @@ fn read_line() -> String {
                 report::prompt("\n");
                 return line;
             }
-            8 | 127 => {
-                if line.pop().is_some() {
-                    report::prompt("\u{8} \u{8}");
-                }
-            }
+            8 | 127 if line.pop().is_some() => report::prompt("\u{8} \u{8}"),
             b' '..=b'~' if line.len() < LINE => {
                 line.push(char::from(byte));
                 report::prompt(&format!("{}", char::from(byte)));

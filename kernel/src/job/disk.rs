@@ -85,8 +85,7 @@ fn write(disk: &mut Disk, report: &mut Report) -> Outcome {
         (0..WRITE_COUNT * SECTOR).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
     disk.write(WRITE_FIRST, &bytes).map_err(|error| error.to_string())?;
     disk.flush().map_err(|error| error.to_string())?;
-    let mut back = Vec::new();
-    back.resize(bytes.len(), 0);
+    let mut back = alloc::vec![0; bytes.len()];
     disk.read(WRITE_FIRST, &mut back).map_err(|error| error.to_string())?;
     if back != bytes {
         return Err("what was read back differs".to_string());

@@ -134,7 +134,7 @@ fn share_of_work(work: &Work, index: usize) -> Outcome {
 fn one_round(work: &Work, rig: &TestRig, round: u32) -> Result<(), String> {
     let text = |error: DmaError| error.to_string();
     // Now and then a block large enough that tables come and go.
-    let order = if round % 16 == 0 { 9 } else { (round % 4) as u8 };
+    let order = if round.is_multiple_of(16) { 9 } else { (round % 4) as u8 };
     let order = FrameOrder::new(order).ok_or("order out of range")?;
     let buffer = work.common.buffer(order, Attributes::READ_WRITE).map_err(text)?;
     let offset = order.bytes() - 4096;
