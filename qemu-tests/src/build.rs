@@ -16,27 +16,12 @@ pub const KERNEL: &str = "portcullis-kernel";
 pub fn kernel(workspace: &Workspace, arch: Arch) -> Result<PathBuf> {
     ui::say(&format!("building the kernel for {arch}"));
     let mut command = workspace.cargo();
-    command.args([
-        "build",
-        "--quiet",
-        "--release",
-        "--package",
-        KERNEL,
-        "--target",
-        arch.triple(),
-    ]);
-    let status = command
-        .stdin(Stdio::null())
-        .status()
-        .context("cannot start cargo")?;
+    command.args(["build", "--quiet", "--release", "--package", KERNEL, "--target", arch.triple()]);
+    let status = command.stdin(Stdio::null()).status().context("cannot start cargo")?;
     if !status.success() {
         bail!("the kernel does not build for {arch}");
     }
-    let path = workspace
-        .target()
-        .join(arch.triple())
-        .join("release")
-        .join(KERNEL);
+    let path = workspace.target().join(arch.triple()).join("release").join(KERNEL);
     if !path.exists() {
         bail!("cargo built no {}", path.display());
     }

@@ -31,18 +31,9 @@ pub fn command(workspace: &Workspace) -> Result<bool> {
     for mut step in steps {
         ui::say(&step.name);
         let started = Instant::now();
-        let status = step
-            .command
-            .stdin(Stdio::null())
-            .status()
-            .context("cannot start cargo")?;
+        let status = step.command.stdin(Stdio::null()).status().context("cannot start cargo")?;
         if status.success() {
-            println!(
-                "{} {} ({})",
-                paint(Style::Good, "ok  "),
-                step.name,
-                ui::seconds(started.elapsed())
-            );
+            println!("{} {} ({})", paint(Style::Good, "ok  "), step.name, ui::seconds(started.elapsed()));
         } else {
             println!("{} {}", paint(Style::Bad, "FAIL"), step.name);
             failed.push(step.name);
@@ -51,11 +42,7 @@ pub fn command(workspace: &Workspace) -> Result<bool> {
     if failed.is_empty() {
         println!("check: all {count} steps passed");
     } else {
-        println!(
-            "check: {} of {count} steps failed: {}",
-            failed.len(),
-            failed.join(", ")
-        );
+        println!("check: {} of {count} steps failed: {}", failed.len(), failed.join(", "));
     }
     Ok(failed.is_empty())
 }
@@ -64,53 +51,34 @@ fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
     let mut steps = Vec::new();
     let mut step = |name: String, arguments: &[&str], tail: &[&str]| {
         let mut command = workspace.cargo();
-        command
-            .args(arguments)
-            .args(tail)
-            .env("RUSTDOCFLAGS", "-D warnings");
+        command.args(arguments).args(tail).env("RUSTDOCFLAGS", "-D warnings");
         steps.push(Step { name, command });
     };
     let exclude = |packages: &[&'static str]| -> Vec<&'static str> {
-        packages
-            .iter()
-            .flat_map(|package| ["--exclude", package])
-            .collect()
+        packages.iter().flat_map(|package| ["--exclude", package]).collect()
     };
     let deny = ["--", "-D", "warnings"];
     step("formatting".to_owned(), &["fmt", "--all", "--check"], &[]);
 
-    let host = [
-        &["clippy", "--quiet", "--workspace", "--all-targets"][..],
-        &exclude(&BARE_METAL_ONLY),
-    ]
-    .concat();
+    let host =
+        [&["clippy", "--quiet", "--workspace", "--all-targets"][..], &exclude(&BARE_METAL_ONLY)].concat();
     step("clippy on the host".to_owned(), &host, &deny);
     for arch in Arch::ALL {
         let target = ["--target", arch.triple()];
-        let bare = [
-            &["clippy", "--quiet", "--workspace"][..],
-            &exclude(&HOST_ONLY),
-            &target,
-        ]
-        .concat();
+        let bare = [&["clippy", "--quiet", "--workspace"][..], &exclude(&HOST_ONLY), &target].concat();
         step(format!("clippy for {}", arch.triple()), &bare, &deny);
     }
 
     let drivers = driver_packages(workspace)?;
-    let packages: Vec<&str> = drivers
-        .iter()
-        .flat_map(|package| ["--package", package])
-        .collect();
+    let packages: Vec<&str> = drivers.iter().flat_map(|package| ["--package", package]).collect();
     for arch in Arch::ALL {
-        let arguments = [&["build", "--quiet", "--target", arch.triple()][..], &packages].concat();
+        // In the profile of the kernel, which then need not build them again.
+        let arguments =
+            [&["build", "--quiet", "--release", "--target", arch.triple()][..], &packages].concat();
         step(format!("drivers for {}", arch.triple()), &arguments, &[]);
     }
 
-    let host = [
-        &["doc", "--quiet", "--no-deps", "--workspace"][..],
-        &exclude(&BARE_METAL_ONLY),
-    ]
-    .concat();
+    let host = [&["doc", "--quiet", "--no-deps", "--workspace"][..], &exclude(&BARE_METAL_ONLY)].concat();
     step("documentation on the host".to_owned(), &host, &[]);
     for arch in Arch::ALL {
         let mut arguments = vec!["doc", "--quiet", "--no-deps", "--target", arch.triple()];
@@ -130,10 +98,7 @@ fn driver_packages(workspace: &Workspace) -> Result<Vec<String>> {
             continue;
         };
         let table: toml::Table = text.parse().with_context(|| format!("{}", manifest.display()))?;
-        let name = table
-            .get("package")
-            .and_then(|package| package.get("name"))
-            .and_then(toml::Value::as_str);
+        let name = table.get("package").and_then(|package| package.get("name")).and_then(toml::Value::as_str);
         names.extend(name.filter(|name| !HOST_ONLY.contains(name)).map(str::to_owned));
     }
     names.sort();

@@ -79,19 +79,13 @@ fn perform(action: Action) -> Result<bool> {
     match action {
         Action::Setup => setup::command(&workspace).map(|()| true),
         Action::Run { arch, iommu } => run::command(&workspace, arch, iommu),
-        Action::Shell(machine) => shell::command(
-            &workspace,
-            machine.arch,
-            machine.iommu,
-            machine.profile.as_deref(),
-        ),
-        Action::Qemu(machine) => run::print_command(
-            &workspace,
-            machine.arch,
-            machine.iommu,
-            machine.profile.as_deref(),
-        )
-        .map(|()| true),
+        Action::Shell(machine) => {
+            shell::command(&workspace, machine.arch, machine.iommu, machine.profile.as_deref())
+        }
+        Action::Qemu(machine) => {
+            run::print_command(&workspace, machine.arch, machine.iommu, machine.profile.as_deref())
+                .map(|()| true)
+        }
         Action::Test { filter } => test::command(&workspace, filter.as_deref()),
         Action::Check => check::command(&workspace),
         Action::Mutants { filter } => mutants::command(&workspace, filter.as_deref()),

@@ -25,10 +25,6 @@ pub fn check_line(check: &Check) -> String {
         Status::Failed => paint(Style::Bad, "FAIL"),
         Status::Skipped => paint(Style::Warn, "skip"),
     };
-    let detail = if check.detail.is_empty() {
-        String::new()
-    } else {
-        format!(": {}", check.detail)
-    };
+    let detail = if check.detail.is_empty() { String::new() } else { format!(": {}", check.detail) };
     format!("  [{tag}] {}{detail}", check.name)
 }

@@ -47,9 +47,7 @@ impl Image {
 
     /// A copy for one run, which goes with the value.
     pub fn copy(&self, name: &str) -> Result<DiskCopy> {
-        let path = self
-            .path
-            .with_file_name(format!("{name}-{}.img", std::process::id()));
+        let path = self.path.with_file_name(format!("{name}-{}.img", std::process::id()));
         fs::copy(&self.path, &path).with_context(|| format!("cannot copy the disk to {}", path.display()))?;
         Ok(DiskCopy { path })
     }
@@ -112,11 +110,7 @@ fn hash_of(mut input: impl Read) -> Result<String> {
         }
         hasher.update(&buffer[..count]);
     }
-    Ok(hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect())
+    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// A region that the kernel says it wrote.
@@ -130,10 +124,8 @@ pub struct Written {
 impl Written {
     /// Parses `sector=N count=N sha256=HEX`, in any order.
     pub fn parse(text: &str) -> Option<Self> {
-        let field = |name: &str| {
-            text.split_whitespace()
-                .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
-        };
+        let field =
+            |name: &str| text.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
         let written = Self {
             sector: field("sector")?.parse().ok()?,
             count: field("count")?.parse().ok()?,
@@ -146,14 +138,8 @@ impl Written {
     pub fn check(&self, disk: &Path, original: &Image) -> std::result::Result<String, String> {
         let region = |path: &Path| -> Result<String> {
             let mut file = File::open(path)?;
-            let offset = self
-                .sector
-                .checked_mul(SECTOR)
-                .context("the sector is out of range")?;
-            let length = self
-                .count
-                .checked_mul(SECTOR)
-                .context("the count is out of range")?;
+            let offset = self.sector.checked_mul(SECTOR).context("the sector is out of range")?;
+            let length = self.count.checked_mul(SECTOR).context("the count is out of range")?;
             if offset.checked_add(length).is_none_or(|end| end > SIZE) {
                 anyhow::bail!("the region is not on the disk");
             }
@@ -168,10 +154,7 @@ impl Written {
             return Err(format!("{place} are what they were before"));
         }
         if found != self.sha256 {
-            return Err(format!(
-                "{place} have the hash {found}, the kernel wrote {}",
-                self.sha256
-            ));
+            return Err(format!("{place} have the hash {found}, the kernel wrote {}", self.sha256));
         }
         Ok(format!("{place} are in the image as written"))
     }
@@ -186,12 +169,7 @@ mod tests {
         let hash = "ab".repeat(32);
         let record = Written::parse(&format!("count=64 sector=2048 sha256={hash}")).unwrap();
         assert_eq!((record.sector, record.count), (2048, 64));
-        for bad in [
-            "",
-            "sector=1 count=2",
-            "sector=1 count=0 sha256=00",
-            "sector=x count=1 sha256=00",
-        ] {
+        for bad in ["", "sector=1 count=2", "sector=1 count=0 sha256=00", "sector=x count=1 sha256=00"] {
             assert_eq!(Written::parse(bad), None, "{bad}");
         }
     }

@@ -75,9 +75,7 @@ impl HostRun {
 
     /// All tests in order.
     pub fn tests(&self) -> impl Iterator<Item = (&str, TestStatus)> {
-        self.suites
-            .iter()
-            .flat_map(|suite| suite.tests.iter().map(|(name, status)| (name.as_str(), *status)))
+        self.suites.iter().flat_map(|suite| suite.tests.iter().map(|(name, status)| (name.as_str(), *status)))
     }
 
     /// Whether it came as far as running tests.
@@ -102,10 +100,7 @@ pub fn run(
         .env("CARGO_TERM_COLOR", "never")
         .env("CARGO_TERM_PROGRESS_WHEN", "never");
     // One pipe for both: which suite a result belongs to is said on the other stream.
-    command
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer);
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
     let mut group = Group::spawn(&mut command).context("cannot start cargo")?;
     // The command keeps the pipe's writing ends open.
     drop(command);
@@ -139,11 +134,7 @@ pub fn run(
     let path = workspace.log_dir().join(log);
     fs::create_dir_all(workspace.log_dir())?;
     fs::write(&path, &output).with_context(|| format!("cannot write {}", path.display()))?;
-    Ok(HostRun {
-        suites: parser.done,
-        ended,
-        output,
-    })
+    Ok(HostRun { suites: parser.done, ended, output })
 }
 
 #[derive(Debug, Default)]
@@ -157,12 +148,7 @@ impl Parser {
     fn line(&mut self, line: &str) -> Option<Suite> {
         if let Some(name) = suite_name(line) {
             let over = self.close();
-            let suite = Suite {
-                name,
-                tests: Vec::new(),
-                counts: None,
-                time: Duration::ZERO,
-            };
+            let suite = Suite { name, tests: Vec::new(), counts: None, time: Duration::ZERO };
             self.current = Some((suite, Instant::now()));
             return over;
         }
@@ -188,10 +174,7 @@ fn suite_name(line: &str) -> Option<String> {
     if let Some(name) = line.strip_prefix("Doc-tests ") {
         return Some(format!("{name} (documentation)"));
     }
-    let (source, program) = line
-        .strip_prefix("Running ")?
-        .strip_suffix(')')?
-        .split_once(" (")?;
+    let (source, program) = line.strip_prefix("Running ")?.strip_suffix(')')?.split_once(" (")?;
     let file = program.rsplit('/').next().unwrap_or(program);
     let name = file.rsplit_once('-').map_or(file, |(name, _)| name);
     Some(format!("{name} ({})", source.trim_start_matches("unittests ")))
@@ -206,9 +189,7 @@ fn parse_test(line: &str) -> Option<(String, TestStatus)> {
         "ignored" => TestStatus::Ignored,
         _ => return None,
     };
-    let name = name
-        .trim_end_matches(" - should panic")
-        .trim_end_matches(" - compile fail");
+    let name = name.trim_end_matches(" - should panic").trim_end_matches(" - compile fail");
     Some((name.to_owned(), status))
 }
 
@@ -252,11 +233,7 @@ mod tests {
         let names: Vec<&str> = suites.iter().map(|suite| suite.name.as_str()).collect();
         assert_eq!(
             names,
-            [
-                "portcullis_hal (src/lib.rs)",
-                "x (tests/x.rs)",
-                "portcullis_hal (documentation)"
-            ]
+            ["portcullis_hal (src/lib.rs)", "x (tests/x.rs)", "portcullis_hal (documentation)"]
         );
         assert_eq!(suites[0].counts, Some((2, 0)));
         assert_eq!(suites[0].tests[1], ("a::c".to_owned(), TestStatus::Passed));

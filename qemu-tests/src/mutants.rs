@@ -40,11 +40,7 @@ pub fn command(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
     if mutants.is_empty() {
         println!(
             "no mutant {}",
-            if filter.is_some() {
-                "matches"
-            } else {
-                "is listed in qemu-tests/mutants.toml"
-            }
+            if filter.is_some() { "matches" } else { "is listed in qemu-tests/mutants.toml" }
         );
         println!("0 caught, 0 missed");
         // A filter that matches nothing is a slip of the keyboard; an empty list is an honest state.
@@ -52,26 +48,17 @@ pub fn command(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
     }
     let tools = setup::ensure(workspace)?;
     let tree = Tree::copy(workspace)?;
-    let mut bench = Bench {
-        tree,
-        tools,
-        passing: HashMap::new(),
-    };
+    let mut bench = Bench { tree, tools, passing: HashMap::new() };
     for mutant in &mutants {
         bench.learn(&mutant.trial()?)?;
     }
-    let mut rows = vec![
-        ["mutant", "caught by", "time", "verdict"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
+    let mut rows = vec![["mutant", "caught by", "time", "verdict"].map(str::to_owned).to_vec()];
     let mut missed = 0usize;
     for mutant in &mutants {
         ui::say(&format!("{}: {}", mutant.name, mutant.why));
         let started = Instant::now();
-        let judgement = bench
-            .attempt(workspace, mutant)
-            .unwrap_or_else(|error| Judgement::Missed(format!("{error:#}")));
+        let judgement =
+            bench.attempt(workspace, mutant).unwrap_or_else(|error| Judgement::Missed(format!("{error:#}")));
         let (style, verdict) = match &judgement {
             Judgement::Caught => (Style::Good, "caught".to_owned()),
             Judgement::Missed(why) => (Style::Bad, format!("MISSED: {why}")),
@@ -102,20 +89,14 @@ impl Bench {
             Trial::Kernel { .. } => {
                 let judged = self.run_kernel(trial)?;
                 if !judged.held() {
-                    bail!(
-                        "the unmutated build does not hold ({trial}): {}",
-                        judged.problems.join("; ")
-                    );
+                    bail!("the unmutated build does not hold ({trial}): {}", judged.problems.join("; "));
                 }
                 judge::passed_checks(&judged)
             }
             Trial::Host { .. } => {
                 let run = self.run_host(trial)?;
                 if !run.held() {
-                    bail!(
-                        "the unmutated build does not hold ({trial}): see host-tests in {:?}",
-                        self.logs()
-                    );
+                    bail!("the unmutated build does not hold ({trial}): see host-tests in {:?}", self.logs());
                 }
                 judge::passed_tests(&run)
             }
@@ -131,23 +112,14 @@ impl Bench {
     /// Builds and runs one mutant. The tree is whole again afterwards, whatever happens.
     fn attempt(&self, workspace: &Workspace, mutant: &Mutant) -> Result<Judgement> {
         let trial = mutant.trial()?;
-        let known = self
-            .passing
-            .get(&trial)
-            .is_some_and(|passing| passing.contains(&mutant.caught_by));
+        let known = self.passing.get(&trial).is_some_and(|passing| passing.contains(&mutant.caught_by));
         if !known {
-            bail!(
-                "`{}` is not among what passes in the unmutated build",
-                mutant.caught_by
-            );
+            bail!("`{}` is not among what passes in the unmutated build", mutant.caught_by);
         }
         let _patched = self.tree.patch(&mutant.edits())?;
         let keep = |text: &[u8]| -> Result<()> {
             fs::create_dir_all(workspace.log_dir())?;
-            fs::write(
-                workspace.log_dir().join(format!("mutant-{}.log", mutant.name)),
-                text,
-            )?;
+            fs::write(workspace.log_dir().join(format!("mutant-{}.log", mutant.name)), text)?;
             Ok(())
         };
         match &trial {
@@ -165,28 +137,17 @@ impl Bench {
     }
 
     fn run_kernel(&self, trial: &Trial) -> Result<Judged> {
-        let Trial::Kernel { profile, job } = trial else {
-            bail!("{trial} is not a kernel run")
-        };
+        let Trial::Kernel { profile, job } = trial else { bail!("{trial} is not a kernel run") };
         let workspace = self.tree.workspace();
         let arch: Arch = Profiles::load(workspace)?.named(profile)?.arch;
         let lab = Lab::with_tools(workspace, &self.tools, &[arch])?;
-        lab.job(lab.profiles.named(profile)?, job, |_| {})
-            .with_context(|| trial.to_string())
+        lab.job(lab.profiles.named(profile)?, job, |_| {}).with_context(|| trial.to_string())
     }
 
     fn run_host(&self, trial: &Trial) -> Result<HostRun> {
-        let Trial::Host { package } = trial else {
-            bail!("{trial} is not a host test")
-        };
+        let Trial::Host { package } = trial else { bail!("{trial} is not a host test") };
         // One by one, so that "earlier" means something.
         let arguments = ["--package", package, "--no-fail-fast", "--", "--test-threads=1"];
-        host_tests::run(
-            self.tree.workspace(),
-            &arguments,
-            "host-tests.log",
-            HOST_LIMIT,
-            |_| {},
-        )
+        host_tests::run(self.tree.workspace(), &arguments, "host-tests.log", HOST_LIMIT, |_| {})
     }
 }

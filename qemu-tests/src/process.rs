@@ -107,9 +107,7 @@ mod tests {
     #[test]
     fn a_killed_group_takes_its_children_along() {
         let mut command = Command::new("sh");
-        command
-            .args(["-c", "sleep 600 & echo $!; wait"])
-            .stdout(std::process::Stdio::piped());
+        command.args(["-c", "sleep 600 & echo $!; wait"]).stdout(std::process::Stdio::piped());
         let mut group = Group::spawn(&mut command).unwrap();
         let mut stdout = group.child().stdout.take().unwrap();
         let mut byte = [0];
@@ -123,9 +121,7 @@ mod tests {
     #[test]
     fn waiting_ends_at_the_deadline() {
         let mut group = Group::spawn(Command::new("sleep").arg("600")).unwrap();
-        let status = group
-            .wait_until(Instant::now() + Duration::from_millis(20))
-            .unwrap();
+        let status = group.wait_until(Instant::now() + Duration::from_millis(20)).unwrap();
         assert!(status.is_none());
     }
 }

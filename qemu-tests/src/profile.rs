@@ -147,10 +147,7 @@ impl Profiles {
     fn parse(text: &str) -> Result<Self> {
         let profiles: Self = toml::from_str(text).context("profiles.toml")?;
         for (index, profile) in profiles.profile.iter().enumerate() {
-            if profiles.profile[..index]
-                .iter()
-                .any(|other| other.name == profile.name)
-            {
+            if profiles.profile[..index].iter().any(|other| other.name == profile.name) {
                 bail!("profiles.toml: two profiles are called {}", profile.name);
             }
         }
@@ -171,13 +168,8 @@ impl Profiles {
 
     /// The machine called `name`.
     pub fn named(&self, name: &str) -> Result<&Profile> {
-        let names = || {
-            self.profile
-                .iter()
-                .map(|profile| profile.name.as_str())
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
+        let names =
+            || self.profile.iter().map(|profile| profile.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = self.profile.iter().find(|profile| profile.name == name);
         found.with_context(|| format!("no profile {name:?}; there are {}", names()))
     }
@@ -193,34 +185,23 @@ impl Profiles {
         job: &str,
     ) -> Command {
         let mut command = qemu.command(None);
-        let optional = self
-            .common
-            .optional
-            .iter()
-            .filter(|optional| qemu.has_device(&optional.device));
+        let optional = self.common.optional.iter().filter(|optional| qemu.has_device(&optional.device));
         let disk = disk.to_string_lossy().replace(',', ",,");
         // The machine's own devices come first, so that they get the slots that they ask for.
-        for arg in profile
-            .args
-            .iter()
-            .chain(&self.common.args)
-            .chain(optional.flat_map(|optional| &optional.args))
+        for arg in
+            profile.args.iter().chain(&self.common.args).chain(optional.flat_map(|optional| &optional.args))
         {
             command.arg(arg.replace("@DISK@", &disk));
         }
         match console {
             Console::Piped => command.args(["-serial", "stdio"]),
-            Console::Terminal => command.args([
-                "-chardev",
-                "stdio,id=console,mux=on,signal=off",
-                "-serial",
-                "chardev:console",
-            ]),
+            Console::Terminal => {
+                command.args(["-chardev", "stdio,id=console,mux=on,signal=off", "-serial", "chardev:console"])
+            }
         };
         command.arg("-kernel").arg(kernel);
-        let words: Vec<String> = std::iter::once(format!("job={job}"))
-            .chain(profile.append.iter().cloned())
-            .collect();
+        let words: Vec<String> =
+            std::iter::once(format!("job={job}")).chain(profile.append.iter().cloned()).collect();
         command.arg("-append").arg(words.join(" "));
         command
     }
@@ -238,10 +219,7 @@ mod tests {
     fn every_architecture_has_a_native_and_a_virtio_machine() {
         for arch in Arch::ALL {
             for iommu in [Iommu::Native, Iommu::Virtio] {
-                assert!(
-                    !profiles().select(Some(arch), iommu).is_empty(),
-                    "{arch} {iommu:?}"
-                );
+                assert!(!profiles().select(Some(arch), iommu).is_empty(), "{arch} {iommu:?}");
             }
         }
         assert_eq!(profiles().select(Some(Arch::X86_64), Iommu::Native).len(), 2);
@@ -256,13 +234,7 @@ mod tests {
 
     #[test]
     fn unknown_names_and_double_names_are_errors() {
-        assert!(
-            profiles()
-                .named("sparc")
-                .unwrap_err()
-                .to_string()
-                .contains("aarch64")
-        );
+        assert!(profiles().named("sparc").unwrap_err().to_string().contains("aarch64"));
         let twice = "[common]\nargs=[]\n".to_owned()
             + &"[[profile]]\nname='a'\nabout=''\narch='x86_64'\niommu='native'\nargs=[]\n".repeat(2);
         assert!(Profiles::parse(&twice).is_err());

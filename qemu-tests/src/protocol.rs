@@ -92,11 +92,9 @@ impl Event {
     /// Reads one line. It is cleaned as by [`clean`] already.
     pub fn parse(line: &str) -> Self {
         let malformed = || Self::Malformed(line.to_owned());
-        for (tag, status) in [
-            ("[ ok ]", Status::Passed),
-            ("[FAIL]", Status::Failed),
-            ("[skip]", Status::Skipped),
-        ] {
+        for (tag, status) in
+            [("[ ok ]", Status::Passed), ("[FAIL]", Status::Failed), ("[skip]", Status::Skipped)]
+        {
             if let Some(rest) = line.strip_prefix(tag) {
                 return Check::parse(rest, status).map_or_else(malformed, Self::Check);
             }
@@ -107,10 +105,7 @@ impl Event {
             if !is_name(key) {
                 return malformed();
             }
-            return Self::Data {
-                key: key.to_owned(),
-                value: value.trim().to_owned(),
-            };
+            return Self::Data { key: key.to_owned(), value: value.trim().to_owned() };
         }
         if let Some(title) = line.strip_prefix("## ") {
             return Self::Section(title.trim().to_owned());
@@ -133,11 +128,7 @@ impl Check {
         let rest = rest.strip_prefix(' ')?;
         let (name, detail) = rest.split_once(':').unwrap_or((rest, ""));
         let (name, detail) = (name.trim(), detail.trim());
-        is_name(name).then(|| Self {
-            name: name.to_owned(),
-            status,
-            detail: detail.to_owned(),
-        })
+        is_name(name).then(|| Self { name: name.to_owned(), status, detail: detail.to_owned() })
     }
 }
 
@@ -216,28 +207,17 @@ impl Report {
 
     /// The number of checks that ended in the given way.
     pub fn count(&self, status: Status) -> u32 {
-        self.checks
-            .iter()
-            .filter(|check| check.status == status)
-            .count()
-            .try_into()
-            .unwrap_or(u32::MAX)
+        self.checks.iter().filter(|check| check.status == status).count().try_into().unwrap_or(u32::MAX)
     }
 
     /// The harness' own count.
     pub fn counts(&self) -> Counts {
-        Counts {
-            passed: self.count(Status::Passed),
-            failed: self.count(Status::Failed),
-        }
+        Counts { passed: self.count(Status::Passed), failed: self.count(Status::Failed) }
     }
 
     /// The values of every fact with this key.
     pub fn values<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
-        self.data
-            .iter()
-            .filter(move |(k, _)| k == key)
-            .map(|(_, value)| value.as_str())
+        self.data.iter().filter(move |(k, _)| k == key).map(|(_, value)| value.as_str())
     }
 }
 
@@ -255,10 +235,7 @@ mod tests {
     #[test]
     fn checks_have_a_name_a_status_and_perhaps_a_detail() {
         let passed = check("[ ok ] disk.hash: 64 MiB: read");
-        assert_eq!(
-            (passed.name.as_str(), passed.status),
-            ("disk.hash", Status::Passed)
-        );
+        assert_eq!((passed.name.as_str(), passed.status), ("disk.hash", Status::Passed));
         assert_eq!(passed.detail, "64 MiB: read");
         assert_eq!(check("[FAIL] rogue.write: memory changed").status, Status::Failed);
         assert_eq!(check("[skip] testdev").detail, "");
@@ -266,48 +243,26 @@ mod tests {
 
     #[test]
     fn lines_that_only_resemble_the_protocol_are_reported() {
-        for line in [
-            "[ ok ]disk",
-            "[ ok ] ",
-            "[FAIL] Disk Hash: no",
-            "[data]",
-            "[data] A=b",
-            "result: 3 passed",
-        ] {
+        for line in
+            ["[ ok ]disk", "[ ok ] ", "[FAIL] Disk Hash: no", "[data]", "[data] A=b", "result: 3 passed"]
+        {
             assert_eq!(Event::parse(line), Event::Malformed(line.to_owned()));
         }
-        for line in [
-            " [ ok ] disk",
-            "[ OK ] disk",
-            "#include",
-            "a panic: no",
-            "results: 1 passed, 0 failed",
-        ] {
+        for line in [" [ ok ] disk", "[ OK ] disk", "#include", "a panic: no", "results: 1 passed, 0 failed"]
+        {
             assert_eq!(Event::parse(line), Event::Text(line.to_owned()));
         }
     }
 
     #[test]
     fn sections_data_panics_and_results_are_read() {
-        assert_eq!(
-            Event::parse("## 3. A disk"),
-            Event::Section("3. A disk".to_owned())
-        );
-        let data = Event::Data {
-            key: "disk.written".to_owned(),
-            value: "sector=1 count=2".to_owned(),
-        };
+        assert_eq!(Event::parse("## 3. A disk"), Event::Section("3. A disk".to_owned()));
+        let data = Event::Data { key: "disk.written".to_owned(), value: "sector=1 count=2".to_owned() };
         assert_eq!(Event::parse("[data] disk.written  sector=1 count=2"), data);
-        assert_eq!(
-            Event::parse("panic: at x.rs:1"),
-            Event::Panic("at x.rs:1".to_owned())
-        );
+        assert_eq!(Event::parse("panic: at x.rs:1"), Event::Panic("at x.rs:1".to_owned()));
         assert_eq!(
             Event::parse("result: 12 passed, 1 failed"),
-            Event::Result(Counts {
-                passed: 12,
-                failed: 1
-            })
+            Event::Result(Counts { passed: 12, failed: 1 })
         );
         assert_eq!(Event::parse("console ready, try `help`"), Event::ConsoleReady);
     }
@@ -322,32 +277,18 @@ mod tests {
     #[test]
     fn a_panic_has_its_place_and_its_message() {
         let mut report = Report::default();
-        for line in [
-            "text",
-            "panic: panicked at kernel/src/x.rs:1:2:",
-            "index out of bounds",
-            "more",
-        ] {
+        for line in ["text", "panic: panicked at kernel/src/x.rs:1:2:", "index out of bounds", "more"] {
             report.add(&Event::parse(line));
         }
-        assert_eq!(
-            report.panic.as_deref(),
-            Some("panicked at kernel/src/x.rs:1:2: index out of bounds")
-        );
+        assert_eq!(report.panic.as_deref(), Some("panicked at kernel/src/x.rs:1:2: index out of bounds"));
     }
 
     #[test]
     fn a_report_counts_for_itself() {
         let mut report = Report::default();
-        for line in [
-            "[ ok ] a",
-            "[FAIL] b: x",
-            "[skip] c",
-            "[ ok ] d",
-            "panic: one",
-            "panic: two",
-            "[data] k v",
-        ] {
+        for line in
+            ["[ ok ] a", "[FAIL] b: x", "[skip] c", "[ ok ] d", "panic: one", "panic: two", "[data] k v"]
+        {
             report.add(&Event::parse(line));
         }
         assert_eq!(report.counts(), Counts { passed: 2, failed: 1 });

@@ -59,12 +59,7 @@ impl Private {
         }
         let share = root.join("usr/share");
         let firmware = ["qemu", "seabios"].iter().map(|name| share.join(name)).collect();
-        Ok(Self {
-            loader,
-            libraries,
-            program,
-            firmware,
-        })
+        Ok(Self { loader, libraries, program, firmware })
     }
 
     /// The command without arguments for QEMU, with a library to load first if one is given.
@@ -90,11 +85,7 @@ impl Private {
 impl Qemu {
     /// An unpacked QEMU of a known version.
     pub fn private(private: Private, version: Version) -> Self {
-        Self {
-            start: Start::Private(private),
-            version,
-            devices: Arc::default(),
-        }
+        Self { start: Start::Private(private), version, devices: Arc::default() }
     }
 
     /// The command that starts this QEMU, without arguments, with a library to load first if one is given.
@@ -122,14 +113,8 @@ impl Qemu {
     /// Whether this QEMU knows the device `name`; asked once.
     pub fn has_device(&self, name: &str) -> bool {
         let list = self.devices.get_or_init(|| {
-            let output = self
-                .command(None)
-                .args(["-device", "help"])
-                .stdin(Stdio::null())
-                .output();
-            output
-                .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-                .unwrap_or_default()
+            let output = self.command(None).args(["-device", "help"]).stdin(Stdio::null()).output();
+            output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
         });
         list.contains(&format!("name \"{name}\""))
     }
@@ -156,11 +141,7 @@ pub fn find(arch: Arch) -> Result<Option<Qemu>> {
 }
 
 fn installed(program: PathBuf, version: Version) -> Qemu {
-    Qemu {
-        start: Start::Installed(program),
-        version,
-        devices: Arc::default(),
-    }
+    Qemu { start: Start::Installed(program), version, devices: Arc::default() }
 }
 
 fn on_path(path: Option<&OsStr>, name: &str) -> Option<PathBuf> {
@@ -169,10 +150,7 @@ fn on_path(path: Option<&OsStr>, name: &str) -> Option<PathBuf> {
 }
 
 fn version_of(program: &Path) -> Result<Version> {
-    let output = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()?;
+    let output = Command::new(program).arg("--version").stdin(Stdio::null()).output()?;
     let banner = String::from_utf8_lossy(&output.stdout);
     Version::from_banner(&banner).ok_or_else(|| anyhow!("it does not tell its version"))
 }
@@ -194,9 +172,7 @@ pub fn shell_words(command: &Command) -> String {
         word.push(value?);
         Some(quote(&word))
     });
-    let words = std::iter::once(command.get_program())
-        .chain(command.get_args())
-        .map(quote);
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quote);
     environment.chain(words).collect::<Vec<_>>().join(" ")
 }
 
@@ -208,10 +184,7 @@ mod tests {
     fn command_lines_can_be_pasted_into_a_shell() {
         let mut command = Command::new("qemu");
         command.args(["-append", "job=main x='1'", "-m", "1G", ""]);
-        assert_eq!(
-            shell_words(&command),
-            "qemu -append 'job=main x='\\''1'\\''' -m 1G ''"
-        );
+        assert_eq!(shell_words(&command), "qemu -append 'job=main x='\\''1'\\''' -m 1G ''");
     }
 
     #[test]

@@ -50,13 +50,7 @@ impl Judged {
 
     /// The number of checks, the host's included, that ended in the given way.
     pub fn count(&self, status: Status) -> usize {
-        self.outcome
-            .report
-            .checks
-            .iter()
-            .chain(&self.host)
-            .filter(|check| check.status == status)
-            .count()
+        self.outcome.report.checks.iter().chain(&self.host).filter(|check| check.status == status).count()
     }
 }
 
@@ -92,13 +86,7 @@ impl Lab {
 
     /// Where the kernel for `arch` is.
     pub fn kernel(&self, arch: Arch) -> PathBuf {
-        let unbuilt = || {
-            self.workspace
-                .target()
-                .join(arch.triple())
-                .join("release")
-                .join(build::KERNEL)
-        };
+        let unbuilt = || self.workspace.target().join(arch.triple()).join("release").join(build::KERNEL);
         self.kernels.get(&arch).cloned().unwrap_or_else(unbuilt)
     }
 
@@ -111,8 +99,7 @@ impl Lab {
         job: &str,
     ) -> std::process::Command {
         let qemu = self.tools.qemu(profile.arch);
-        self.profiles
-            .command(profile, qemu, console, &self.kernel(profile.arch), disk, job)
+        self.profiles.command(profile, qemu, console, &self.kernel(profile.arch), disk, job)
     }
 
     /// Runs a job to its end and judges it. `watch` sees every line, the host's checks included.
@@ -128,11 +115,7 @@ impl Lab {
             watch(&Event::Check(check.clone()));
         }
         let problems = verdict::problems(&outcome, &host, &expected, profile.arch.success_status());
-        Ok(Judged {
-            outcome,
-            host,
-            problems,
-        })
+        Ok(Judged { outcome, host, problems })
     }
 }
 
@@ -143,24 +126,15 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>, iommu: Iommu) -> Resul
     ui::say(&lab.tools.describe());
     let mut runs = Vec::new();
     for profile in lab.profiles.select(arch, iommu) {
-        println!(
-            "\n{}",
-            paint(
-                Style::Bold,
-                &format!("===== {}: {} =====", profile.name, profile.about)
-            )
-        );
+        println!("\n{}", paint(Style::Bold, &format!("===== {}: {} =====", profile.name, profile.about)));
         let judged = lab.job(profile, "main", console::show)?;
         for problem in &judged.problems {
             println!("{}", paint(Style::Bad, &format!("  does not hold: {problem}")));
         }
         runs.push((profile, judged));
     }
-    let mut rows = vec![
-        ["machine", "passed", "failed", "skipped", "time", "verdict"]
-            .map(str::to_owned)
-            .to_vec(),
-    ];
+    let mut rows =
+        vec![["machine", "passed", "failed", "skipped", "time", "verdict"].map(str::to_owned).to_vec()];
     for (profile, judged) in &runs {
         let problems = judged.problems.len();
         rows.push(vec![
@@ -169,29 +143,15 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>, iommu: Iommu) -> Resul
             judged.count(Status::Failed).to_string(),
             judged.count(Status::Skipped).to_string(),
             ui::seconds(judged.outcome.time),
-            if judged.held() {
-                "holds".to_owned()
-            } else {
-                format!("does not hold ({problems} reasons)")
-            },
+            if judged.held() { "holds".to_owned() } else { format!("does not hold ({problems} reasons)") },
         ]);
     }
     let held = runs.iter().all(|(_, judged)| judged.held());
     println!("\n{}", ui::table(&rows));
+    println!("{}", if held { "Everything held." } else { "Not everything held." });
     println!(
         "{}",
-        if held {
-            "Everything held."
-        } else {
-            "Not everything held."
-        }
-    );
-    println!(
-        "{}",
-        paint(
-            Style::Dim,
-            &format!("Consoles are kept in {}.", lab.workspace.log_dir().display())
-        )
+        paint(Style::Dim, &format!("Consoles are kept in {}.", lab.workspace.log_dir().display()))
     );
     Ok(held)
 }
@@ -205,10 +165,7 @@ pub fn print_command(workspace: &Workspace, arch: Arch, iommu: Iommu, profile: O
     };
     if let Some(profile) = profile {
         let disk = workspace.target().join("run").join("disk.img");
-        println!(
-            "{}",
-            crate::qemu::shell_words(&lab.command(profile, Console::Piped, &disk, "main"))
-        );
+        println!("{}", crate::qemu::shell_words(&lab.command(profile, Console::Piped, &disk, "main")));
     }
     Ok(())
 }

@@ -62,9 +62,7 @@ pub fn load_all(workspace: &Workspace) -> Result<Vec<Script>> {
     let Ok(entries) = fs::read_dir(&folder) else {
         return Ok(Vec::new());
     };
-    let mut paths: Vec<_> = entries
-        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-        .collect();
+    let mut paths: Vec<_> = entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "script"));
     paths.sort();
     let read = |path: &std::path::PathBuf| {
@@ -77,11 +75,7 @@ pub fn load_all(workspace: &Workspace) -> Result<Vec<Script>> {
 
 impl Script {
     fn parse(name: &str, text: &str) -> Result<Self> {
-        let mut script = Self {
-            name: name.to_owned(),
-            targets: Vec::new(),
-            steps: Vec::<Step>::new(),
-        };
+        let mut script = Self { name: name.to_owned(), targets: Vec::new(), steps: Vec::<Step>::new() };
         for (index, line) in text.lines().enumerate() {
             let number = index + 1;
             let line = line.trim_end();
@@ -96,11 +90,7 @@ impl Script {
             let rest = rest.strip_prefix(' ').unwrap_or(rest).to_owned();
             let expectation = match sign {
                 ">" => {
-                    script.steps.push(Step {
-                        line: number,
-                        command: rest,
-                        expectations: Vec::new(),
-                    });
+                    script.steps.push(Step { line: number, command: rest, expectations: Vec::new() });
                     continue;
                 }
                 "=" => Expectation::Exact(rest),
@@ -125,14 +115,12 @@ impl Script {
                 Some(("arch", names)) => {
                     for name in names.split(',') {
                         let arch = Arch::ALL.into_iter().find(|arch| arch.name() == name);
-                        self.targets.push(Target::Arch(
-                            arch.with_context(|| format!("no architecture {name:?}"))?,
-                        ));
+                        self.targets
+                            .push(Target::Arch(arch.with_context(|| format!("no architecture {name:?}"))?));
                     }
                 }
                 Some(("profile", names)) => {
-                    self.targets
-                        .extend(names.split(',').map(|name| Target::Profile(name.to_owned())));
+                    self.targets.extend(names.split(',').map(|name| Target::Profile(name.to_owned())));
                 }
                 _ => bail!("{word:?} is neither arch= nor profile="),
             }
@@ -147,11 +135,7 @@ impl Script {
             let some = match target {
                 Target::Arch(arch) => profiles.select(Some(*arch), Iommu::Native),
                 Target::Profile(name) => {
-                    vec![
-                        profiles
-                            .named(name)
-                            .with_context(|| format!("script {}", self.name))?,
-                    ]
+                    vec![profiles.named(name).with_context(|| format!("script {}", self.name))?]
                 }
             };
             for profile in some {
@@ -231,10 +215,7 @@ fn read_until(
 }
 
 fn without_prompt(line: &str) -> &str {
-    PROMPTS
-        .iter()
-        .find_map(|prompt| line.strip_prefix(prompt))
-        .unwrap_or(line)
+    PROMPTS.iter().find_map(|prompt| line.strip_prefix(prompt)).unwrap_or(line)
 }
 
 fn is_closing(line: &str) -> bool {
@@ -316,15 +297,9 @@ mod tests {
         assert_eq!(script.steps[0].line, 5);
         assert_eq!(
             script.steps[0].expectations,
-            [
-                Expectation::Contains("units".to_owned()),
-                Expectation::Exact("ok".to_owned())
-            ]
+            [Expectation::Contains("units".to_owned()), Expectation::Exact("ok".to_owned())]
         );
-        assert_eq!(
-            script.steps[1].expectations,
-            [Expectation::Absent("y".to_owned())]
-        );
+        assert_eq!(script.steps[1].expectations, [Expectation::Absent("y".to_owned())]);
     }
 
     #[test]
@@ -346,10 +321,7 @@ mod tests {
     fn the_default_expectation_is_ok() {
         assert_eq!(judge("> units\n", &["units", "smmu0", "ok"]), None);
         assert!(judge("> units\n", &["units", "error: no"]).is_some());
-        assert_eq!(
-            judge("> bad\n~ error: no\n", &["bad", "error: no such thing"]),
-            None
-        );
+        assert_eq!(judge("> bad\n~ error: no\n", &["bad", "error: no such thing"]), None);
         assert_eq!(judge("> bad\n= error: no\n", &["error: no"]), None);
         assert!(judge("> bad\n~ error: no\n", &["bad", "ok"]).is_some());
     }

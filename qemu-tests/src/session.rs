@@ -94,41 +94,26 @@ impl Session {
         let child = group.child();
         let (sender, lines) = mpsc::channel();
         let stdout = child.stdout.take().ok_or_else(|| anyhow!("QEMU has no output"))?;
-        let stderr = child
-            .stderr
-            .take()
-            .ok_or_else(|| anyhow!("QEMU has no error output"))?;
+        let stderr = child.stderr.take().ok_or_else(|| anyhow!("QEMU has no error output"))?;
         let stdin = child.stdin.take();
         let other = sender.clone();
         thread::spawn(move || forward(stdout, Line::Console, &sender));
         thread::spawn(move || forward(stderr, Line::Qemu, &other));
-        Ok(Self {
-            group,
-            lines,
-            stdin,
-            log,
-            log_path: log_path.to_path_buf(),
-            started: Instant::now(),
-        })
+        Ok(Self { group, lines, stdin, log, log_path: log_path.to_path_buf(), started: Instant::now() })
     }
 
     /// Types a line into the kernel's console.
     pub fn send(&mut self, line: &str) -> Result<()> {
         writeln!(self.log, "<<< {line}")?;
         let stdin = self.stdin.as_mut().context("this console has no input")?;
-        stdin
-            .write_all(format!("{line}\r").as_bytes())
-            .context("QEMU reads no input any more")?;
+        stdin.write_all(format!("{line}\r").as_bytes()).context("QEMU reads no input any more")?;
         stdin.flush()?;
         Ok(())
     }
 
     /// The next line, `None` at `deadline`. An error means that QEMU is gone.
     pub fn next(&mut self, deadline: Instant) -> std::result::Result<Option<Line>, Gone> {
-        match self
-            .lines
-            .recv_timeout(deadline.saturating_duration_since(Instant::now()))
-        {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
             Ok(line) => {
                 // The log is for people; a full disk must not fail the run.
                 let _ = match &line {
@@ -156,10 +141,7 @@ impl Session {
     pub fn follow(mut self, limit: Duration, mut watch: impl FnMut(&Event)) -> Result<Outcome> {
         let mut report = Report::default();
         let mut qemu = Vec::new();
-        let mut stop = Stop {
-            at: self.started + limit,
-            exit: Exit::TimedOut(limit),
-        };
+        let mut stop = Stop { at: self.started + limit, exit: Exit::TimedOut(limit) };
         let exit = loop {
             match self.next(stop.at) {
                 Ok(Some(Line::Console(line))) => {
@@ -175,19 +157,11 @@ impl Session {
                     break stop.exit;
                 }
                 Err(Gone) => {
-                    break self
-                        .finish(stop.at)?
-                        .map_or(stop.exit, |status| Exit::Ended(status.code()));
+                    break self.finish(stop.at)?.map_or(stop.exit, |status| Exit::Ended(status.code()));
                 }
             }
         };
-        Ok(Outcome {
-            report,
-            exit,
-            qemu,
-            time: self.started.elapsed(),
-            log: self.log_path,
-        })
+        Ok(Outcome { report, exit, qemu, time: self.started.elapsed(), log: self.log_path })
     }
 }
 
@@ -254,10 +228,7 @@ mod tests {
             std::env::temp_dir().join(format!("portcullis-session-{}-{number}.log", std::process::id()));
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let outcome = Session::start(command, Input::Closed, &log)
-            .unwrap()
-            .follow(limit, |_| {})
-            .unwrap();
+        let outcome = Session::start(command, Input::Closed, &log).unwrap().follow(limit, |_| {}).unwrap();
         fs::remove_file(log).unwrap();
         outcome
     }

@@ -37,11 +37,7 @@ impl Tools {
         if self.x86_64.describe() == self.aarch64.describe() {
             return self.x86_64.describe();
         }
-        format!(
-            "x86_64: {}; aarch64: {}",
-            self.x86_64.describe(),
-            self.aarch64.describe()
-        )
+        format!("x86_64: {}; aarch64: {}", self.x86_64.describe(), self.aarch64.describe())
     }
 }
 
@@ -55,10 +51,7 @@ pub fn ensure(workspace: &Workspace) -> Result<Tools> {
         (x86_64, aarch64) => {
             let private = debian::ensure(workspace)?;
             let or_private = |found: Option<Qemu>, arch| found.map_or_else(|| private.qemu(arch), Ok);
-            (
-                or_private(x86_64, Arch::X86_64)?,
-                or_private(aarch64, Arch::Aarch64)?,
-            )
+            (or_private(x86_64, Arch::X86_64)?, or_private(aarch64, Arch::Aarch64)?)
         }
     };
     Ok(Tools { x86_64, aarch64 })

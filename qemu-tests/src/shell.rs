@@ -12,19 +12,12 @@ pub fn command(workspace: &Workspace, arch: Arch, iommu: Iommu, profile: Option<
     let lab = Lab::prepare(workspace, &[arch])?;
     let profile = match profile {
         Some(name) => lab.profiles.named(name)?,
-        None => *lab
-            .profiles
-            .select(Some(arch), iommu)
-            .first()
-            .context("no such machine")?,
+        None => *lab.profiles.select(Some(arch), iommu).first().context("no such machine")?,
     };
     ui::say(&format!("{}: {}", profile.name, profile.about));
     eprintln!(
         "{}",
-        paint(
-            Style::Dim,
-            "    `help` lists the commands, `poweroff` ends, Ctrl-A X ends QEMU at once"
-        )
+        paint(Style::Dim, "    `help` lists the commands, `poweroff` ends, Ctrl-A X ends QEMU at once")
     );
     let disk = lab.image.copy(&format!("{}-shell", profile.name))?;
     // In our own process group: only that one may read from the terminal.

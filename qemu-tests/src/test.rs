@@ -26,14 +26,8 @@ const HOST_LIMIT: Duration = Duration::from_secs(1800);
 
 /// One test in QEMU.
 enum Scenario<'a> {
-    Job {
-        profile: &'a Profile,
-        job: String,
-    },
-    Script {
-        profile: &'a Profile,
-        script: &'a Script,
-    },
+    Job { profile: &'a Profile, job: String },
+    Script { profile: &'a Profile, script: &'a Script },
 }
 
 impl Scenario<'_> {
@@ -62,15 +56,13 @@ impl Scenario<'_> {
     fn run(&self, lab: &Lab) -> (Vec<String>, String) {
         let result = match self {
             Self::Job { profile, job } => lab.job(profile, job, |_| {}).map(|judged| {
-                let remark = format!(
-                    "{} checks",
-                    judged.count(Status::Passed) + judged.count(Status::Failed)
-                );
+                let remark =
+                    format!("{} checks", judged.count(Status::Passed) + judged.count(Status::Failed));
                 (judged.problems, remark)
             }),
-            Self::Script { profile, script } => script
-                .play(lab, profile)
-                .map(|problems| (problems, String::new())),
+            Self::Script { profile, script } => {
+                script.play(lab, profile).map(|problems| (problems, String::new()))
+            }
         };
         result.unwrap_or_else(|error| (vec![format!("{error:#}")], String::new()))
     }
@@ -86,10 +78,7 @@ pub fn command(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
     scenarios.retain(|scenario| wanted(&scenario.name()));
     let mut counts = Counts::default();
     if wants_host(filter) {
-        add(
-            &mut counts,
-            host(workspace, filter.filter(|filter| !"host/".starts_with(filter)))?,
-        );
+        add(&mut counts, host(workspace, filter.filter(|filter| !"host/".starts_with(filter)))?);
     }
     if !scenarios.is_empty() {
         add(&mut counts, qemu(workspace, &tools, scenarios)?);
@@ -123,27 +112,17 @@ fn scenarios<'a>(
         .collect();
     lists.sort();
     for profile in profiles.all() {
-        scenarios.push(Scenario::Job {
-            profile,
-            job: "main".to_owned(),
-        });
+        scenarios.push(Scenario::Job { profile, job: "main".to_owned() });
         for list in &lists {
             let job = list
                 .strip_suffix(".txt")
                 .and_then(|name| name.strip_prefix(&profile.name)?.strip_prefix('.'));
-            scenarios.extend(job.map(|job| Scenario::Job {
-                profile,
-                job: job.to_owned(),
-            }));
+            scenarios.extend(job.map(|job| Scenario::Job { profile, job: job.to_owned() }));
         }
     }
     for script in scripts {
         let profiles = script.profiles(profiles)?;
-        scenarios.extend(
-            profiles
-                .into_iter()
-                .map(|profile| Scenario::Script { profile, script }),
-        );
+        scenarios.extend(profiles.into_iter().map(|profile| Scenario::Script { profile, script }));
     }
     Ok(scenarios)
 }
@@ -154,11 +133,7 @@ fn line(status: Status, name: &str, remark: &str, time: Duration) {
         Status::Failed => paint(Style::Bad, "FAIL"),
         Status::Skipped => paint(Style::Warn, "skip"),
     };
-    let remark = if remark.is_empty() {
-        String::new()
-    } else {
-        format!(": {remark}")
-    };
+    let remark = if remark.is_empty() { String::new() } else { format!(": {remark}") };
     println!("{tag} {name}{remark} ({})", ui::seconds(time));
 }
 
@@ -184,16 +159,8 @@ fn host(workspace: &Workspace, filter: Option<&str>) -> Result<Counts> {
     if run.ended != Ended::Success {
         // A build that failed ran nothing, and must not look like success.
         counts.failed = counts.failed.max(1);
-        let why = if run.ended == Ended::TimedOut {
-            "took too long"
-        } else {
-            "failed"
-        };
-        println!(
-            "{} cargo test {why}:\n{}",
-            paint(Style::Bad, "FAIL"),
-            failures(&run.output)
-        );
+        let why = if run.ended == Ended::TimedOut { "took too long" } else { "failed" };
+        println!("{} cargo test {why}:\n{}", paint(Style::Bad, "FAIL"), failures(&run.output));
     }
     Ok(counts)
 }
@@ -203,11 +170,7 @@ fn show_suite(suite: &Suite) {
     if passed + failed == 0 {
         return;
     }
-    let status = if failed == 0 {
-        Status::Passed
-    } else {
-        Status::Failed
-    };
+    let status = if failed == 0 { Status::Passed } else { Status::Failed };
     let remark = if suite.counts.is_some() {
         Counts { passed, failed }.to_string()
     } else {
@@ -218,15 +181,8 @@ fn show_suite(suite: &Suite) {
 
 /// The part of cargo's output that tells what failed.
 fn failures(output: &str) -> String {
-    let noise = [
-        "Compiling ",
-        "Running ",
-        "Finished ",
-        "Downloaded ",
-        "Downloading ",
-        "Doc-tests ",
-        "Checking ",
-    ];
+    let noise =
+        ["Compiling ", "Running ", "Finished ", "Downloaded ", "Downloading ", "Doc-tests ", "Checking "];
     let interesting = output.lines().filter(|line| {
         let line = line.trim_start();
         let passed = line.starts_with("test ") && (line.ends_with("... ok") || line.contains("... ignored"));
@@ -275,18 +231,13 @@ fn qemu(workspace: &Workspace, tools: &setup::Tools, mut scenarios: Vec<Scenario
                         for problem in problems {
                             println!("       {problem}");
                         }
-                        println!(
-                            "       console: {}",
-                            workspace.log_dir().join(scenario.log()).display()
-                        );
+                        println!("       console: {}", workspace.log_dir().join(scenario.log()).display());
                     }
                 }
             });
         }
     });
-    Ok(counts
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner))
+    Ok(counts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
 #[cfg(test)]
@@ -306,9 +257,6 @@ mod tests {
     fn only_what_failed_is_shown_of_cargos_output() {
         let output =
             "   Compiling a v0.1.0\ntest x ... ok\ntest y ... FAILED\n\n---- y stdout ----\nassertion\n";
-        assert_eq!(
-            failures(output),
-            "    test y ... FAILED\n    ---- y stdout ----\n    assertion\n"
-        );
+        assert_eq!(failures(output), "    test y ... FAILED\n    ---- y stdout ----\n    assertion\n");
     }
 }

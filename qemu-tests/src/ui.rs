@@ -103,27 +103,16 @@ pub fn spinner(what: &str) -> ProgressBar {
 /// Lays rows out in columns, the first row being the heading.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter()
-            .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count())
-            .max()
-    };
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
     let mut text = String::new();
     for (index, row) in rows.iter().enumerate() {
-        let cells: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, width)| format!("{cell:<width$}", width = *width))
-            .collect();
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}", width = *width)).collect();
         let line = format!("  {}", cells.join("  "));
         let line = line.trim_end();
-        text.push_str(&if index == 0 {
-            paint(Style::Bold, line)
-        } else {
-            line.to_owned()
-        });
+        text.push_str(&if index == 0 { paint(Style::Bold, line) } else { line.to_owned() });
         text.push('\n');
     }
     text
@@ -135,10 +124,7 @@ mod tests {
 
     #[test]
     fn table_columns_are_as_wide_as_their_widest_cell() {
-        let rows = [
-            vec!["a".to_owned(), "bb".to_owned()],
-            vec!["ccc".to_owned(), "d".to_owned()],
-        ];
+        let rows = [vec!["a".to_owned(), "bb".to_owned()], vec!["ccc".to_owned(), "d".to_owned()]];
         assert_eq!(table(&rows), "  a    bb\n  ccc  d\n");
     }
 }

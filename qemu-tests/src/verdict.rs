@@ -77,20 +77,13 @@ pub fn host_checks(report: &Report, disk: &Path, image: &Image) -> Vec<Check> {
             Ok(detail) => (Status::Passed, detail),
             Err(reason) => (Status::Failed, reason),
         };
-        Check {
-            name: name.to_owned(),
-            status,
-            detail,
-        }
+        Check { name: name.to_owned(), status, detail }
     };
     let hashes = report.values("disk.sha256").map(|value| {
         let result = if value.eq_ignore_ascii_case(image.sha256()) {
             Ok(format!("SHA-256 {value} is the image's"))
         } else {
-            Err(format!(
-                "the kernel read {value}, the image is {}",
-                image.sha256()
-            ))
+            Err(format!("the kernel read {value}, the image is {}", image.sha256()))
         };
         check("harness.disk.hash", result)
     });
@@ -125,21 +118,13 @@ pub fn problems(outcome: &Outcome, host: &[Check], expected: &Expected, success_
     if report.checks.is_empty() {
         problems.extend(outcome.qemu.iter().map(|line| format!("QEMU says: {line}")));
     }
-    for check in report
-        .checks
-        .iter()
-        .chain(host)
-        .filter(|check| check.status == Status::Failed)
-    {
+    for check in report.checks.iter().chain(host).filter(|check| check.status == Status::Failed) {
         problems.push(format!("{}: {}", check.name, check.detail));
     }
     match report.results.as_slice() {
         [] => problems.push("the kernel gave no result".to_owned()),
         [counts] if *counts != report.counts() => {
-            problems.push(format!(
-                "the kernel counted {counts}, but showed {}",
-                report.counts()
-            ));
+            problems.push(format!("the kernel counted {counts}, but showed {}", report.counts()));
         }
         [_] => {}
         _ => problems.push("the kernel gave more than one result".to_owned()),
@@ -153,12 +138,7 @@ pub fn problems(outcome: &Outcome, host: &[Check], expected: &Expected, success_
 
 /// Required checks that were not made, and checks that were skipped without the list's leave.
 fn missing(report: &Report, host: &[Check], expected: &Expected) -> Vec<String> {
-    let made: HashSet<&str> = report
-        .checks
-        .iter()
-        .chain(host)
-        .map(|check| check.name.as_str())
-        .collect();
+    let made: HashSet<&str> = report.checks.iter().chain(host).map(|check| check.name.as_str()).collect();
     let names = expected.required.iter().map(String::as_str);
     let absent: Vec<&str> = names.filter(|name| !made.contains(name)).collect();
     let skipped = report.checks.iter().filter(|check| {
@@ -183,13 +163,7 @@ mod tests {
         for line in lines {
             report.add(&Event::parse(line));
         }
-        Outcome {
-            report,
-            exit,
-            qemu: Vec::new(),
-            time: Duration::ZERO,
-            log: PathBuf::new(),
-        }
+        Outcome { report, exit, qemu: Vec::new(), time: Duration::ZERO, log: PathBuf::new() }
     }
 
     fn expected(names: &[&str]) -> Expected {
@@ -208,29 +182,17 @@ mod tests {
 
     #[test]
     fn the_lists_in_the_tree_can_be_read() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .parent()
-            .unwrap()
-            .to_path_buf();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf();
         let workspace = Workspace::at(root.clone(), root.join("target"));
         for profile in crate::profile::Profiles::load(&workspace).unwrap().all() {
             let expected = Expected::load(&workspace, profile, "main").unwrap();
-            assert!(
-                expected.required.iter().any(|name| name == "harness.disk.hash"),
-                "{}",
-                profile.name
-            );
+            assert!(expected.required.iter().any(|name| name == "harness.disk.hash"), "{}", profile.name);
         }
     }
 
     #[test]
     fn a_complete_run_holds() {
-        let lines = [
-            "[ ok ] a",
-            "[ ok ] b",
-            "[skip] c: no device",
-            "result: 2 passed, 0 failed",
-        ];
+        let lines = ["[ ok ] a", "[ ok ] b", "[skip] c: no device", "result: 2 passed, 0 failed"];
         assert_eq!(judge(&lines, GOOD, &["a", "b", "?c", "?d"]), [""; 0]);
     }
 
@@ -245,26 +207,13 @@ mod tests {
             (&["[ ok ] a", "[ ok ] b", result], GOOD, &["a"], "counted"),
             (&["[ ok ] a", result, result], GOOD, &["a"], "more than one"),
             (&["[ ok ] a", result], GOOD, &["a", "b"], "not checked: b"),
-            (
-                &["[ ok ] a", "[skip] b: why", result],
-                GOOD,
-                &["a", "b"],
-                "b was skipped: why",
-            ),
-            (
-                &["[ ok ] a", "[skip] x: why", result],
-                GOOD,
-                &["a"],
-                "x was skipped: why",
-            ),
+            (&["[ ok ] a", "[skip] b: why", result], GOOD, &["a", "b"], "b was skipped: why"),
+            (&["[ ok ] a", "[skip] x: why", result], GOOD, &["a"], "x was skipped: why"),
             (&["[ ok ] a", "[ ok ]b", result], GOOD, &["a"], "unreadable"),
         ];
         for (lines, exit, names, needle) in cases {
             let found = judge(lines, exit, names);
-            assert!(
-                found.len() == 1 && found[0].contains(needle),
-                "{needle}: {found:?}"
-            );
+            assert!(found.len() == 1 && found[0].contains(needle), "{needle}: {found:?}");
         }
     }
 
@@ -273,24 +222,13 @@ mod tests {
         assert!(!judge(&["[FAIL] a: x", "result: 0 passed, 1 failed"], GOOD, &["a"]).is_empty());
         assert!(!judge(&["panic: x", "result: 0 passed, 0 failed"], GOOD, &[]).is_empty());
         assert!(
-            !judge(
-                &["result: 0 passed, 0 failed"],
-                Exit::TimedOut(Duration::from_secs(1)),
-                &[]
-            )
-            .is_empty()
+            !judge(&["result: 0 passed, 0 failed"], Exit::TimedOut(Duration::from_secs(1)), &[]).is_empty()
         );
     }
 
     #[test]
     fn a_failed_host_check_fails_the_run_and_a_passed_one_satisfies_the_list() {
-        let check = |status| {
-            [Check {
-                name: "harness.disk.hash".to_owned(),
-                status,
-                detail: String::new(),
-            }]
-        };
+        let check = |status| [Check { name: "harness.disk.hash".to_owned(), status, detail: String::new() }];
         let run = outcome(&["result: 0 passed, 0 failed"], GOOD);
         let list = expected(&["harness.disk.hash"]);
         assert_eq!(problems(&run, &check(Status::Passed), &list, 33), [""; 0]);

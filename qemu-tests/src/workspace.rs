@@ -58,9 +58,7 @@ impl Workspace {
     /// A cargo that builds this workspace.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));
-        command
-            .current_dir(&self.root)
-            .env("CARGO_TARGET_DIR", &self.target);
+        command.current_dir(&self.root).env("CARGO_TARGET_DIR", &self.target);
         // What `cargo run` set for this program is not meant for the packages that it builds.
         for (name, _) in env::vars_os() {
             let name_text = name.to_string_lossy();

@@ -38,11 +38,7 @@ pub fn kernel(caught_by: &str, outcome: &Outcome, host: &[Check]) -> Judgement {
     if let Some(line) = report.malformed.first() {
         return missed(format!("unreadable line {line:?}"));
     }
-    let first = report
-        .checks
-        .iter()
-        .chain(host)
-        .find(|check| check.status == Status::Failed);
+    let first = report.checks.iter().chain(host).find(|check| check.status == Status::Failed);
     match first {
         None => missed("every check passed"),
         Some(check) if check.name == caught_by => Judgement::Caught,
@@ -62,10 +58,7 @@ pub fn host(caught_by: &str, also: &[String], run: &HostRun) -> Judgement {
         return missed(format!("{} ended without a result", suite.name));
     }
     let allowed = |name: &str| also.iter().any(|other| other == name);
-    let mut failures = run
-        .tests()
-        .filter(|(_, status)| *status == TestStatus::Failed)
-        .map(|(name, _)| name);
+    let mut failures = run.tests().filter(|(_, status)| *status == TestStatus::Failed).map(|(name, _)| name);
     match failures.find(|name| !allowed(name)) {
         None => missed("every test passed"),
         Some(name) if name == caught_by => Judgement::Caught,
@@ -76,10 +69,7 @@ pub fn host(caught_by: &str, also: &[String], run: &HostRun) -> Judgement {
 /// The checks that passed and never failed.
 pub fn passed_checks(judged: &Judged) -> Vec<String> {
     let checks = judged.outcome.report.checks.iter().chain(&judged.host);
-    checks
-        .filter(|check| check.status == Status::Passed)
-        .map(|check| check.name.clone())
-        .collect()
+    checks.filter(|check| check.status == Status::Passed).map(|check| check.name.clone()).collect()
 }
 
 /// The tests that passed.
@@ -104,13 +94,7 @@ mod tests {
         for line in lines {
             report.add(&Event::parse(line));
         }
-        Outcome {
-            report,
-            exit,
-            qemu: Vec::new(),
-            time: Duration::ZERO,
-            log: PathBuf::new(),
-        }
+        Outcome { report, exit, qemu: Vec::new(), time: Duration::ZERO, log: PathBuf::new() }
     }
 
     fn judge(lines: &[&str], exit: Exit) -> Judgement {
@@ -129,20 +113,12 @@ mod tests {
 
     #[test]
     fn the_named_check_failing_first_is_a_catch() {
-        assert_eq!(
-            judge(&["[ ok ] map", "[FAIL] unmap: reached", RESULT], ENDED),
-            Judgement::Caught
-        );
+        assert_eq!(judge(&["[ ok ] map", "[FAIL] unmap: reached", RESULT], ENDED), Judgement::Caught);
     }
 
     #[test]
     fn later_failures_and_earlier_skips_do_not_matter() {
-        let lines = [
-            "[skip] dev: absent",
-            "[FAIL] unmap: reached",
-            "[FAIL] remap: old page",
-            RESULT,
-        ];
+        let lines = ["[skip] dev: absent", "[FAIL] unmap: reached", "[FAIL] remap: old page", RESULT];
         assert_eq!(judge(&lines, ENDED), Judgement::Caught);
     }
 
@@ -156,14 +132,8 @@ mod tests {
 
     #[test]
     fn another_failure_or_none_is_no_catch() {
-        assert_missed(
-            &judge(&["[ ok ] unmap", "[FAIL] remap: x", RESULT], ENDED),
-            "remap failed first",
-        );
-        assert_missed(
-            &judge(&["[ ok ] unmap", "result: 1 passed, 0 failed"], ENDED),
-            "every check passed",
-        );
+        assert_missed(&judge(&["[ ok ] unmap", "[FAIL] remap: x", RESULT], ENDED), "remap failed first");
+        assert_missed(&judge(&["[ ok ] unmap", "result: 1 passed, 0 failed"], ENDED), "every check passed");
         assert_missed(
             &judge(&["[skip] unmap: x", "result: 0 passed, 0 failed"], ENDED),
             "every check passed",
@@ -172,34 +142,19 @@ mod tests {
 
     #[test]
     fn a_panic_is_no_catch_wherever_it_comes() {
-        assert_missed(
-            &judge(&["[FAIL] unmap: reached", "panic: later"], Exit::AfterPanic),
-            "panicked",
-        );
-        assert_missed(
-            &judge(&["panic: first", "[FAIL] unmap: reached", RESULT], ENDED),
-            "panicked",
-        );
-        assert_missed(
-            &judge(&["[FAIL] unmap: reached", RESULT, "panic: last"], ENDED),
-            "panicked",
-        );
+        assert_missed(&judge(&["[FAIL] unmap: reached", "panic: later"], Exit::AfterPanic), "panicked");
+        assert_missed(&judge(&["panic: first", "[FAIL] unmap: reached", RESULT], ENDED), "panicked");
+        assert_missed(&judge(&["[FAIL] unmap: reached", RESULT, "panic: last"], ENDED), "panicked");
     }
 
     #[test]
     fn a_run_that_did_not_end_in_order_is_no_catch() {
         let lines = ["[FAIL] unmap: reached", RESULT];
-        assert_missed(
-            &judge(&lines[..1], Exit::TimedOut(Duration::from_secs(1))),
-            "timed out",
-        );
+        assert_missed(&judge(&lines[..1], Exit::TimedOut(Duration::from_secs(1))), "timed out");
         assert_missed(&judge(&lines, Exit::Lingered), "did not end");
         assert_missed(&judge(&lines, Exit::Ended(None)), "signal");
         assert_missed(&judge(&lines[..1], ENDED), "no result");
-        assert_missed(
-            &judge(&["[FAIL] unmap: reached", "[ ok ]broken", RESULT], ENDED),
-            "unreadable",
-        );
+        assert_missed(&judge(&["[FAIL] unmap: reached", "[ ok ]broken", RESULT], ENDED), "unreadable");
     }
 
     #[test]
@@ -210,11 +165,7 @@ mod tests {
 
     #[test]
     fn the_harness_checks_come_last() {
-        let failed = [Check {
-            name: "unmap".to_owned(),
-            status: Status::Failed,
-            detail: String::new(),
-        }];
+        let failed = [Check { name: "unmap".to_owned(), status: Status::Failed, detail: String::new() }];
         let clean = outcome(&["[ ok ] a", "result: 1 passed, 0 failed"], Exit::Ended(Some(33)));
         assert_eq!(kernel("unmap", &clean, &failed), Judgement::Caught);
         let earlier = outcome(&["[FAIL] a: x", "result: 0 passed, 1 failed"], ENDED);
@@ -224,18 +175,11 @@ mod tests {
     fn host_run(suites: &[&[(&str, TestStatus)]], ended: Ended) -> HostRun {
         let suite = |tests: &&[(&str, TestStatus)]| Suite {
             name: "s".to_owned(),
-            tests: tests
-                .iter()
-                .map(|(name, status)| ((*name).to_owned(), *status))
-                .collect(),
+            tests: tests.iter().map(|(name, status)| ((*name).to_owned(), *status)).collect(),
             counts: Some((0, 0)),
             time: Duration::ZERO,
         };
-        HostRun {
-            suites: suites.iter().map(suite).collect(),
-            ended,
-            output: String::new(),
-        }
+        HostRun { suites: suites.iter().map(suite).collect(), ended, output: String::new() }
     }
 
     const OK: TestStatus = TestStatus::Passed;
@@ -257,18 +201,9 @@ mod tests {
 
     #[test]
     fn host_tests_that_do_not_build_die_or_hang_are_no_catch() {
-        assert_missed(
-            &host("wrap", &[], &host_run(&[], Ended::Failure)),
-            "does not build",
-        );
-        assert_missed(
-            &host("wrap", &[], &host_run(&[&[("wrap", OK)]], Ended::Success)),
-            "every test passed",
-        );
-        assert_missed(
-            &host("wrap", &[], &host_run(&[&[("wrap", BAD)]], Ended::TimedOut)),
-            "timed out",
-        );
+        assert_missed(&host("wrap", &[], &host_run(&[], Ended::Failure)), "does not build");
+        assert_missed(&host("wrap", &[], &host_run(&[&[("wrap", OK)]], Ended::Success)), "every test passed");
+        assert_missed(&host("wrap", &[], &host_run(&[&[("wrap", BAD)]], Ended::TimedOut)), "timed out");
         let mut dead = host_run(&[&[("wrap", BAD)]], Ended::Failure);
         dead.suites[0].counts = None;
         assert_missed(&host("wrap", &[], &dead), "without a result");

@@ -75,28 +75,16 @@ impl Mutant {
         match (&self.profile, &self.package) {
             (Some(profile), None) if self.also.is_empty() => {
                 let job = self.job.clone().unwrap_or_else(|| "main".to_owned());
-                Ok(Trial::Kernel {
-                    profile: profile.clone(),
-                    job,
-                })
+                Ok(Trial::Kernel { profile: profile.clone(), job })
             }
-            (None, Some(package)) if self.job.is_none() => Ok(Trial::Host {
-                package: package.clone(),
-            }),
-            _ => bail!(
-                "mutant {}: either `profile` (and `job`) or `package` (and `also`)",
-                self.name
-            ),
+            (None, Some(package)) if self.job.is_none() => Ok(Trial::Host { package: package.clone() }),
+            _ => bail!("mutant {}: either `profile` (and `job`) or `package` (and `also`)", self.name),
         }
     }
 
     /// All its changes.
     pub fn edits(&self) -> Vec<Edit> {
-        let first = Edit {
-            file: self.file.clone(),
-            find: self.find.clone(),
-            replace: self.replace.clone(),
-        };
+        let first = Edit { file: self.file.clone(), find: self.find.clone(), replace: self.replace.clone() };
         std::iter::once(first).chain(self.more.iter().cloned()).collect()
     }
 }
@@ -151,17 +139,9 @@ mod tests {
         let trial =
             |tail: &str| parse(&format!("{ONE}{tail}")).map(|list| list[0].trial().unwrap().to_string());
         assert_eq!(trial("profile='aarch64'").unwrap(), "job main on aarch64");
-        assert_eq!(
-            trial("profile='aarch64'\njob='sva'").unwrap(),
-            "job sva on aarch64"
-        );
+        assert_eq!(trial("profile='aarch64'\njob='sva'").unwrap(), "job sva on aarch64");
         assert_eq!(trial("package='p'\nalso=['t']").unwrap(), "host tests of p");
-        for bad in [
-            "",
-            "profile='a'\npackage='p'",
-            "package='p'\njob='j'",
-            "profile='a'\nalso=['t']",
-        ] {
+        for bad in ["", "profile='a'\npackage='p'", "package='p'\njob='j'", "profile='a'\nalso=['t']"] {
             assert!(trial(bad).is_err(), "{bad}");
         }
     }
@@ -170,10 +150,7 @@ mod tests {
     fn further_edits_follow_the_first() {
         let text = format!("{ONE}profile='a'\n[[mutant.more]]\nfile='g'\nfind='1'\nreplace='2'\n");
         let edits = parse(&text).unwrap()[0].edits();
-        assert_eq!(
-            edits.iter().map(|edit| edit.file.as_str()).collect::<Vec<_>>(),
-            ["f", "g"]
-        );
+        assert_eq!(edits.iter().map(|edit| edit.file.as_str()).collect::<Vec<_>>(), ["f", "g"]);
     }
 
     #[test]

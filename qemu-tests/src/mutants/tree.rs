@@ -71,9 +71,7 @@ impl Tree {
 
     /// Makes the edits. All are looked at before the first is made.
     pub fn patch(&self, edits: &[Edit]) -> Result<Patched> {
-        let mut patched = Patched {
-            originals: Vec::new(),
-        };
+        let mut patched = Patched { originals: Vec::new() };
         for edit in edits {
             let path = self.workspace.root().join(&edit.file);
             let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", edit.file))?;
@@ -94,19 +92,13 @@ fn replace_once(text: &str, find: &str, replace: &str) -> Result<String> {
 
 fn git_files(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let mut command = workspace.tool("git");
-    command
-        .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
-        .stdin(Stdio::null());
+    command.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).stdin(Stdio::null());
     let output = command.output().context("cannot start git")?;
     if !output.status.success() {
         bail!("git ls-files: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let names = String::from_utf8(output.stdout).context("a file name is not UTF-8")?;
-    Ok(names
-        .split('\0')
-        .filter(|name| !name.is_empty())
-        .map(PathBuf::from)
-        .collect())
+    Ok(names.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect())
 }
 
 fn remove_others(directory: &Path, keep: &HashSet<PathBuf>) -> Result<()> {
@@ -129,18 +121,8 @@ mod tests {
     #[test]
     fn only_a_text_that_occurs_once_is_replaced() {
         assert_eq!(replace_once("a b c", "b", "x").unwrap(), "a x c");
-        assert!(
-            replace_once("a b b", "b", "x")
-                .unwrap_err()
-                .to_string()
-                .contains("2 times")
-        );
-        assert!(
-            replace_once("a", "b", "x")
-                .unwrap_err()
-                .to_string()
-                .contains("0 times")
-        );
+        assert!(replace_once("a b b", "b", "x").unwrap_err().to_string().contains("2 times"));
+        assert!(replace_once("a", "b", "x").unwrap_err().to_string().contains("0 times"));
     }
 
     #[test]
@@ -148,14 +130,8 @@ mod tests {
         let root = std::env::temp_dir().join(format!("portcullis-tree-{}", std::process::id()));
         fs::create_dir_all(&root).unwrap();
         fs::write(root.join("f"), "one two").unwrap();
-        let tree = Tree {
-            workspace: Workspace::at(root.clone(), root.clone()),
-        };
-        let edit = |find: &str| Edit {
-            file: "f".to_owned(),
-            find: find.to_owned(),
-            replace: "x".to_owned(),
-        };
+        let tree = Tree { workspace: Workspace::at(root.clone(), root.clone()) };
+        let edit = |find: &str| Edit { file: "f".to_owned(), find: find.to_owned(), replace: "x".to_owned() };
         let read = || fs::read_to_string(root.join("f")).unwrap();
         let patched = tree.patch(&[edit("one"), edit("two")]).unwrap();
         assert_eq!(read(), "x x");

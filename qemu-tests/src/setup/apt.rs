@@ -34,36 +34,21 @@ pub fn mirror<'a>(sources: &'a [Source], codename: &str) -> Option<&'a Source> {
         source.components.iter().any(|component| component == "main") && !source.uri.starts_with("cdrom:")
     };
     let aliases = [codename, "stable", "oldstable", "testing"];
-    let names = |source: &&Source| {
-        source
-            .suites
-            .iter()
-            .any(|suite| aliases.contains(&suite.as_str()))
-    };
+    let names = |source: &&Source| source.suites.iter().any(|suite| aliases.contains(&suite.as_str()));
     let updates = |source: &&Source| {
         source.suites.iter().any(|suite| {
-            suite
-                .strip_prefix(codename)
-                .is_some_and(|rest| rest == "-updates" || rest == "-backports")
+            suite.strip_prefix(codename).is_some_and(|rest| rest == "-updates" || rest == "-backports")
         })
     };
     let candidates: Vec<&Source> = sources.iter().filter(usable).collect();
-    candidates
-        .iter()
-        .copied()
-        .find(names)
-        .or_else(|| candidates.iter().copied().find(updates))
+    candidates.iter().copied().find(names).or_else(|| candidates.iter().copied().find(updates))
 }
 
 /// Every binary source in apt's directory, in apt's order.
 pub fn read_sources(apt_dir: &Path) -> Vec<Source> {
     let mut files = vec![apt_dir.join("sources.list")];
     let mut parts: Vec<PathBuf> = fs::read_dir(apt_dir.join("sources.list.d"))
-        .map(|entries| {
-            entries
-                .filter_map(|entry| entry.ok().map(|entry| entry.path()))
-                .collect()
-        })
+        .map(|entries| entries.filter_map(|entry| entry.ok().map(|entry| entry.path())).collect())
         .unwrap_or_default();
     parts.sort();
     files.extend(parts);
@@ -102,15 +87,8 @@ fn parse_line(line: &str) -> Option<Source> {
     let uri = words.next()?.to_owned();
     let suites = vec![words.next()?.to_owned()];
     let components = words.map(str::to_owned).collect();
-    let declared = options
-        .split_whitespace()
-        .any(|option| option.eq_ignore_ascii_case("trusted=yes"));
-    Some(Source {
-        uri,
-        suites,
-        components,
-        trust: if declared { Trust::Declared } else { Trust::Signed },
-    })
+    let declared = options.split_whitespace().any(|option| option.eq_ignore_ascii_case("trusted=yes"));
+    Some(Source { uri, suites, components, trust: if declared { Trust::Declared } else { Trust::Signed } })
 }
 
 /// Parses deb822 stanzas. A stanza with several addresses gives one source for each.
@@ -138,38 +116,17 @@ pub fn parse_deb822(text: &str) -> Vec<Source> {
 }
 
 fn stanza_sources(stanza: &[(String, String)]) -> Vec<Source> {
-    let field = |name: &str| {
-        stanza
-            .iter()
-            .find(|(key, _)| key == name)
-            .map_or("", |(_, value)| value.as_str())
-    };
-    let words = |name: &str| {
-        field(name)
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect::<Vec<_>>()
-    };
-    let disabled = matches!(
-        field("enabled").to_ascii_lowercase().as_str(),
-        "no" | "false" | "0" | "off"
-    );
+    let field =
+        |name: &str| stanza.iter().find(|(key, _)| key == name).map_or("", |(_, value)| value.as_str());
+    let words = |name: &str| field(name).split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let disabled = matches!(field("enabled").to_ascii_lowercase().as_str(), "no" | "false" | "0" | "off");
     if disabled || !words("types").iter().any(|kind| kind == "deb") {
         return Vec::new();
     }
-    let trust = if field("trusted").eq_ignore_ascii_case("yes") {
-        Trust::Declared
-    } else {
-        Trust::Signed
-    };
+    let trust = if field("trusted").eq_ignore_ascii_case("yes") { Trust::Declared } else { Trust::Signed };
     words("uris")
         .into_iter()
-        .map(|uri| Source {
-            uri,
-            suites: words("suites"),
-            components: words("components"),
-            trust,
-        })
+        .map(|uri| Source { uri, suites: words("suites"), components: words("components"), trust })
         .collect()
 }
 
@@ -188,10 +145,7 @@ pub fn transport_settings(dump: &str) -> String {
             .iter()
             .any(|prefix| line.starts_with(prefix))
     };
-    dump.lines()
-        .filter(wanted)
-        .map(|line| format!("{line}\n"))
-        .collect()
+    dump.lines().filter(wanted).map(|line| format!("{line}\n")).collect()
 }
 
 #[cfg(test)]
@@ -231,14 +185,7 @@ mod tests {
             Types: deb-src\nURIs: http://src.example/debian\nSuites: bookworm\nComponents: main\n";
         let sources = parse_deb822(text);
         let uris: Vec<&str> = sources.iter().map(|source| source.uri.as_str()).collect();
-        assert_eq!(
-            uris,
-            [
-                "http://a.example/debian",
-                "http://b.example/debian",
-                "http://a.example/security"
-            ]
-        );
+        assert_eq!(uris, ["http://a.example/debian", "http://b.example/debian", "http://a.example/security"]);
         assert_eq!(mirror(&sources, "bookworm"), Some(&sources[0]));
     }
 

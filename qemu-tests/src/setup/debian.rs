@@ -19,10 +19,8 @@ use crate::workspace::Workspace;
 
 const SUITES: [&str; 2] = ["trixie", "trixie-backports"];
 const PACKAGES: [&str; 2] = ["qemu-system-x86", "qemu-system-arm"];
-const KEYRINGS: [&str; 2] = [
-    "/usr/share/keyrings/debian-archive-keyring.pgp",
-    "/usr/share/keyrings/debian-archive-keyring.gpg",
-];
+const KEYRINGS: [&str; 2] =
+    ["/usr/share/keyrings/debian-archive-keyring.pgp", "/usr/share/keyrings/debian-archive-keyring.gpg"];
 
 /// An unpacked set of packages.
 #[derive(Clone, Debug)]
@@ -35,13 +33,8 @@ impl Unpacked {
     /// The set at `root`, if its stamp says that it is complete and new enough.
     fn open(root: &Path) -> Option<Self> {
         let stamp = fs::read_to_string(stamp_path(root)).ok()?;
-        let version = stamp
-            .lines()
-            .find_map(|line| Version::parse(line.strip_prefix("qemu ")?))?;
-        (version >= NEEDED).then(|| Self {
-            root: root.to_path_buf(),
-            version,
-        })
+        let version = stamp.lines().find_map(|line| Version::parse(line.strip_prefix("qemu ")?))?;
+        (version >= NEEDED).then(|| Self { root: root.to_path_buf(), version })
     }
 
     /// The QEMU for `arch`.
@@ -97,18 +90,13 @@ fn refused(why: &str) -> anyhow::Error {
 fn debian_mirror() -> Result<Source> {
     let release = fs::read_to_string("/etc/os-release").unwrap_or_default();
     let field = |name: &str| {
-        let line = release
-            .lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        let line = release.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
         line.unwrap_or("").trim_matches('"').to_owned()
     };
     let (id, number) = (field("ID"), field("VERSION_ID"));
     if id != "debian" || !matches!(number.as_str(), "12" | "13") {
         let name = field("PRETTY_NAME");
-        return Err(refused(&format!(
-            "this is {}",
-            if name.is_empty() { "something else" } else { &name }
-        )));
+        return Err(refused(&format!("this is {}", if name.is_empty() { "something else" } else { &name })));
     }
     let sources = apt::read_sources(Path::new("/etc/apt"));
     apt::mirror(&sources, &field("VERSION_CODENAME"))
@@ -124,21 +112,14 @@ struct PrivateApt {
 
 impl PrivateApt {
     fn new(dir: PathBuf, mirror: &Source) -> Result<Self> {
-        for sub in [
-            "state/lists/partial",
-            "cache/archives/partial",
-            "log",
-            "etc/apt.conf.d",
-            "etc/preferences.d",
-        ] {
+        for sub in
+            ["state/lists/partial", "cache/archives/partial", "log", "etc/apt.conf.d", "etc/preferences.d"]
+        {
             fs::create_dir_all(dir.join(sub)).with_context(|| format!("cannot create {}", dir.display()))?;
         }
         // An empty status file: nothing of the host counts as installed, so the set is complete in itself.
         fs::write(dir.join("state/status"), "")?;
-        let options = match (
-            mirror.trust,
-            KEYRINGS.iter().find(|keyring| Path::new(keyring).exists()),
-        ) {
+        let options = match (mirror.trust, KEYRINGS.iter().find(|keyring| Path::new(keyring).exists())) {
             (Trust::Declared, _) => "[trusted=yes] ".to_owned(),
             (Trust::Signed, Some(keyring)) => format!("[signed-by={keyring}] "),
             (Trust::Signed, None) => bail!("the package debian-archive-keyring is not installed"),
@@ -152,24 +133,14 @@ impl PrivateApt {
 
     fn command(&self) -> Command {
         let mut command = Command::new("apt-get");
-        command
-            .env("APT_CONFIG", &self.config)
-            .env("LC_ALL", "C")
-            .env("DEBIAN_FRONTEND", "noninteractive");
+        command.env("APT_CONFIG", &self.config).env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive");
         command.stdin(Stdio::null());
         command
     }
 
     fn install(&self) -> Command {
         let mut command = self.command();
-        command.args([
-            "--download-only",
-            "--yes",
-            "--no-install-recommends",
-            "-t",
-            SUITES[1],
-            "install",
-        ]);
+        command.args(["--download-only", "--yes", "--no-install-recommends", "-t", SUITES[1], "install"]);
         command.args(PACKAGES);
         command
     }
@@ -208,17 +179,13 @@ impl PrivateApt {
     fn fetch(&self, plan: &Plan) -> Result<()> {
         let bar = ui::bytes_bar(plan.bytes, "downloading");
         let mut command = self.install();
-        command
-            .args(["-q", "-o", "APT::Status-Fd=1"])
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.args(["-q", "-o", "APT::Status-Fd=1"]).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("cannot start apt-get")?;
         if let Some(stdout) = child.stdout.take() {
             for line in BufReader::new(stdout).lines().map_while(|line| line.ok()) {
                 // `dlstatus:ITEM:PERCENT:TEXT`
-                let percent = line
-                    .strip_prefix("dlstatus:")
-                    .and_then(|rest| rest.split(':').nth(1)?.parse().ok());
+                let percent =
+                    line.strip_prefix("dlstatus:").and_then(|rest| rest.split(':').nth(1)?.parse().ok());
                 if let Some(percent) = percent {
                     bar.set_position(permille_of(plan.bytes, percent));
                 }
@@ -227,10 +194,7 @@ impl PrivateApt {
         let output = child.wait_with_output().context("apt-get")?;
         bar.finish_and_clear();
         if !output.status.success() {
-            bail!(
-                "the download failed: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
+            bail!("the download failed: {}", String::from_utf8_lossy(&output.stderr).trim());
         }
         Ok(())
     }
@@ -238,9 +202,7 @@ impl PrivateApt {
 
 fn permille_of(total: u64, percent: f64) -> u64 {
     // Whole permille are fine enough for a bar and keep the arithmetic in integers.
-    let permille = format!("{:.0}", (percent * 10.0).clamp(0.0, 1000.0))
-        .parse::<u64>()
-        .unwrap_or(0);
+    let permille = format!("{:.0}", (percent * 10.0).clamp(0.0, 1000.0)).parse::<u64>().unwrap_or(0);
     total * permille / 1000
 }
 
@@ -316,10 +278,7 @@ fn unpack(archives: &[PathBuf], fresh: &Path) -> Result<Version> {
         let banner = output_of(Private::in_root(fresh, arch)?.command(None).arg("--version"))?;
         version = Version::from_banner(&banner);
         if version.is_none_or(|version| version < NEEDED) {
-            bail!(
-                "the unpacked QEMU for {arch} says it is {:?}",
-                banner.lines().next().unwrap_or("")
-            );
+            bail!("the unpacked QEMU for {arch} says it is {:?}", banner.lines().next().unwrap_or(""));
         }
     }
     let version = version.ok_or_else(|| anyhow!("no QEMU was unpacked"))?;
@@ -331,15 +290,9 @@ fn unpack(archives: &[PathBuf], fresh: &Path) -> Result<Version> {
 
 fn output_of(command: &mut Command) -> Result<String> {
     let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("cannot start {name}"))?;
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot start {name}"))?;
     if !output.status.success() {
-        bail!(
-            "{name} failed: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("{name} failed: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -356,15 +309,9 @@ mod tests {
         let plan = Plan::parse(text);
         assert_eq!(
             plan.files,
-            [
-                "seabios_1.17.0-1_all.deb",
-                "qemu-system-x86_1%3a11.1.3+ds-1~bpo13+1_amd64.deb"
-            ]
+            ["seabios_1.17.0-1_all.deb", "qemu-system-x86_1%3a11.1.3+ds-1~bpo13+1_amd64.deb"]
         );
-        assert_eq!(
-            (plan.bytes, plan.qemu),
-            (10_561_000, Some(Version::new(11, 1, 3)))
-        );
+        assert_eq!((plan.bytes, plan.qemu), (10_561_000, Some(Version::new(11, 1, 3))));
         assert_eq!(Plan::parse("E: nothing\n"), Plan::default());
     }
 

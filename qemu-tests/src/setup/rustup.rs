@@ -29,10 +29,7 @@ pub fn ensure_targets(workspace: &Workspace) -> Result<()> {
         .stdin(Stdio::null())
         .status()
         .with_context(|| {
-            format!(
-                "the Rust targets {} are missing, and there is no rustup to add them",
-                missing.join(", ")
-            )
+            format!("the Rust targets {} are missing, and there is no rustup to add them", missing.join(", "))
         })?;
     if !status.success() {
         bail!("`rustup target add {}` failed", missing.join(" "));
@@ -47,25 +44,17 @@ fn has_target(workspace: &Workspace, triple: &str) -> Result<bool> {
         .output()
         .context("cannot start rustc")?;
     if !output.status.success() {
-        bail!(
-            "rustc does not answer: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
+        bail!("rustc does not answer: {}", String::from_utf8_lossy(&output.stderr).trim());
     }
     let directory = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
     // An interrupted `rustup target add` is rolled back, so any file is a sign of all.
-    Ok(directory
-        .read_dir()
-        .is_ok_and(|mut entries| entries.next().is_some()))
+    Ok(directory.read_dir().is_ok_and(|mut entries| entries.next().is_some()))
 }
 
 /// Installs rustfmt and clippy where they are missing.
 pub fn ensure_components(workspace: &Workspace) -> Result<()> {
     let works = |mut command: Command| {
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     };
     let mut missing = Vec::new();
@@ -81,13 +70,9 @@ pub fn ensure_components(workspace: &Workspace) -> Result<()> {
     }
     ui::say(&format!("installing {}", missing.join(" and ")));
     let mut command = workspace.tool("rustup");
-    command
-        .args(["component", "add"])
-        .args(&missing)
-        .stdin(Stdio::null());
-    let status = command
-        .status()
-        .with_context(|| format!("{} missing, and no rustup", missing.join(", ")))?;
+    command.args(["component", "add"]).args(&missing).stdin(Stdio::null());
+    let status =
+        command.status().with_context(|| format!("{} missing, and no rustup", missing.join(", ")))?;
     if !status.success() {
         bail!("`rustup component add {}` failed", missing.join(" "));
     }

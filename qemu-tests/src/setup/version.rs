@@ -19,20 +19,11 @@ impl Version {
     /// The number at the beginning of `text`, `None` if there is none. Parts that are not there count as 0, and
     /// whatever follows the number (`-rc2`, `+ds`) is ignored.
     pub fn parse(text: &str) -> Option<Self> {
-        let end = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.')
-            .unwrap_or(text.len());
-        let mut parts = text[..end]
-            .split('.')
-            .filter(|part| !part.is_empty())
-            .map(str::parse::<u32>);
+        let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+        let mut parts = text[..end].split('.').filter(|part| !part.is_empty()).map(str::parse::<u32>);
         let major = parts.next()?.ok()?;
         let mut rest = || parts.next().map_or(Some(0), Result::ok);
-        Some(Self {
-            major,
-            minor: rest()?,
-            patch: rest()?,
-        })
+        Some(Self { major, minor: rest()?, patch: rest()? })
     }
 
     /// The version in the first line of `qemu-system-* --version`.
@@ -75,10 +66,7 @@ mod tests {
             Version::from_banner("QEMU emulator version 11.0.50 (v11.0.0-rc1)"),
             Some(Version::new(11, 0, 50))
         );
-        assert_eq!(
-            Version::from_debian("1:10.0.2+ds-2+deb13u1"),
-            Some(Version::new(10, 0, 2))
-        );
+        assert_eq!(Version::from_debian("1:10.0.2+ds-2+deb13u1"), Some(Version::new(10, 0, 2)));
         assert_eq!(Version::from_debian("11.1.3~rc1"), Some(Version::new(11, 1, 3)));
     }
 
