@@ -47,6 +47,8 @@ pub enum Conduct {
     Dead,
     /// Refuses the next descriptor of this type, once.
     Refuse(u64),
+    /// Drops the next wait descriptor, as after a device's time-out, once.
+    DropWait,
 }
 
 /// A translation in the IOTLB.

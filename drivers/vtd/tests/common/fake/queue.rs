@@ -6,7 +6,7 @@ impl FakeUnit {
     /// Consumes the queue up to its tail, or to a descriptor that it refuses.
     pub(super) fn consume(&self, state: &mut State) {
         let enabled = state.get32(GSTS) & QIE != 0;
-        if !enabled || state.get32(FSTS) & 0x10 != 0 || *self.conduct.lock().unwrap() == Conduct::Dead {
+        if !enabled || state.get32(FSTS) & 0x50 != 0 || *self.conduct.lock().unwrap() == Conduct::Dead {
             return;
         }
         let address = state.get64(IQA);
@@ -20,6 +20,12 @@ impl FakeUnit {
             }
             let at = (address & !0xfff) + head;
             let words = [0, 8, 16, 24].map(|offset| self.read_memory(at + offset));
+            if words[0] & 0xf == 5 && self.take_conduct(Conduct::DropWait) {
+                let pending = state.get32(FSTS);
+                state.set32(FSTS, pending | 0x40);
+                state.set64(IQH, (head + 32) % bytes);
+                return;
+            }
             if !self.execute(state, words) {
                 let pending = state.get32(FSTS);
                 state.set32(FSTS, pending | 0x10);
@@ -32,15 +38,21 @@ impl FakeUnit {
         }
     }
 
+    /// Whether the unit is to behave like this now; if so, only once.
+    fn take_conduct(&self, wanted: Conduct) -> bool {
+        let mut conduct = self.conduct.lock().unwrap();
+        let found = *conduct == wanted;
+        if found {
+            *conduct = Conduct::Prompt;
+        }
+        found
+    }
+
     /// Carries out a descriptor; returns whether it is one.
     fn execute(&self, state: &mut State, [low, high, third, fourth]: [u64; 4]) -> bool {
         let kind = low & 0xf;
-        {
-            let mut conduct = self.conduct.lock().unwrap();
-            if *conduct == Conduct::Refuse(kind) {
-                *conduct = Conduct::Prompt;
-                return false;
-            }
+        if self.take_conduct(Conduct::Refuse(kind)) {
+            return false;
         }
         if third != 0 || fourth != 0 || low & 0xe00 != 0 {
             return false;

@@ -1,0 +1,253 @@
+//! What happens when something runs out: ids, memory, queue slots, the hardware's patience or the driver's.
+
+mod common;
+
+use common::fake::{self, Conduct, FakeUnit};
+use common::{Machine, endpoint, fixed, map_page, options, unmap};
+use portcullis_hal::host::HostHal;
+use portcullis_hal::{Attributes, Gather, Iova, IovaRange, QuarantineReason, SyncError};
+use portcullis_iommu::{AttachError, DomainSpec, PagingSpec, Unit, UnitEvent};
+use portcullis_vtd::{Options, Setup};
+
+const IOVA: u64 = 0x12_3456_7000;
+
+#[test]
+fn domain_ids_run_out_with_an_error_and_come_back() {
+    let (cap, ecap) = fake::SECOND_STAGE;
+    let machine = Machine::new((cap & !7, ecap));
+    let domains: Vec<_> = (0..16).map(|_| machine.paging()).collect();
+    for (sid, domain) in (0_u16..15).zip(&domains) {
+        map_page(domain, IOVA, 0x1000 * u64::from(sid + 1)).unwrap();
+        machine.driver.attach(&endpoint(sid), domain).unwrap();
+    }
+    assert_eq!(machine.driver.attach(&endpoint(15), &domains[15]), Err(AttachError::NoFreeId));
+    assert!((0..15).all(|sid| machine.fake.dma(sid, IOVA, true) == Ok(0x1000 * u64::from(sid + 1))));
+    assert_eq!(machine.fake.dma(15, IOVA, true), Err(0x02));
+    machine.driver.detach(&endpoint(3)).unwrap();
+    assert!(machine.driver.attach(&endpoint(15), &domains[15]).is_ok());
+    assert!(machine.fake.dma(15, IOVA, true).is_err(), "the id's old translations are gone");
+}
+
+#[test]
+fn out_of_memory_at_any_allocation_of_an_operation_changes_nothing_and_leaks_nothing() {
+    for registers in [fake::FIRST_STAGE, fake::SECOND_STAGE] {
+        let mut failures = Vec::new();
+        for operation in 0..3 {
+            let mut nth = 0;
+            loop {
+                let machine = Machine::new(registers);
+                let domain = machine.paging();
+                let before = machine.hal.frames_in_use();
+                machine.hal.fail_after(nth);
+                let failed = match operation {
+                    0 => machine.driver.new_domain(&DomainSpec::Paging(PagingSpec::default())).is_err(),
+                    1 => machine.driver.attach(&endpoint(0x20), &domain).is_err(),
+                    _ => map_page(&domain, IOVA, 0x1000).is_err(),
+                };
+                machine.hal.fail_never();
+                if !failed {
+                    break;
+                }
+                assert!(machine.fake.dma(0x20, IOVA, true).is_err());
+                if operation == 1 {
+                    // Attached to what was allocated, the endpoint takes no more than it would have.
+                    assert!(machine.driver.attach(&endpoint(0x20), &domain).is_ok());
+                    assert_eq!(machine.hal.frames_in_use(), before + 3);
+                } else {
+                    assert!(map_page(&domain, IOVA, 0x1000).is_ok());
+                    assert_eq!(machine.hal.frames_in_use(), before + 3);
+                }
+                nth += 1;
+            }
+            failures.push(nth);
+        }
+        // A root; a context table, a directory and a PASID table; three page tables.
+        assert_eq!(failures, [1, 3, 3]);
+    }
+}
+
+#[test]
+fn a_refused_descriptor_fails_its_submitter_and_nobody_else() {
+    for restarts_at_tail in [true, false] {
+        let hal = HostHal::new();
+        let mut fake = FakeUnit::new(&hal, fake::SECOND_STAGE);
+        fake.restarts_at_tail = restarts_at_tail;
+        let machine = Machine::with(hal, fake);
+        let domain = machine.paging();
+        machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+        let kept = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+        let lost = machine.map(&domain, 0, Attributes::READ_WRITE);
+        let phys = lost.memory().range();
+        assert!(machine.fake.dma(0x20, 0, true).is_ok());
+
+        machine.fake.set_conduct(Conduct::Refuse(2));
+        let quarantined = lost.unmap().err().unwrap();
+        assert_eq!(quarantined.reason, QuarantineReason::Sync(SyncError::Faulted));
+        assert!(machine.hal.is_allocated(phys.start(), 0x1000), "the unit may still reach it");
+        assert_eq!(machine.driver.stats().queue_errors, 1);
+        assert!(kept.unmap().is_ok());
+        assert_eq!(machine.fake.get(fake::FSTS), 0);
+
+        // A wait descriptor that is refused is replaced by one that completes.
+        let third = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+        machine.fake.set_conduct(Conduct::Refuse(5));
+        assert!(third.unmap().is_err());
+        assert_eq!(machine.driver.stats().queue_errors, 2);
+        assert!(machine.driver.detach(&endpoint(0x20)).is_ok());
+    }
+}
+
+#[test]
+fn an_attachment_whose_invalidation_is_refused_ends_denied() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (one, two) = (machine.paging(), machine.paging());
+    map_page(&one, IOVA, 0x1000).unwrap();
+    machine.driver.attach(&endpoint(0x20), &one).unwrap();
+    machine.fake.set_conduct(Conduct::Refuse(7));
+    let in_use = machine.hal.frames_in_use();
+    let error = machine.driver.attach(&endpoint(0x20), &two);
+    assert!(
+        matches!(error, Err(AttachError::Timeout(timeout)) if timeout.register == "FSTS_REG"),
+        "{error:?}"
+    );
+    // What the unit had cached it may still use; a fresh look finds nothing.
+    machine.fake.state.lock().unwrap().contexts.clear();
+    machine.fake.state.lock().unwrap().iotlb.clear();
+    assert_eq!(machine.fake.dma(0x20, IOVA, true), Err(0x02));
+
+    drop(one);
+    assert_eq!(machine.hal.frames_in_use(), in_use, "tables that the unit may walk stay");
+
+    // The unit is in order, so the device can be attached again, to tables that the unit has not seen before.
+    assert!(machine.driver.attach(&endpoint(0x20), &two).is_ok());
+    map_page(&two, IOVA, 0x2000).unwrap();
+    assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(0x2000));
+}
+
+#[test]
+fn a_detach_that_was_refused_is_completed_before_the_next_attachment() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (one, two) = (machine.paging(), machine.paging());
+    map_page(&one, IOVA, 0x1000).unwrap();
+    machine.driver.attach(&endpoint(0x20), &one).unwrap();
+    assert!(machine.fake.dma(0x20, IOVA, true).is_ok());
+    machine.fake.set_conduct(Conduct::Refuse(1));
+    assert!(matches!(machine.driver.detach(&endpoint(0x20)), Err(AttachError::Timeout(_))));
+    assert!(
+        machine.fake.state.lock().unwrap().contexts.contains_key(&0x20),
+        "the context entry is still cached"
+    );
+    machine.driver.attach(&endpoint(0x20), &two).unwrap();
+    assert!(
+        !machine.fake.state.lock().unwrap().contexts.contains_key(&0x20),
+        "and was dropped before its reuse"
+    );
+    assert!(machine.fake.dma(0x20, IOVA, true).is_err());
+    let mut text = String::new();
+    one.describe(&mut text).unwrap();
+    assert!(text.contains("domain id"), "the id is kept for ever: {text}");
+}
+
+#[test]
+fn the_interrupt_handler_reports_a_queue_error_and_leaves_it_to_the_submitter() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    machine.fake.set(fake::FSTS, 0x10);
+    machine.fake.accesses();
+    assert_eq!(machine.events(), [UnitEvent::QueueError]);
+    assert_eq!(machine.fake.get(fake::FSTS), 0x10);
+    assert_eq!(machine.fake.accesses().1, 0);
+}
+
+#[test]
+fn a_unit_that_stops_answering_is_quarantined_with_all_that_it_may_know() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (domain, other) = (machine.paging(), machine.paging());
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    machine.driver.attach(&endpoint(0x28), &other).unwrap();
+    let mapped = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+    let in_use = machine.hal.frames_in_use();
+    machine.fake.set_conduct(Conduct::Dead);
+    let quarantined = mapped.unmap().err().unwrap();
+    let QuarantineReason::Sync(SyncError::Timeout(timeout)) = quarantined.reason else {
+        panic!("{quarantined:?}")
+    };
+    assert_eq!(timeout.register, "invalidation status word");
+    let _ = quarantined;
+    assert_eq!(machine.hal.frames_in_use(), in_use);
+
+    assert_eq!(machine.driver.attach(&endpoint(0x30), &domain), Err(AttachError::Faulted));
+    assert_eq!(machine.driver.detach(&endpoint(0x20)), Err(AttachError::Timeout(timeout)));
+    assert!(machine.driver.attach(&endpoint(0x28), &machine.blocked()).is_err());
+    for sid in [0x20, 0x28] {
+        machine.fake.state.lock().unwrap().contexts.clear();
+        machine.fake.state.lock().unwrap().iotlb.clear();
+        assert_eq!(machine.fake.dma(sid, IOVA, true), Err(0x02), "the entry is invalid");
+    }
+    drop((domain, other));
+    assert_eq!(machine.hal.frames_in_use(), in_use, "tables that the unit may walk stay");
+}
+
+#[test]
+fn a_dropped_wait_is_made_up_for() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let domain = machine.paging();
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    let mapped = machine.map(&domain, IOVA, Attributes::READ_WRITE);
+    machine.fake.set_conduct(Conduct::DropWait);
+    assert!(mapped.unmap().is_ok());
+    assert_eq!((machine.fake.get(fake::FSTS), machine.driver.stats().queue_errors), (0, 1));
+}
+
+#[test]
+fn a_failed_sync_empties_the_gather_and_frees_nothing() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let domain = machine.paging();
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    map_page(&domain, 0, 0x1000).unwrap();
+    let in_use = machine.hal.frames_in_use();
+    let mut gather = Gather::new();
+    let range = IovaRange::new(Iova::new(0), 0x4000_0000).unwrap();
+    domain.unmap(range, &mut gather).unwrap();
+    assert!(gather.has_tables());
+    machine.fake.set_conduct(Conduct::Refuse(2));
+    assert!(matches!(domain.sync(&mut gather), Err(SyncError::Faulted)));
+    assert!(!gather.has_tables() && gather.range().is_none());
+    assert!(domain.sync(&mut gather).is_ok());
+    assert_eq!(machine.hal.frames_in_use(), in_use);
+}
+
+#[test]
+fn a_queue_that_is_full_makes_submitters_wait() {
+    let hal = HostHal::new();
+    let fake = FakeUnit::new(&hal, fake::SECOND_STAGE);
+    let patient = Options { timeout_ns: 20_000_000_000, ..options() };
+    let driver = Setup::new(&hal, fake.clone(), patient).unwrap().enable().unwrap();
+    let machine = Machine { hal, fake, driver };
+    let domain = machine.paging();
+    machine.driver.attach(&endpoint(0x20), &domain).unwrap();
+    // Thirty pages that begin at an odd one take eight aligned blocks, and with the wait descriptor nine slots of the
+    // 128: twenty threads fill the ring.
+    let starts: Vec<u64> = (0..20).map(|n| n << 30 | 0x1000).collect();
+    for &start in &starts {
+        fixed(start, 0x1_0000_1000, 30 << 12).map_into(&*domain).unwrap();
+        assert!(machine.fake.dma(0x20, start, true).is_ok());
+    }
+    machine.fake.set_conduct(Conduct::Dead);
+    std::thread::scope(|scope| {
+        for &start in &starts {
+            let domain = &domain;
+            scope.spawn(move || assert_eq!(unmap(domain, start, 30 << 12), 30 << 12));
+        }
+        let tail = || machine.fake.state.lock().unwrap().get64(fake::IQT);
+        while tail() < 126 * 32 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        // Fourteen batches have found room; the others wait.
+        assert_eq!(tail(), 126 * 32);
+        machine.fake.set_conduct(Conduct::Prompt);
+        // A write of the tail sets the unit going, as the next submitter's would.
+        portcullis_hal::Mmio::write64(&machine.fake, fake::IQT, tail());
+    });
+    assert!(starts.iter().all(|&start| machine.fake.dma(0x20, start, true).is_err()));
+}
