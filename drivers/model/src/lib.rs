@@ -7,10 +7,11 @@
 //! of all choices.
 //!
 //! * [`core`]: memory, schedule, logs, caches, requests: what the models share.
-//! * `smmuv3`: Arm SMMUv3 (IHI 0070), non-secure programming interface.
+//! * [`smmuv3`]: Arm SMMUv3 (IHI 0070), non-secure programming interface.
 //! * `device`: a PCIe function with PASID, ATS and PRI.
 //!
 //! Memory is called with a model's lock held, so an implementation of [`core::Memory`] must not call the model
 //! back from the device's side; hooks belong to the software's side.
 
 pub mod core;
+pub mod smmuv3;

@@ -77,6 +77,16 @@ impl<K: Ord + Clone, V: PartialEq> Versions<K, V> {
         count
     }
 
+    /// Drops versions at once, without waiting for a synchronisation; gives how many.
+    pub fn remove(&mut self, mut covered: impl FnMut(&K, &V) -> bool) -> usize {
+        let before = self.len();
+        self.entries.retain(|key, versions| {
+            versions.retain(|version| !covered(key, &version.value));
+            !versions.is_empty()
+        });
+        before - self.len()
+    }
+
     /// The synchronisation behind the invalidations completed: what they covered is gone.
     pub fn commit(&mut self) {
         if std::mem::take(&mut self.doomed) {
