@@ -271,6 +271,15 @@ mod tests {
     }
 
     #[test]
+    fn addresses_are_no_wider_than_the_unit_translates_whatever_the_levels() {
+        // MGAW is 41: 42 bits, with tables of four levels.
+        let odd = Features::decode(0x80d2_008c_2229_0406, 0x0000_4800_80f0_0f4a, 48).unwrap();
+        assert_eq!(odd.input_bits(Stage::Stage2, Levels::Four), 42);
+        assert_eq!(odd.levels_for(Stage::Stage2, Some(42)), Some(Levels::Four));
+        assert_eq!(odd.levels_for(Stage::Stage2, Some(43)), None);
+    }
+
+    #[test]
     fn the_fewest_domain_ids_are_sixteen() {
         let few = Features::decode(0x80d2_008c_222f_0600, 0x0000_4800_80f0_0f4a, 48).unwrap();
         assert_eq!(few.last_domain_id(), 15);

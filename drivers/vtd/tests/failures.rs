@@ -8,6 +8,7 @@ use portcullis_hal::host::HostHal;
 use portcullis_hal::{Attributes, Gather, Iova, IovaRange, QuarantineReason, SyncError};
 use portcullis_iommu::{AttachError, DomainSpec, PagingSpec, Unit, UnitEvent};
 use portcullis_vtd::{Options, Setup};
+use std::time::{Duration, Instant};
 
 const IOVA: u64 = 0x12_3456_7000;
 
@@ -122,6 +123,12 @@ fn an_attachment_whose_invalidation_is_refused_ends_denied() {
     assert!(machine.driver.attach(&endpoint(0x20), &two).is_ok());
     map_page(&two, IOVA, 0x2000).unwrap();
     assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(0x2000));
+
+    // The id that the failed attempt showed to the unit is not given to another domain.
+    machine.driver.detach(&endpoint(0x20)).unwrap();
+    let mut text = String::new();
+    two.describe(&mut text).unwrap();
+    assert!(text.contains("domain id"), "{text}");
 }
 
 #[test]
@@ -233,18 +240,19 @@ fn a_queue_that_is_full_makes_submitters_wait() {
         assert!(machine.fake.dma(0x20, start, true).is_ok());
     }
     machine.fake.set_conduct(Conduct::Dead);
+    let tail = || machine.fake.state.lock().unwrap().get64(fake::IQT);
+    // Fourteen batches find room; the others wait.
+    let full = tail() + 14 * 9 * 32;
     std::thread::scope(|scope| {
         for &start in &starts {
             let domain = &domain;
             scope.spawn(move || assert_eq!(unmap(domain, start, 30 << 12), 30 << 12));
         }
-        let tail = || machine.fake.state.lock().unwrap().get64(fake::IQT);
-        while tail() < 126 * 32 {
+        while tail() < full {
             std::thread::yield_now();
         }
-        std::thread::sleep(std::time::Duration::from_millis(5));
-        // Fourteen batches have found room; the others wait.
-        assert_eq!(tail(), 126 * 32);
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(tail(), full);
         machine.fake.set_conduct(Conduct::Prompt);
         // A write of the tail sets the unit going, as the next submitter's would.
         portcullis_hal::Mmio::write64(&machine.fake, fake::IQT, tail());
