@@ -1,5 +1,6 @@
 //! Where the architecture's start-up code hands over, and where everything ends.
 
+use crate::machine::Start;
 use crate::report::Report;
 use crate::{console, job, machine, memory, report};
 use core::panic::PanicInfo;
@@ -8,8 +9,13 @@ use portcullis_arch::power::Outcome;
 use portcullis_arch::{BootInfo, cpu, power};
 
 /// What the kernel was asked to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Job {
+    /// The main job.
     Main,
+    /// Taking over from a predecessor that left a device open, and the engines after it.
+    Takeover,
+    /// The console.
     Shell,
 }
 
@@ -18,6 +24,7 @@ impl Job {
         let name = line.split_whitespace().find_map(|word| word.strip_prefix("job="));
         match name {
             None | Some("main") => Some(Self::Main),
+            Some("takeover") => Some(Self::Takeover),
             Some("shell") => Some(Self::Shell),
             Some(_) => None,
         }
@@ -37,7 +44,8 @@ fn kernel_main(boot: BootInfo) -> ! {
         power::exit(Outcome::Failure);
     };
     let mut report = Report::new();
-    let machine = match machine::Machine::discover(&boot, &mut report) {
+    let start = if job == Job::Takeover { Start::LeftOpen } else { Start::AsFound };
+    let machine = match machine::Machine::discover(&boot, start, &mut report) {
         Ok(machine) => machine,
         Err(error) => {
             report.fail("discover", format_args!("{error}"));
@@ -47,6 +55,10 @@ fn kernel_main(boot: BootInfo) -> ! {
     match job {
         Job::Main => {
             job::main(machine, &mut report);
+            report.close()
+        }
+        Job::Takeover => {
+            job::takeover(machine, &mut report);
             report.close()
         }
         Job::Shell => console::serve(machine),

@@ -1,7 +1,7 @@
 //! Taking a unit over (section 11.4.4 and the start-up order of the stack).
 
 use crate::features::Features;
-use crate::invalidate::everything;
+use crate::invalidate::{Descriptor, everything};
 use crate::queue::Queue;
 use crate::registers::Registers;
 use crate::ring::Ring;
@@ -137,7 +137,17 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             .with_qs(self.queue.ring().qs());
         registers.write64(IQA, address.into_bits());
         registers.turn_on(queue_on)?;
-        Ok(())
+        // A first wait proves that the queue works. It also lets a successor turn the queue off: QEMU refuses that
+        // for a queue whose last descriptor was not a wait.
+        self.run_first(&[])
+    }
+
+    /// Runs a batch before there is a driver.
+    fn run_first(&self, batch: &[Descriptor]) -> Result<(), InitError> {
+        self.run(batch).map_err(|error| match error {
+            SyncError::Timeout(timeout) => InitError::Timeout(timeout),
+            SyncError::Faulted | SyncError::Gather(_) => InitError::Queue,
+        })
     }
 
     /// Gives the unit its root table and makes it forget everything that it knows from an older one.
@@ -158,10 +168,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         registers.write64(RTADDR, address.into_bits());
         registers.set_root_pointer()?;
         if !self.features.cap.esrtps() {
-            self.run(&everything(&self.features)).map_err(|error| match error {
-                SyncError::Timeout(timeout) => InitError::Timeout(timeout),
-                SyncError::Faulted | SyncError::Gather(_) => InitError::Queue,
-            })?;
+            self.run_first(&everything(&self.features))?;
         }
         Ok(())
     }

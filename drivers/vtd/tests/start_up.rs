@@ -35,6 +35,8 @@ fn a_unit_that_was_off_is_started_in_the_documented_order() {
             (fake::IQT, 0),
             (fake::IQA, queue),
             (fake::GCMD, qie),
+            // A wait, which proves that the queue works.
+            (fake::IQT, 32),
             (fake::RTADDR, root(&machine.fake)),
             (fake::GCMD, qie | srtp),
             (fake::GCMD, qie | te),
@@ -47,8 +49,8 @@ fn without_esrtps_everything_is_invalidated_before_translation_goes_on() {
     let (cap, ecap) = fake::SECOND_STAGE;
     let machine = Machine::new((cap & !(1 << 63), ecap));
     let queue = machine.fake.written(fake::IQA)[0] & !0xfff;
-    let kinds: Vec<u64> = (0..4).map(|slot| machine.fake.read_memory(queue + slot * 32) & 0xf3f).collect();
-    assert_eq!(kinds, [0x11, 0x37, 0x12, 0x25]);
+    let kinds: Vec<u64> = (0..5).map(|slot| machine.fake.read_memory(queue + slot * 32) & 0xf3f).collect();
+    assert_eq!(kinds, [0x25, 0x11, 0x37, 0x12, 0x25], "a first wait, then everything and its wait");
     let order: Vec<usize> = trace(&machine.fake).iter().map(|write| write.0).collect();
     let tail = order.iter().rposition(|&register| register == fake::IQT);
     assert!(tail > order.iter().position(|&register| register == fake::RTADDR));

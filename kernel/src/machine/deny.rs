@@ -39,6 +39,15 @@ impl Canary {
     }
 }
 
+impl Canary {
+    /// Whether an `edu` can write the page. Restores it.
+    pub(super) fn is_reached(&self, edu: &Edu) -> Result<(), String> {
+        let outcome = self.attack(edu);
+        self.frames.write(0, &self.content);
+        if outcome.is_err() { Ok(()) } else { Err("the device did not reach the page".to_string()) }
+    }
+}
+
 /// Between the units' first register write and the start of translation.
 pub(super) fn while_closed(bus: &Bus, edus: &[Edu], prepared: &Prepared, canary: &Canary) -> Outcome {
     let edu = edus.first().ok_or("no edu device")?;

@@ -6,6 +6,7 @@ mod bus;
 mod deny;
 mod firmware;
 mod platform;
+mod predecessor;
 mod vm;
 
 use crate::devices::{edu, test_device};
@@ -31,6 +32,7 @@ use portcullis_pci::{ConfigSpace, Function};
 use spin::Once;
 
 pub(crate) use bus::{Bus, registers};
+pub(crate) use predecessor::Start;
 pub(crate) use vm::vm_table;
 
 /// The registry on this kernel.
@@ -103,7 +105,11 @@ pub(crate) fn iommu() -> &'static KernelIommu {
 
 impl Machine {
     /// Discovers everything, starts the units and registers the devices; every device is denied everything then.
-    pub(crate) fn discover(boot: &BootInfo, report: &mut Report) -> Result<&'static Self, String> {
+    pub(crate) fn discover(
+        boot: &BootInfo,
+        start: Start,
+        report: &mut Report,
+    ) -> Result<&'static Self, String> {
         report.section("Discovery");
         let mut topology = firmware::read(boot).map_err(|error| error.to_string())?;
         for warning in &topology.warnings {
@@ -120,9 +126,12 @@ impl Machine {
 
         report.section("Deny by default");
         let canary = deny::Canary::new()?;
+        let edus = start_edus(&bus)?;
+        if start == Start::LeftOpen {
+            report.check("deny.predecessor", predecessor::leave_open(&topology, &bus, edus, &canary));
+        }
         // Where firmware or reset leaves the bus open, the units close it before anything else.
         let prepared = units::prepare(&topology, &bus)?;
-        let edus = start_edus(&bus)?;
         report.check("deny.closed", deny::while_closed(&bus, edus, &prepared, &canary));
         let units = prepared.enable(&IOMMU, &bus)?;
         describe_units();

@@ -95,28 +95,50 @@ impl PreparedUnit {
         }
     }
 
-    fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<UnitId, String> {
+    /// Turns translation on. What comes back is the registered unit, and what is left to connect its interrupts.
+    fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<(UnitId, Enabled), String> {
         match self {
-            Self::Virtio(prepared) => prepared.enable(iommu, bus),
             Self::Smmu(setup, description) => {
                 let unit = setup.enable().map_err(|error| error.to_string())?;
-                let id = register(iommu, unit.clone())?;
+                Ok((register(iommu, unit.clone())?, Enabled::Smmu(unit, description)))
+            }
+            Self::Vtd(setup) => {
+                let unit = setup.enable().map_err(|error| error.to_string())?;
+                Ok((register(iommu, unit.clone())?, Enabled::Vtd(unit)))
+            }
+            Self::Virtio(prepared) => {
+                let unit = prepared.enable(bus)?;
+                Ok((register(iommu, unit.driver())?, Enabled::Virtio(unit)))
+            }
+        }
+    }
+}
+
+/// A unit that translates and denies everything.
+enum Enabled {
+    Smmu(portcullis_smmuv3::Driver<KernelHal, MmioRegion>, Smmuv3Unit),
+    Vtd(portcullis_vtd::Driver<KernelHal, MmioRegion>),
+    Virtio(virtio::Enabled),
+}
+
+impl Enabled {
+    /// Registers the handler first, then lets the unit raise its interrupts.
+    fn connect_interrupts(self, id: UnitId, bus: &Bus) -> Result<(), String> {
+        match self {
+            Self::Smmu(unit, description) => {
                 let lines = &description.interrupts;
                 for line in [lines.event, lines.gerror, lines.pri, lines.combined].into_iter().flatten() {
                     connect(line, id)?;
                 }
                 unit.enable_interrupts(portcullis_smmuv3::Interrupts::Wired)
-                    .map_err(|error| error.to_string())?;
-                Ok(id)
+                    .map_err(|error| error.to_string())
             }
-            Self::Vtd(setup) => {
-                let unit = setup.enable().map_err(|error| error.to_string())?;
-                let id = register(iommu, unit.clone())?;
+            Self::Vtd(unit) => {
                 let message = interrupts::allocate_msi(0, unit_interrupt, usize::from(id.0));
                 let message = message.map_err(|error| error.to_string())?;
-                unit.enable_interrupts(message).map_err(|error| error.to_string())?;
-                Ok(id)
+                unit.enable_interrupts(message).map_err(|error| error.to_string())
             }
+            Self::Virtio(unit) => unit.connect_interrupts(id, bus),
         }
     }
 }
@@ -129,9 +151,28 @@ impl Prepared {
 
     /// Turns translation on and connects the units' interrupts; everything is denied.
     pub(crate) fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<Units, String> {
+        self.enable_each(iommu, bus, |unit, id| unit.connect_interrupts(id, bus))
+    }
+
+    /// As [`enable`](Self::enable), for a kernel that does not listen.
+    pub(crate) fn enable_without_interrupts(
+        self,
+        iommu: &'static KernelIommu,
+        bus: &Bus,
+    ) -> Result<Units, String> {
+        self.enable_each(iommu, bus, |_, _| Ok(()))
+    }
+
+    fn enable_each(
+        self,
+        iommu: &'static KernelIommu,
+        bus: &Bus,
+        then: impl Fn(Enabled, UnitId) -> Result<(), String>,
+    ) -> Result<Units, String> {
         let mut ids = Vec::new();
         for (index, unit) in self.0 {
-            ids.push((index, unit.enable(iommu, bus).map_err(|error| format!("{index}: {error}"))?));
+            let enabled = unit.enable(iommu, bus).and_then(|(id, unit)| then(unit, id).map(|()| id));
+            ids.push((index, enabled.map_err(|error| format!("{index}: {error}"))?));
         }
         Ok(Units(ids))
     }

@@ -2,8 +2,8 @@
 
 #![expect(unsafe_code, reason = "maps the device's registers")]
 
-use super::{register, unit_interrupt};
-use crate::machine::{self, Bus, KernelIommu};
+use super::unit_interrupt;
+use crate::machine::{self, Bus};
 use crate::memory::KernelHal;
 use alloc::string::{String, ToString};
 use log::info;
@@ -14,6 +14,7 @@ use portcullis_iommu::UnitId;
 use portcullis_pci::MsixTable;
 use portcullis_virtio_iommu::{MsixVector, Options, PciTransport, RegisterWindow, Vectors};
 
+type Driver = portcullis_virtio_iommu::VirtioIommu<KernelHal, PciTransport<RegisterWindow>>;
 type Setup = portcullis_virtio_iommu::Setup<KernelHal, PciTransport<RegisterWindow>>;
 
 /// The vector for faults and for changes of the configuration.
@@ -41,17 +42,32 @@ impl Prepared {
         Ok(Self { setup, index, msi_device })
     }
 
-    pub(super) fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<UnitId, String> {
+    pub(super) fn enable(self, bus: &Bus) -> Result<Enabled, String> {
         // Its queues are in memory, which it reaches by physical address.
         portcullis_pci::enable_bus_master(&bus.config, &bus.functions, self.index);
         let unit = self.setup.enable().map_err(|error| error.to_string())?;
-        let id = register(iommu, unit.clone())?;
+        Ok(Enabled { unit, index: self.index, msi_device: self.msi_device })
+    }
+}
 
+/// A virtio-iommu that runs.
+pub(super) struct Enabled {
+    unit: Driver,
+    index: usize,
+    msi_device: u32,
+}
+
+impl Enabled {
+    pub(super) fn driver(&self) -> Driver {
+        self.unit.clone()
+    }
+
+    pub(super) fn connect_interrupts(self, id: UnitId, bus: &Bus) -> Result<(), String> {
         let function = bus.functions.get(self.index).ok_or("no such PCI function")?;
         let Some(msix) = &function.msix else {
             info!("{id} has no MSI-X, its events are polled for");
             machine::poll(id);
-            return Ok(id);
+            return Ok(());
         };
         let message = interrupts::allocate_msi(self.msi_device, unit_interrupt, usize::from(id.0));
         let message = message.map_err(|error| error.to_string())?;
@@ -63,8 +79,7 @@ impl Prepared {
         table.unmask(VECTOR).map_err(|error| error.to_string())?;
         msix.enable(&bus.config);
         let vectors = Vectors { config: None, events: Some(MsixVector(VECTOR)) };
-        unit.enable_interrupts(&vectors).map_err(|error| error.to_string())?;
-        Ok(id)
+        self.unit.enable_interrupts(&vectors).map_err(|error| error.to_string())
     }
 }
 
