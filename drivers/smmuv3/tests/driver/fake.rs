@@ -8,7 +8,7 @@ use portcullis_hal::{FixedMapping, Hal, Mapping, Mmio, PhysAddr, SharedTable, Ta
 use portcullis_iommu::DomainSpec;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What QEMU 11.1's unit with both stages shows: IDR0, IDR1, IDR3, IDR5.
 pub(crate) const IDS: [u32; 4] = [0x0d44_101b, 0x0273_0010, 0x1414, 0x74];
@@ -121,7 +121,8 @@ impl Fake {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap()
+        // A failed assertion in here fails the test that caused it, not each later access.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The opcodes executed since the last call, without syncs.

@@ -211,8 +211,8 @@ fn a_handler_leaves_a_stopped_command_queue_to_whoever_waits_for_it() {
     let bench = Bench::new();
     bench.fake.state().raise(1 << 0 | 1 << 3);
     assert_eq!(bench.events().len(), 1);
-    let state = bench.fake.state();
-    assert_eq!(state.get(0x60) ^ state.get(0x64), 1 << 0, "still active");
+    let [errors, acknowledged] = [0x60, 0x64].map(|offset| bench.fake.state().get(offset));
+    assert_eq!(errors ^ acknowledged, 1 << 0, "still active");
 }
 
 #[test]
