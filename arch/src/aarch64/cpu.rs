@@ -77,7 +77,7 @@ pub fn clean_cache(start: NonNull<u8>, len: usize) {
     let mut at = first & !(line - 1);
     while at < end {
         // SAFETY: cleaning a line changes no data; the caller's pointer says that the address is mapped.
-        unsafe { asm!("dc cvac, {at}", at = in(reg) at, options(nostack, preserves_flags)) };
+        unsafe { asm!("dc civac, {at}", at = in(reg) at, options(nostack, preserves_flags)) };
         at = at.saturating_add(line);
     }
     barrier::dsb(barrier::SY);

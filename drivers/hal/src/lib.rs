@@ -73,8 +73,9 @@ pub unsafe trait Hal: Clone + Send + Sync + 'static {
     /// lent to the stack.
     fn phys_to_virt(&self, phys: PhysAddr) -> NonNull<u8>;
 
-    /// Writes the cache lines of `len` bytes from `start` back to memory. Called only for units whose table
-    /// walks do not snoop the CPU's caches.
+    /// Writes the cache lines of `len` bytes from `start` back to memory. Where a unit's own writes may pass by the
+    /// caches as well (Arm), it also drops the lines, so that a later read sees what the unit wrote. Called only for
+    /// units that do not snoop the CPU's caches.
     fn clean_cache(&self, start: NonNull<u8>, len: usize);
 
     /// Monotonic time in nanoseconds.
