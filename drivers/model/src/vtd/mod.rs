@@ -1,0 +1,386 @@
+//! Intel VT-d in scalable mode (Intel Virtualization Technology for Directed I/O, specification 4.x).
+//!
+//! [`Vtd`] is a remapping unit: a register file, an invalidation queue, translation with every cache that the
+//! architecture allows, a fault log and a page request queue.
+//!
+//! What it does adversarially:
+//!
+//! * Context entries (2 quanta of 128 bits) and PASID table entries (4) are fetched quantum by quantum at any time:
+//!   every mix of what the quanta held since the last invalidation that covered the entry is possible
+//!   ([`Tearing`] says what is not).
+//! * Table pointers and translations stay cached, tagged by domain id, PASID and type only, until an invalidation
+//!   that covers them was executed and what the architecture orders behind it completed.
+//! * With [`Feature::CachingMode`] entries that are not present are cached too; with
+//!   [`Feature::WriteBufferFlush`] stores may be seen late; without [`Feature::Coherent`] and
+//!   [`Feature::PageWalkCoherent`] only what was cleaned to memory is seen.
+//! * Hardware fetches ahead: [`Vtd::observe`] lets it cache all that it can reach for the requests given to
+//!   [`Vtd::watch`]. Tests call it (or [`Vtd::step`], which does it) at every store of the driver.
+//!
+//! [`points`] names the choices of the schedule. Legacy mode, interrupt remapping and the enhanced command
+//! interface are not modelled. What the architecture leaves open is resolved to the driver's disadvantage:
+//! a domain-selective context-cache invalidation drops nothing in scalable mode.
+//!
+//! Differences to QEMU's emulation are on purpose: there, everything is synchronous, ITE and ICE do not exist, a
+//! cleared IQE needs a new write of IQT, RID_PASID is ignored, absent PASID entries report 0x5b, first-stage
+//! entries depend on AW, and second-stage permission faults are 5 and 6.
+
+mod caches;
+mod chooser;
+mod config;
+mod descriptor;
+mod entry;
+mod env;
+mod event;
+mod faults;
+mod fetches;
+mod queue;
+pub mod reason;
+mod registers;
+mod requests;
+mod translate;
+mod walk;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::core::{
+    Coverage, Downstream, Interrupts, Memory, Mode, Outcome, PageRequest, Request, Response, Schedule,
+    Upstream, Violations,
+};
+use caches::Caches;
+use chooser::Choices;
+pub use config::{Config, Feature, Tearing};
+use env::{Env, Eyes, WriteBuffer};
+use translate::{Root, explore};
+use walk::{Purpose, Walker};
+
+/// Names of the choices that the unit asks its schedule for. All are tame (never) unless odds or a script are set.
+pub mod points {
+    /// GCMD takes effect at the next [`step`](super::Vtd::step) instead of at once.
+    pub const COMMAND_LATE: &str = "vtd.command.late";
+    /// The queue takes no further descriptor for now.
+    pub const QUEUE_PAUSE: &str = "vtd.queue.pause";
+    /// The queue goes on although a wait without fence is still open.
+    pub const QUEUE_OVERTAKE: &str = "vtd.queue.overtake";
+    /// A descriptor cannot be fetched (IQE).
+    pub const QUEUE_FETCH_ERROR: &str = "vtd.queue.fetch_error";
+    /// A wait that could complete does not yet.
+    pub const WAIT_LATE: &str = "vtd.wait.late";
+    /// A wait never completes.
+    pub const WAIT_LOST: &str = "vtd.wait.lost";
+    /// At a step, devices that have not confirmed an invalidation have used up their time (ITE).
+    pub const DEVICE_TIME_OUT: &str = "vtd.device.time_out";
+    /// A confirmation that nobody expects is an error (ICE).
+    pub const COMPLETION_ERROR: &str = "vtd.device.completion_error";
+    /// A fault is dropped since one of the same requester is recorded.
+    pub const FAULT_COLLAPSE: &str = "vtd.fault.collapse";
+    /// A page request is written to memory at a later step.
+    pub const REQUEST_LATE: &str = "vtd.page_request.late";
+    /// Which behaviour a [`Mode::Any`](crate::core::Mode::Any) transaction takes.
+    pub const DMA: &str = "vtd.dma";
+}
+
+#[derive(Debug)]
+struct State {
+    plain: registers::Plain,
+    root: Option<Root>,
+    translating: bool,
+    queue: queue::Queue,
+    faults: faults::Faults,
+    requests: requests::Requests,
+    caches: Caches,
+    buffer: WriteBuffer,
+    /// Messages for devices with an ATC.
+    links: BTreeMap<u32, VecDeque<Downstream>>,
+    watched: Vec<Request>,
+}
+
+/// A modelled remapping unit.
+pub struct Vtd {
+    config: Config,
+    memory: Arc<dyn Memory>,
+    schedule: Arc<Schedule>,
+    violations: Violations,
+    interrupts: Interrupts,
+    coverage: Coverage,
+    state: Mutex<State>,
+}
+
+impl fmt::Debug for Vtd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Vtd").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Vtd {
+    /// A unit after reset: everything off, all caches empty.
+    #[must_use]
+    pub fn new(config: Config, memory: Arc<dyn Memory>, schedule: Arc<Schedule>) -> Self {
+        let state = State {
+            plain: registers::Plain::default(),
+            root: None,
+            translating: false,
+            queue: queue::Queue::new(),
+            faults: faults::Faults::new(config.fault_records()),
+            requests: requests::Requests::new(),
+            caches: Caches::default(),
+            buffer: WriteBuffer::default(),
+            links: BTreeMap::new(),
+            watched: Vec::new(),
+        };
+        Self {
+            config,
+            memory,
+            schedule,
+            violations: Violations::default(),
+            interrupts: Interrupts::default(),
+            coverage: Coverage::default(),
+            state: Mutex::new(state),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn env(&self) -> Env<'_> {
+        Env {
+            config: &self.config,
+            memory: &*self.memory,
+            schedule: &self.schedule,
+            violations: &self.violations,
+            interrupts: &self.interrupts,
+            coverage: &self.coverage,
+        }
+    }
+
+    /// What the unit can do.
+    #[must_use]
+    pub const fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// What software did against the architecture.
+    #[must_use]
+    pub const fn violations(&self) -> &Violations {
+        &self.violations
+    }
+
+    /// Messages sent for events.
+    #[must_use]
+    pub const fn interrupts(&self) -> &Interrupts {
+        &self.interrupts
+    }
+
+    /// What the run exercised: descriptors, faults, entry transitions, stale entries used, errors.
+    #[must_use]
+    pub const fn coverage(&self) -> &Coverage {
+        &self.coverage
+    }
+
+    /// Reads a 32-bit register, or half of a 64-bit one.
+    #[must_use]
+    pub fn read32(&self, offset: u64) -> u32 {
+        self.state().read32(self.env(), offset)
+    }
+
+    /// Reads a 64-bit register.
+    #[must_use]
+    pub fn read64(&self, offset: u64) -> u64 {
+        self.state().read64(self.env(), offset)
+    }
+
+    /// Writes a 32-bit register, or half of a 64-bit one.
+    pub fn write32(&self, offset: u64, value: u32) {
+        self.state().write32(self.env(), offset, value);
+    }
+
+    /// Writes a 64-bit register.
+    pub fn write64(&self, offset: u64, value: u64) {
+        self.state().write64(self.env(), offset, value);
+    }
+
+    /// Lets time pass: late commands take effect, the queue goes on, page requests arrive, and hardware fetches
+    /// ahead as with [`Vtd::observe`].
+    pub fn step(&self) {
+        let env = self.env();
+        let state = &mut *self.state();
+        state.carry_out(env);
+        state.deliver_requests(env);
+        if self.schedule.fires(points::DEVICE_TIME_OUT) {
+            state.time_out(env);
+        }
+        state.advance_queue(env);
+        state.fetch_ahead(env);
+    }
+
+    /// Steps until nothing is left to do, at most `limit` times; gives whether that was reached.
+    pub fn settle(&self, limit: usize) -> bool {
+        (0..limit).any(|_| {
+            self.step();
+            !self.state().busy()
+        })
+    }
+
+    /// Devices that have not confirmed an invalidation have used up their time (ITE); gives how many
+    /// invalidations were given up.
+    pub fn time_out(&self) -> usize {
+        self.state().time_out(self.env())
+    }
+
+    /// Hardware may from now on fetch ahead for a request like this one.
+    pub fn watch(&self, request: Request) {
+        let mut state = self.state();
+        if !state.watched.contains(&request) {
+            state.watched.push(request);
+        }
+        state.fetch_ahead(self.env());
+    }
+
+    /// Forgets all watched requests.
+    pub fn unwatch_all(&self) {
+        self.state().watched.clear();
+    }
+
+    /// Hardware fetches all that it can reach for the watched requests, by every way that is open to it.
+    pub fn observe(&self) {
+        self.state().fetch_ahead(self.env());
+    }
+
+    /// All outcomes that a request may have now, from every combination of what is cached and what is in memory.
+    /// Nothing is recorded and no cache changes.
+    #[must_use]
+    pub fn reachable(&self, request: Request) -> BTreeSet<Outcome> {
+        let (env, state) = (self.env(), &mut *self.state());
+        state.outcomes(env, &request).into_iter().map(|(outcome, _)| outcome).collect()
+    }
+
+    /// Page request groups that are in the queue and not answered: requester, PASID, group index.
+    #[must_use]
+    pub fn open_groups(&self) -> Vec<(u16, Option<u32>, u16)> {
+        self.state().requests.open()
+    }
+}
+
+impl State {
+    /// One run of a request.
+    fn attempt(
+        &mut self,
+        env: Env<'_>,
+        request: &Request,
+        choices: &mut Choices,
+        purpose: Purpose,
+    ) -> (Outcome, bool, Option<&'static str>) {
+        if !self.translating {
+            let blocked = self.protected(request.address);
+            return (if blocked { Outcome::Aborted } else { Outcome::Done(request.address) }, false, None);
+        }
+        let root = match self.root {
+            Some(root) if root.mode == 1 => root,
+            Some(Root { mode: 0, .. }) if request.pasid.is_some() => {
+                return (Outcome::Fault(reason::LEGACY_WITH_PASID), false, None);
+            }
+            Some(Root { mode: 0, .. }) => {
+                env.violations.report("vtd legacy mode is not modelled", format_args!("{request:?}"));
+                return (Outcome::Aborted, false, None);
+            }
+            Some(Root { mode: 2, .. }) | None => {
+                return (Outcome::Fault(reason::ROOT_ADDRESS), false, None);
+            }
+            Some(_) => return (Outcome::Aborted, false, None),
+        };
+        let mut walker = Walker {
+            eyes: Eyes { env, buffer: &mut self.buffer, lagging: false },
+            caches: &mut self.caches,
+            choices,
+            purpose,
+            again: false,
+            stale: None,
+        };
+        let outcome = walker.run(root, request);
+        (outcome, walker.again, walker.stale)
+    }
+
+    /// All outcomes of a request with the choices that lead to them.
+    fn outcomes(&mut self, env: Env<'_>, request: &Request) -> Vec<(Outcome, Choices)> {
+        explore(|choices| self.attempt(env, request, choices, Purpose::Explore).0)
+    }
+
+    fn fetch_ahead(&mut self, env: Env<'_>) {
+        /// Ways that are tried per request; beyond it nothing new is found in practice.
+        const WAYS: usize = 512;
+        if !self.translating {
+            return;
+        }
+        for at in 0..self.watched.len() {
+            let request = self.watched[at];
+            let mut choices = Choices::default();
+            for _ in 0..WAYS {
+                self.attempt(env, &request, &mut choices, Purpose::Prefetch);
+                if !choices.next() {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Performs a request.
+    fn dma(&mut self, env: Env<'_>, request: &Request, mode: Mode) -> Outcome {
+        let found = self.outcomes(env, request);
+        let script = match mode {
+            Mode::Fresh => Choices::default(),
+            Mode::Hostile => {
+                // The one furthest from what memory says, and one that succeeds rather than one that does not.
+                let succeeds = |outcome: &Outcome| matches!(outcome, Outcome::Done(_) | Outcome::Granted(_));
+                let stale = found.iter().skip(1).rfind(|(outcome, _)| succeeds(outcome));
+                stale.or_else(|| found.first()).map(|(_, script)| script.clone()).unwrap_or_default()
+            }
+            Mode::Any => {
+                let at = env.schedule.pick(points::DMA, found.len() as u64) as usize;
+                found.get(at).map(|(_, script)| script.clone()).unwrap_or_default()
+            }
+        };
+        let mut outcome = Outcome::Aborted;
+        // A flag update can lose against software a few times; a loop without end would be a model's bug.
+        for _ in 0..8 {
+            let mut choices = script.clone();
+            let (result, again, stale) = self.attempt(env, request, &mut choices, Purpose::Perform);
+            outcome = result;
+            if !again {
+                env.coverage.count("dma", stale.unwrap_or("fresh"));
+                break;
+            }
+        }
+        match outcome {
+            Outcome::Fault(reason) => self.faults.record(env, request, reason),
+            Outcome::Silent(_) => env.coverage.count("fault log", "disabled by FPD"),
+            _ => {}
+        }
+        outcome
+    }
+}
+
+impl Upstream for Vtd {
+    fn dma(&self, request: Request, mode: Mode) -> Response {
+        let outcome = self.state().dma(self.env(), &request, mode);
+        Response { outcome, tag: None }
+    }
+
+    fn page_request(&self, request: PageRequest) {
+        self.state().page_request(self.env(), request);
+    }
+
+    fn take_messages(&self, requester: u32) -> Vec<Downstream> {
+        let mut state = self.state();
+        state.links.get_mut(&requester).map(|messages| messages.drain(..).collect()).unwrap_or_default()
+    }
+
+    fn invalidation_done(&self, requester: u32, tag: u32) {
+        self.state().confirm(self.env(), requester, tag);
+    }
+
+    fn connect(&self, requester: u32) {
+        self.state().links.entry(requester).or_default();
+    }
+}
