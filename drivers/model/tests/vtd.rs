@@ -2,6 +2,8 @@
 
 #[path = "vtd/caches.rs"]
 mod caches;
+#[path = "vtd/device.rs"]
+mod device;
 #[path = "vtd/faults.rs"]
 mod faults;
 #[path = "vtd/machine.rs"]

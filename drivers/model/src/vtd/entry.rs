@@ -153,7 +153,6 @@ pub(super) struct PasidEntry {
     pub(super) write_protect: bool,
     pub(super) no_execute: bool,
     pub(super) smep: bool,
-    pub(super) extended_accessed: bool,
 }
 
 impl PasidEntry {
@@ -189,22 +188,24 @@ impl PasidEntry {
             (Pgtt::FirstStage | Pgtt::Nested, 1..) => return flaw(reason::PASID_INVALID),
             _ => 4,
         };
+        // Fields that the type does not use are left out, so that entries are equal if they mean the same.
+        let first = matches!(pgtt, Pgtt::FirstStage | Pgtt::Nested);
+        let second = matches!(pgtt, Pgtt::SecondStage | Pgtt::Nested);
         Ok(Self {
             silent,
             pgtt,
             domain: w1 as u16,
-            second_levels,
-            second_pointer: w0 & ADDRESS,
-            second_flags: bit(w0, 9),
-            first_levels,
-            first_pointer: w2 & ADDRESS,
+            second_levels: if second { second_levels } else { 0 },
+            second_pointer: if second { w0 & ADDRESS } else { 0 },
+            second_flags: second && bit(w0, 9),
+            first_levels: if first { first_levels } else { 0 },
+            first_pointer: if first { w2 & ADDRESS } else { 0 },
             walk_snoop: bit(w1, 23),
             supervisor: bit(w2, 0),
             execute: bit(w2, 1),
-            write_protect: bit(w2, 4),
-            no_execute: bit(w2, 5),
-            smep: bit(w2, 6),
-            extended_accessed: bit(w2, 7),
+            write_protect: first && bit(w2, 4),
+            no_execute: first && bit(w2, 5),
+            smep: first && bit(w2, 6),
         })
     }
 

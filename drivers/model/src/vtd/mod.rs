@@ -13,12 +13,26 @@
 //! * With [`Feature::CachingMode`] entries that are not present are cached too; with
 //!   [`Feature::WriteBufferFlush`] stores may be seen late; without [`Feature::Coherent`] and
 //!   [`Feature::PageWalkCoherent`] only what was cleaned to memory is seen.
+//! * A root-table address counts from SRTP on, and what was cached of the old tables stays unless CAP.ESRTPS is set.
 //! * Hardware fetches ahead: [`Vtd::observe`] lets it cache all that it can reach for the requests given to
 //!   [`Vtd::watch`]. Tests call it (or [`Vtd::step`], which does it) at every store of the driver.
 //!
 //! [`points`] names the choices of the schedule. Legacy mode, interrupt remapping and the enhanced command
 //! interface are not modelled. What the architecture leaves open is resolved to the driver's disadvantage:
 //! a domain-selective context-cache invalidation drops nothing in scalable mode.
+//!
+//! | rule that software broke | |
+//! |---|---|
+//! | `vtd GCMD ...` | several changes at once, reserved bits, written before the last one took effect |
+//! | `vtd TE set without a root table`, `vtd TTM changed while translating`, `vtd scalable mode without SMTS` | |
+//! | `vtd QIE set with IQT not 0`, `vtd QIE cleared while busy`, `vtd IQA changed while enabled` | |
+//! | `vtd IQT ...` | reserved bits, out of the queue, overruns IQH |
+//! | `vtd ... reserved bits` | RTADDR, IQA, PQH, PQA |
+//! | `vtd address not aligned to its mask`, `vtd domain id beyond ND` | in a descriptor |
+//! | `vtd register-based invalidation` | CCMD or IOTLB_REG, which only legacy mode has |
+//! | `vtd page group response without a request` | unknown or answered twice |
+//! | `vtd page request without a queue` | PRE is set, PQA is not |
+//! | `vtd read of no register`, `vtd write of no register`, `vtd write of a read-only register` | width, alignment, offset |
 //!
 //! Differences to QEMU's emulation are on purpose: there, everything is synchronous, ITE and ICE do not exist, a
 //! cleared IQE needs a new write of IQT, RID_PASID is ignored, absent PASID entries report 0x5b, first-stage
@@ -45,8 +59,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::core::{
-    Coverage, Downstream, Interrupts, Memory, Mode, Outcome, PageRequest, Request, Response, Schedule,
-    Upstream, Violations,
+    Coverage, Downstream, Interrupt, Interrupts, Memory, Mode, Outcome, PageRequest, Request, Response,
+    Schedule, Upstream, Violation, Violations,
 };
 use caches::Caches;
 use chooser::Choices;
@@ -117,18 +131,7 @@ impl Vtd {
     /// A unit after reset: everything off, all caches empty.
     #[must_use]
     pub fn new(config: Config, memory: Arc<dyn Memory>, schedule: Arc<Schedule>) -> Self {
-        let state = State {
-            plain: registers::Plain::default(),
-            root: None,
-            translating: false,
-            queue: queue::Queue::new(),
-            faults: faults::Faults::new(config.fault_records()),
-            requests: requests::Requests::new(),
-            caches: Caches::default(),
-            buffer: WriteBuffer::default(),
-            links: BTreeMap::new(),
-            watched: Vec::new(),
-        };
+        let state = State::new(&config);
         Self {
             config,
             memory,
@@ -161,16 +164,14 @@ impl Vtd {
         &self.config
     }
 
-    /// What software did against the architecture.
-    #[must_use]
-    pub const fn violations(&self) -> &Violations {
-        &self.violations
+    /// What software did against the architecture so far, and starts anew.
+    pub fn take_violations(&self) -> Vec<Violation> {
+        self.violations.take()
     }
 
-    /// Messages sent for events.
-    #[must_use]
-    pub const fn interrupts(&self) -> &Interrupts {
-        &self.interrupts
+    /// Messages sent for events since the last call.
+    pub fn take_interrupts(&self) -> Vec<Interrupt> {
+        self.interrupts.take()
     }
 
     /// What the run exercised: descriptors, faults, entry transitions, stale entries used, errors.
@@ -179,16 +180,21 @@ impl Vtd {
         &self.coverage
     }
 
-    /// Reads a 32-bit register, or half of a 64-bit one.
-    #[must_use]
+    /// Reads a 32-bit register, or half of a 64-bit one. Time passes: what is late may happen after it, so that
+    /// polling a register comes to an end.
     pub fn read32(&self, offset: u64) -> u32 {
-        self.state().read32(self.env(), offset)
+        let (env, state) = (self.env(), &mut *self.state());
+        let value = state.read32(env, offset);
+        state.progress(env);
+        value
     }
 
-    /// Reads a 64-bit register.
-    #[must_use]
+    /// Reads a 64-bit register; time passes as with [`Vtd::read32`].
     pub fn read64(&self, offset: u64) -> u64 {
-        self.state().read64(self.env(), offset)
+        let (env, state) = (self.env(), &mut *self.state());
+        let value = state.read64(env, offset);
+        state.progress(env);
+        value
     }
 
     /// Writes a 32-bit register, or half of a 64-bit one.
@@ -206,12 +212,11 @@ impl Vtd {
     pub fn step(&self) {
         let env = self.env();
         let state = &mut *self.state();
-        state.carry_out(env);
         state.deliver_requests(env);
         if self.schedule.fires(points::DEVICE_TIME_OUT) {
             state.time_out(env);
         }
-        state.advance_queue(env);
+        state.progress(env);
         state.fetch_ahead(env);
     }
 
@@ -221,6 +226,16 @@ impl Vtd {
             self.step();
             !self.state().busy()
         })
+    }
+
+    /// From now on no descriptor is taken and no wait completes, until [`Vtd::unhang`].
+    pub fn hang(&self) {
+        self.state().queue.hung = true;
+    }
+
+    /// Undoes [`Vtd::hang`].
+    pub fn unhang(&self) {
+        self.state().queue.hung = false;
     }
 
     /// Devices that have not confirmed an invalidation have used up their time (ITE); gives how many
@@ -248,22 +263,73 @@ impl Vtd {
         self.state().fetch_ahead(self.env());
     }
 
+    /// Performs or refuses one transaction, in one of the ways that hardware may do it, and records its fault.
+    pub fn dma(&self, request: Request, mode: Mode) -> Response {
+        let outcome = self.state().dma(self.env(), &request, mode);
+        Response { outcome, tag: None }
+    }
+
+    /// What memory and registers say about a request, caches left aside. Nothing is recorded.
+    pub fn expected(&self, request: Request) -> Outcome {
+        let (env, state) = (self.env(), &mut *self.state());
+        state.attempt(env, &request, &mut Choices::default(), Purpose::Explore).0
+    }
+
     /// All outcomes that a request may have now, from every combination of what is cached and what is in memory.
     /// Nothing is recorded and no cache changes.
-    #[must_use]
     pub fn reachable(&self, request: Request) -> BTreeSet<Outcome> {
         let (env, state) = (self.env(), &mut *self.state());
         state.outcomes(env, &request).into_iter().map(|(outcome, _)| outcome).collect()
     }
 
     /// Page request groups that are in the queue and not answered: requester, PASID, group index.
-    #[must_use]
     pub fn open_groups(&self) -> Vec<(u16, Option<u32>, u16)> {
         self.state().requests.open()
+    }
+
+    /// How many page request groups wait for an answer.
+    pub fn unanswered_groups(&self) -> usize {
+        self.open_groups().len()
+    }
+
+    /// Versions held: context entries, PASID table entries, table pointers, translations.
+    pub fn cache_len(&self) -> [usize; 4] {
+        let state = self.state();
+        let caches = &state.caches;
+        [caches.contexts.len(), caches.pasids.len(), caches.walks.len(), caches.tlb.len()]
+    }
+
+    /// Power-on reset: registers and caches. Devices stay connected and requests watched.
+    pub fn reset(&self) {
+        let mut state = self.state();
+        let (mut links, watched) = (std::mem::take(&mut state.links), std::mem::take(&mut state.watched));
+        links.values_mut().for_each(VecDeque::clear);
+        *state = State { links, watched, ..State::new(&self.config) };
     }
 }
 
 impl State {
+    fn new(config: &Config) -> Self {
+        Self {
+            plain: registers::Plain::default(),
+            root: None,
+            translating: false,
+            queue: queue::Queue::new(),
+            faults: faults::Faults::new(config.fault_records()),
+            requests: requests::Requests::new(),
+            caches: Caches::default(),
+            buffer: WriteBuffer::default(),
+            links: BTreeMap::new(),
+            watched: Vec::new(),
+        }
+    }
+
+    /// What is late happens, as far as the schedule lets it.
+    fn progress(&mut self, env: Env<'_>) {
+        self.carry_out(env);
+        self.advance_queue(env);
+    }
+
     /// One run of a request.
     fn attempt(
         &mut self,
@@ -363,8 +429,7 @@ impl State {
 
 impl Upstream for Vtd {
     fn dma(&self, request: Request, mode: Mode) -> Response {
-        let outcome = self.state().dma(self.env(), &request, mode);
-        Response { outcome, tag: None }
+        Self::dma(self, request, mode)
     }
 
     fn page_request(&self, request: PageRequest) {

@@ -25,6 +25,8 @@ struct Wait {
 #[derive(Clone, Debug)]
 pub(super) struct Queue {
     pub(super) enabled: bool,
+    /// The test made the queue hang.
+    pub(super) hung: bool,
     /// IQA as written.
     pub(super) address: u64,
     /// IQH and IQT, in bytes.
@@ -43,6 +45,7 @@ impl Queue {
     pub(super) fn new() -> Self {
         Self {
             enabled: false,
+            hung: false,
             address: 0,
             head: 0,
             tail: 0,
@@ -112,6 +115,9 @@ impl State {
 
     /// Takes descriptors until nothing is left or the schedule says so.
     pub(super) fn advance_queue(&mut self, env: Env<'_>) {
+        if self.queue.hung {
+            return;
+        }
         self.complete_waits(env);
         while self.queue.enabled && !self.faults.has(faults::IQE) && !self.faults.has(faults::ITE) {
             let fenced = self.queue.waits.iter().any(|wait| wait.request.fence);
@@ -265,7 +271,7 @@ impl State {
     /// Whether the queue may be disabled now, by the architecture's rules.
     pub(super) fn queue_quiet(&self) -> bool {
         let failed = self.faults.has(faults::IQE) || self.faults.has(faults::ITE);
-        let hung = self.queue.waits.iter().any(|wait| wait.lost);
+        let hung = self.queue.hung || self.queue.waits.iter().any(|wait| wait.lost);
         self.queue.idle() || failed || hung
     }
 

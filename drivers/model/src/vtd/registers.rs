@@ -219,10 +219,7 @@ impl State {
                 if self.queue.enabled {
                     env.violations.report("vtd IQA changed while enabled", format_args!("{value:#x}"));
                 } else {
-                    // Writing the base resets both indices.
                     self.queue.address = value;
-                    self.queue.head = 0;
-                    self.queue.tail = 0;
                     self.check_queue(env);
                 }
             }

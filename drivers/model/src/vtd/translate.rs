@@ -4,7 +4,7 @@ use super::caches::{TlbEntry, TlbKey, base};
 use super::chooser::Choices;
 use super::config::Feature;
 use super::entry::{Context, Flaw, PasidEntry, Pgtt, directory, root_half, words};
-use super::fetches::Look;
+use super::fetches::{Fetches, Look};
 use super::reason;
 use super::walk::{Leaf, Purpose, Walker};
 use crate::core::{Access, AddressKind, Grant, Outcome, Privilege, Request};
@@ -116,25 +116,44 @@ impl Walker<'_> {
             Look::Flaw(flaw) => Err(*flaw),
         };
         let now = self.look_at_context(root, sid);
-        let mut scratch = self.caches.contexts.get(&sid).cloned().unwrap_or_default();
-        let before = scratch.observe(now);
-        let held = scratch.candidates(config, &now);
-        if self.purpose != Purpose::Explore {
-            if let Some(before) = before {
-                let (from, to) = (class_of_context(&decode(&before)), class_of_context(&decode(&now)));
-                self.eyes.env.coverage.transition("context", from, to);
-            }
-            self.caches.contexts.insert(sid, scratch);
+        let fetches = self.caches.contexts.get(&sid).cloned().unwrap_or_default();
+        let (fetches, used) = self.recall("context", fetches, now, decode, class_of_context);
+        if self.keeps() {
+            self.caches.contexts.insert(sid, fetches);
         }
-        let choice = self.choices.choose(1 + held.len());
-        let used = match choice.checked_sub(1).and_then(|at| held.get(at)) {
-            Some(look) => {
-                self.stale = Some("context entry");
-                look
+        used
+    }
+
+    /// Whether what this run fetches may stay in the caches.
+    const fn keeps(&self) -> bool {
+        !matches!(self.purpose, Purpose::Explore) && !self.eyes.lagging
+    }
+
+    /// Takes an entry as memory says, or one that hardware may hold of it, among those that mean something else.
+    fn recall<const Q: usize, E: Copy + PartialEq>(
+        &mut self,
+        class: &'static str,
+        mut fetches: Fetches<Q>,
+        now: Look<Q>,
+        decode: impl Fn(&Look<Q>) -> Result<E, Flaw>,
+        name: impl Fn(&Result<E, Flaw>) -> &'static str,
+    ) -> (Fetches<Q>, Result<E, Flaw>) {
+        let mut meanings = vec![decode(&now)];
+        let before = fetches.observe(now);
+        for look in fetches.candidates(self.eyes.env.config, &now) {
+            let meaning = decode(&look);
+            if !meanings.contains(&meaning) {
+                meanings.push(meaning);
             }
-            None => &now,
-        };
-        decode(used)
+        }
+        if let Some(before) = before.filter(|_| self.keeps()) {
+            self.eyes.env.coverage.transition(class, name(&decode(&before)), name(&meanings[0]));
+        }
+        let choice = self.choices.choose(meanings.len());
+        if choice != 0 {
+            self.stale = Some(class);
+        }
+        (fetches, meanings[choice])
     }
 
     fn look_at_pasid(&mut self, context: &Context, pasid: u32) -> Look<4> {
@@ -169,25 +188,12 @@ impl Walker<'_> {
         };
         let now = self.look_at_pasid(&subject.context, subject.pasid);
         let key = (sid, subject.pasid);
-        let mut scratch = self.caches.pasids.get(&key).cloned().unwrap_or_default();
-        let before = scratch.observe(now);
-        let held = scratch.candidates(config, &now);
-        if self.purpose != Purpose::Explore {
-            if let Some(before) = before {
-                let (from, to) = (class_of_pasid(&decode(&before)), class_of_pasid(&decode(&now)));
-                self.eyes.env.coverage.transition("pasid", from, to);
-            }
-            self.caches.pasids.insert(key, scratch);
+        let fetches = self.caches.pasids.get(&key).cloned().unwrap_or_default();
+        let (fetches, used) = self.recall("pasid", fetches, now, decode, class_of_pasid);
+        if self.keeps() {
+            self.caches.pasids.insert(key, fetches);
         }
-        let choice = self.choices.choose(1 + held.len());
-        let used = match choice.checked_sub(1).and_then(|at| held.get(at)) {
-            Some(look) => {
-                self.stale = Some("PASID entry");
-                look
-            }
-            None => &now,
-        };
-        decode(used)
+        used
     }
 
     fn resolve(&mut self, subject: &Subject, request: &Request) -> Result<Outcome, Stop> {
@@ -299,7 +305,8 @@ impl Walker<'_> {
             address: leaf.output,
             size: 1 << leaf.shift,
             read: leaf.rights.read,
-            write: may_write && leaf.dirty,
+            // Without the dirty flag no write permission; a request for write access sets it.
+            write: may_write && (leaf.dirty || request.access == Access::Write),
             execute: request.pasid.is_some() && entry.execute && leaf.rights.execute,
             privileged: supervisor,
             global: false,

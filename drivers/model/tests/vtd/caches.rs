@@ -1,7 +1,7 @@
 //! For every cache: a missing invalidation keeps the old state reachable, the right one removes it, and a near
 //! miss does not.
 
-use portcullis_model::core::{Mode, Outcome, Request, Upstream};
+use portcullis_model::core::{Mode, Outcome, Request};
 use portcullis_model::vtd::{Config, Feature, points};
 
 use crate::machine::*;
@@ -237,6 +237,19 @@ fn second_stage_translations_are_shared_by_all_users_of_a_domain_id() {
         machine.unit.watch(Request::read(DEVICE, 0x5000).with_pasid(pasid as u32));
     }
     assert_eq!(machine.reach(tagged(0x5000)), [NEW]);
+}
+
+#[test]
+fn a_stale_second_stage_translation_serves_every_pasid_of_its_domain() {
+    let machine = with_second(Config::full());
+    machine.pasid(9, second_stage(2, SECOND));
+    machine.put(Machine::slot(SECOND, 4, 5), &[0]);
+    assert_eq!(machine.reach(tagged(0x5000)), [OLD, GONE]);
+    // PASID-based invalidations do not reach second-stage translations.
+    assert!(machine.sync(&[flush_pasid(2, 9), flush_pasid(2, 0)]));
+    assert_eq!(machine.reach(tagged(0x5000)), [OLD, GONE]);
+    assert!(machine.sync(&[flush_domain(2)]));
+    assert_eq!(machine.reach(tagged(0x5000)), [GONE]);
 }
 
 #[test]

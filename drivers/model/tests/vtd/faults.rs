@@ -101,24 +101,24 @@ fn the_event_comes_once_and_waits_behind_its_mask() {
     machine.unit.write32(0x44, 0x100);
     fault(&machine, DEVICE);
     assert_eq!(machine.unit.read32(0x38), 0xc000_0000);
-    assert_eq!(machine.unit.interrupts().take(), []);
+    assert_eq!(machine.unit.take_interrupts(), []);
     machine.unit.write32(0x38, 0);
     let message = Interrupt::Message { source: "fault event", address: 0x100_fee0_2000, data: 0x30 };
-    assert_eq!(machine.unit.interrupts().take(), [message]);
+    assert_eq!(machine.unit.take_interrupts(), [message]);
     assert_eq!(machine.unit.read32(0x38), 0);
     // While a fault is pending, further ones raise nothing.
     fault(&machine, DEVICE);
-    assert_eq!(machine.unit.interrupts().take(), []);
+    assert_eq!(machine.unit.take_interrupts(), []);
     machine.unit.write64(RECORDS + 8, 1 << 63);
     machine.unit.write64(RECORDS + 24, 1 << 63);
     fault(&machine, DEVICE);
-    assert_eq!(machine.unit.interrupts().take(), [message]);
+    assert_eq!(machine.unit.take_interrupts(), [message]);
     // Pending and dealt with before the mask goes: nothing comes.
     machine.unit.write32(0x38, 1 << 31);
     machine.unit.write64(RECORDS + 40, 1 << 63);
     fault(&machine, DEVICE);
     machine.unit.write64(RECORDS + 56, 1 << 63);
     machine.unit.write32(0x38, 0);
-    assert_eq!(machine.unit.interrupts().take(), []);
+    assert_eq!(machine.unit.take_interrupts(), []);
     machine.clean();
 }

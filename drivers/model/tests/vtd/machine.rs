@@ -55,6 +55,11 @@ pub(crate) fn pass_through(domain: u64) -> [u64; 8] {
     [4 << 6 | 2 << 2 | 1, domain | 1 << 23, 0, 0, 0, 0, 0, 0]
 }
 
+/// How many seeds a random test runs: `PORTCULLIS_SEEDS`, or a number that takes well under a second.
+pub(crate) fn seeds(default: u64) -> u64 {
+    std::env::var("PORTCULLIS_SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 pub(crate) struct Machine {
     pub(crate) ram: Arc<Ram>,
     pub(crate) unit: Arc<Vtd>,
@@ -189,12 +194,12 @@ impl Machine {
 
     /// No rule was broken.
     pub(crate) fn clean(&self) {
-        assert_eq!(self.unit.violations().take(), []);
+        assert_eq!(self.unit.take_violations(), []);
     }
 
     /// The names of the rules that were broken.
     pub(crate) fn broken(&self) -> Vec<&'static str> {
-        self.unit.violations().take().iter().map(|violation| violation.rule).collect()
+        self.unit.take_violations().iter().map(|violation| violation.rule).collect()
     }
 
     /// A device with an ATC is there.

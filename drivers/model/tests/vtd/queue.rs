@@ -22,10 +22,10 @@ fn a_wait_writes_its_status_and_raises_its_event_once_until_acknowledged() {
     assert!(machine.done(ticket));
     assert_eq!(machine.unit.read32(0x9c), 1);
     let message = Interrupt::Message { source: "invalidation event", address: 0xfee0_1000, data: 0x41 };
-    assert_eq!(machine.unit.interrupts().take(), [message]);
+    assert_eq!(machine.unit.take_interrupts(), [message]);
     machine.unit.write32(0x9c, 1);
     machine.submit(&[[1 << 4 | 5, 0]]);
-    assert_eq!(machine.unit.interrupts().take(), [message]);
+    assert_eq!(machine.unit.take_interrupts(), [message]);
     machine.clean();
 }
 
@@ -173,10 +173,34 @@ fn the_schedule_can_time_devices_out_and_lose_waits() {
     assert!(!machine.sync(&[]));
     // A hung queue may be turned off and on again.
     machine.unit.write32(GCMD, TE);
-    machine.unit.write64(IQA, QUEUE | 1 << 11);
-    machine.unit.write32(GCMD, TE | QIE);
     machine.rewind();
+    machine.unit.write64(IQT, 0);
+    machine.unit.write64(IQA, QUEUE | (1 << 11));
+    machine.unit.write32(GCMD, TE | QIE);
     assert!(machine.sync(&[]));
+    machine.clean();
+}
+
+#[test]
+fn the_tail_has_to_be_zero_when_the_queue_is_enabled() {
+    let machine = Machine::full();
+    assert!(machine.sync(&[]));
+    machine.unit.write32(GCMD, TE);
+    // The head went back to 0 by itself, the tail did not.
+    assert_eq!((machine.unit.read64(IQH), machine.unit.read64(IQT)), (0, 32));
+    machine.unit.write32(GCMD, TE | QIE);
+    assert_eq!(machine.broken(), ["vtd QIE set with IQT not 0"]);
+}
+
+#[test]
+fn a_hung_queue_goes_on_when_it_is_let() {
+    let machine = Machine::full();
+    machine.unit.hang();
+    let (ticket, wait) = machine.ticket();
+    machine.submit(&[wait]);
+    assert!(!machine.unit.settle(20) && !machine.done(ticket));
+    machine.unit.unhang();
+    assert!(machine.unit.settle(20) && machine.done(ticket));
     machine.clean();
 }
 

@@ -39,9 +39,9 @@ fn a_request_is_laid_out_as_specified_and_raises_the_event() {
     assert_eq!(machine.ram.load(REQUESTS + 8), 0x5000 | 3 << 3 | 1 << 2 | 1);
     assert_eq!((machine.unit.read64(PQT), machine.unit.read32(PRS)), (32, 1));
     let message = Interrupt::Message { source: "page request event", address: 0xfee0_0000, data: 0x50 };
-    assert_eq!(machine.unit.interrupts().take(), [message]);
+    assert_eq!(machine.unit.take_interrupts(), [message]);
     machine.unit.page_request(page_request(0x6000));
-    assert_eq!(machine.unit.interrupts().take(), []);
+    assert_eq!(machine.unit.take_interrupts(), []);
     machine.unit.write32(PRS, 1);
     machine.unit.write64(PQH, 64);
     assert_eq!(machine.unit.read32(PRS), 0);
