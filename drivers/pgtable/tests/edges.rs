@@ -81,6 +81,30 @@ fn the_largest_page_is_used_where_alignment_length_and_configuration_permit() {
 }
 
 #[test]
+fn pieces_at_the_same_offset_of_different_tables_are_told_apart() {
+    fn check<F: Format>(format: F, bits: u8) {
+        let (hal, table) = table(format, bits);
+        let page = 1_u64 << F::GRANULE_SHIFT;
+        let large = page << F::STRIDE;
+        // Addresses that differ in one bit: the lowest index bit of each level, and back.
+        let upper = (large << F::STRIDE).min((table.aperture().last().get() + 1) / 2);
+        let places = [0, large, large | upper, upper, upper | 2 * large, 2 * large];
+        let list: Vec<_> = (1..).zip(places).map(|(i, place)| rw(place + page, i * page, page)).collect();
+        table.map(&list).unwrap();
+        let mut expected: Vec<_> = list.iter().map(|m| (m.iova.get(), m.memory.start().get())).collect();
+        expected.sort();
+        let found: Vec<_> =
+            leaves(&hal, &table.root()).iter().map(|(&iova, leaf)| (iova, leaf.phys)).collect();
+        assert_eq!(found, expected);
+        for m in &list {
+            assert_eq!(table.unmap(range(m.iova.get(), page), &mut Gather::new()), Ok(page));
+        }
+        assert!(leaves(&hal, &table.root()).is_empty());
+    }
+    for_each_format!(check);
+}
+
+#[test]
 fn page_sizes_that_are_not_allowed_are_not_used() {
     fn check<F: Format>(format: F, bits: u8) {
         let hal = HostHal::new();
