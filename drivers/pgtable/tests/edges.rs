@@ -87,8 +87,8 @@ fn pieces_at_the_same_offset_of_different_tables_are_told_apart() {
         let page = 1_u64 << F::GRANULE_SHIFT;
         let large = page << F::STRIDE;
         // Addresses that differ in one bit: the lowest index bit of each level, and back.
-        let upper = (large << F::STRIDE).min((table.aperture().last().get() + 1) / 2);
-        let places = [0, large, large | upper, upper, upper | 2 * large, 2 * large];
+        let upper = (large << F::STRIDE).min(1 << (bits - 2));
+        let places = [0, large, large | upper, upper, upper | (2 * large), 2 * large];
         let list: Vec<_> = (1..).zip(places).map(|(i, place)| rw(place + page, i * page, page)).collect();
         table.map(&list).unwrap();
         let mut expected: Vec<_> = list.iter().map(|m| (m.iova.get(), m.memory.start().get())).collect();
