@@ -4,6 +4,7 @@
 
 use crate::{Hal, PAGE_SIZE, PhysAddr, PhysRange};
 use core::fmt;
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
@@ -43,7 +44,7 @@ impl FrameOrder {
 
     /// The size in bytes.
     pub const fn bytes(self) -> u64 {
-        PAGE_SIZE << self.0
+        PAGE_SIZE.wrapping_shl(self.0 as u32)
     }
 }
 
@@ -74,9 +75,10 @@ impl<H: Hal> Frames<H> {
 
     /// Gives up ownership without freeing: the frames leak unless [`from_raw`](Self::from_raw) takes them back.
     pub fn into_raw(self) -> (PhysAddr, FrameOrder) {
-        let raw = (self.base, self.order);
-        core::mem::forget(self);
-        raw
+        let this = ManuallyDrop::new(self);
+        // SAFETY: the services are taken out once, and `this` is not used or dropped afterwards.
+        drop(unsafe { core::ptr::read(&this.hal) });
+        (this.base, this.order)
     }
 
     /// The physical address of the first byte.
@@ -195,7 +197,7 @@ impl FrameChain {
         // SAFETY: the caller gave the frame away; it is mapped and aligned.
         unsafe { link.as_ref() }.store(self.first.map_or(0, PhysAddr::get), Ordering::Release);
         self.first = Some(frame);
-        self.count += 1;
+        self.count = self.count.saturating_add(1);
     }
 
     /// Moves all frames of `other`, of the same order, to this chain. Costs a walk over `other`.
@@ -213,7 +215,7 @@ impl FrameChain {
         // SAFETY: the frame is on the chain, hence mapped and not used by anyone else.
         let next = unsafe { link.as_ref() }.load(Ordering::Acquire);
         self.first = (next != 0).then_some(PhysAddr::new(next));
-        self.count -= 1;
+        self.count = self.count.saturating_sub(1);
         Some(frame)
     }
 
@@ -256,6 +258,14 @@ mod tests {
         assert_eq!(back, [1, 2, 9, 9]);
         drop(frames);
         assert_eq!(hal.frames_in_use(), 0);
+    }
+
+    #[test]
+    fn giving_up_frames_does_not_keep_their_services_alive() {
+        let hal = HostHal::new();
+        let before = hal.handles();
+        let _ = Frames::zeroed(&hal, FrameOrder::SINGLE).unwrap().into_raw();
+        assert_eq!(hal.handles(), before);
     }
 
     #[test]

@@ -53,6 +53,11 @@ impl HostHal {
         }))
     }
 
+    /// How many clones of this memory's handle there are.
+    pub fn handles(&self) -> usize {
+        Arc::strong_count(&self.0)
+    }
+
     /// How many frames of 4 KiB are allocated now.
     pub fn frames_in_use(&self) -> usize {
         self.0.frames.read().unwrap().values().map(|block| 1_usize << block.order.get()).sum()
