@@ -8,10 +8,12 @@
 //!
 //! * [`core`]: memory, schedule, logs, caches, requests: what the models share.
 //! * [`smmuv3`]: Arm SMMUv3 (IHI 0070), non-secure programming interface.
-//! * `device`: a PCIe function with PASID, ATS and PRI.
+//! * [`device`]: a PCIe function with PASID, ATS and PRI.
 //!
 //! Memory is called with a model's lock held, so an implementation of [`core::Memory`] must not call the model
 //! back from the device's side; hooks belong to the software's side.
 
 pub mod core;
+pub mod device;
 pub mod smmuv3;
+pub mod vtd;

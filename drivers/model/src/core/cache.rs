@@ -4,7 +4,8 @@
 //! versions seen, and a lookup gives all of them. An invalidation *dooms* what it covers: doomed versions may
 //! still be used, and go when the synchronisation behind the invalidation completes ([`Versions::commit`]). A
 //! version that is seen in memory again after the invalidation is no longer doomed: hardware may have fetched it
-//! anew, and only another invalidation gets rid of it.
+//! anew, and only another invalidation gets rid of it. What hardware finds *by way of* a doomed version (a walk
+//! from a stale table pointer) goes with it: such finds are reported with [`Versions::observe_doomed`].
 
 use std::collections::BTreeMap;
 
@@ -44,6 +45,21 @@ impl<K: Ord + Clone, V: PartialEq> Versions<K, V> {
         } else {
             self.entries.insert(key.clone(), vec![Version { value, doomed: false }]);
         }
+    }
+
+    /// Hardware may hold `value` for `key` from now on, but found it through something doomed: unless it is held
+    /// in its own right, it goes with the next commit.
+    pub fn observe_doomed(&mut self, key: &K, value: V) {
+        let versions = self.entries.entry(key.clone()).or_default();
+        if versions.iter().all(|version| version.value != value) {
+            versions.push(Version { value, doomed: true });
+            self.doomed = true;
+        }
+    }
+
+    /// As [`Versions::get`], with whether each version is doomed.
+    pub fn marked<'a>(&'a self, key: &K) -> impl Iterator<Item = (&'a V, bool)> + use<'a, K, V> {
+        self.entries.get(key).into_iter().flatten().map(|version| (&version.value, version.doomed))
     }
 
     /// All versions for `key`, oldest first.
@@ -145,6 +161,16 @@ impl<Q: Copy + PartialEq, const N: usize> Torn<Q, N> {
         }
     }
 
+    /// As [`Torn::observe`], for an entry found through something doomed: values that are not held in their own
+    /// right go with the next commit.
+    pub fn observe_doomed(&mut self, units: &[Q; N]) {
+        for (versions, &value) in self.units.iter_mut().zip(units) {
+            if versions.iter().all(|version| version.value != value) {
+                versions.push(Version { value, doomed: true });
+            }
+        }
+    }
+
     /// An invalidation covers the entry.
     pub fn doom(&mut self) {
         self.units.iter_mut().flatten().for_each(|version| version.doomed = true);
@@ -174,13 +200,20 @@ impl<Q: Copy + PartialEq, const N: usize> Torn<Q, N> {
     /// some are missing.
     #[must_use]
     pub fn combinations(&self, limit: usize) -> Vec<[Q; N]> {
+        self.marked(limit).into_iter().map(|(units, _)| units).collect()
+    }
+
+    /// As [`Torn::combinations`], with whether a doomed value is in the mix.
+    #[must_use]
+    pub fn marked(&self, limit: usize) -> Vec<([Q; N], bool)> {
         let mut out = Vec::new();
         if self.is_empty() {
             return out;
         }
         let mut at = [0usize; N];
         while out.len() < limit {
-            out.push(std::array::from_fn(|unit| self.units[unit][at[unit]].value));
+            let doomed = (0..N).any(|unit| self.units[unit][at[unit]].doomed);
+            out.push((std::array::from_fn(|unit| self.units[unit][at[unit]].value), doomed));
             let mut unit = 0;
             loop {
                 if unit == N {
@@ -214,6 +247,23 @@ mod tests {
         assert_eq!(cache.get(&1).collect::<String>(), "b");
         cache.commit();
         assert_eq!(cache.len(), 1);
+    }
+
+    #[test]
+    fn what_is_found_through_something_doomed_goes_with_it() {
+        let mut cache = Versions::new();
+        cache.observe(&1, 'a');
+        cache.observe_doomed(&1, 'a');
+        cache.observe_doomed(&1, 'b');
+        assert_eq!(cache.marked(&1).map(|(_, doomed)| doomed).collect::<Vec<_>>(), [false, true]);
+        cache.commit();
+        assert_eq!(cache.get(&1).collect::<String>(), "a");
+        let mut entry = Torn::<u8, 2>::new();
+        entry.observe(&[1, 2]);
+        entry.observe_doomed(&[1, 3]);
+        assert_eq!(entry.marked(9), [([1, 2], false), ([1, 3], true)]);
+        entry.commit();
+        assert_eq!(entry.combinations(9), [[1, 2]]);
     }
 
     #[test]

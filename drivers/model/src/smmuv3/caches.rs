@@ -155,22 +155,22 @@ impl<V> Default for Regions<V> {
 }
 
 impl<V: PartialEq + Copy> Regions<V> {
-    pub(super) fn observe(&mut self, key: &Key, value: V) {
+    /// `doomed`: found through an entry that an invalidation under way covers.
+    pub(super) fn observe(&mut self, key: &Key, value: V, doomed: bool) {
         self.sizes |= 1u64.checked_shl(u32::from(key.bits)).unwrap_or(0);
-        self.entries.observe(key, value);
+        if doomed {
+            self.entries.observe_doomed(key, value);
+        } else {
+            self.entries.observe(key, value);
+        }
     }
 
-    /// Entries whose region contains an address.
-    pub(super) fn at(
-        &self,
-        world: StreamWorld,
-        vmid: u16,
-        address: u64,
-    ) -> impl Iterator<Item = (Key, V)> + use<'_, V> {
-        (0..64).filter(|bits| self.sizes >> bits & 1 == 1).flat_map(move |bits| {
-            let key = Key::new(world, vmid, bits, address);
-            self.entries.get(&key).map(move |value| (key, *value)).collect::<Vec<_>>()
-        })
+    /// Entries whose region contains an address, and whether they are doomed.
+    pub(super) fn at(&self, world: StreamWorld, vmid: u16, address: u64) -> Vec<(Key, V, bool)> {
+        let keys = (0..64).filter(|bits| self.sizes >> bits & 1 == 1);
+        let keys = keys.map(|bits| Key::new(world, vmid, bits, address));
+        keys.flat_map(|key| self.entries.marked(&key).map(move |(value, doomed)| (key, *value, doomed)))
+            .collect()
     }
 
     fn cover(&mut self, at_once: bool, covered: impl FnMut(&Key, &V) -> bool) -> usize {
@@ -241,9 +241,33 @@ pub(super) struct Tlb {
     pub(super) tables1: Regions<Table1>,
     pub(super) leaves2: Regions<Leaf2>,
     pub(super) tables2: Regions<Table2>,
+    /// VMIDs with an invalidation of both stages under way: a stage-1 entry found through a doomed stage-2 entry
+    /// goes with it. Invalidation by IPA alone does not cover stage-1 entries.
+    both: Both,
+}
+
+/// See [`Tlb`].
+#[derive(Default)]
+struct Both {
+    all: bool,
+    vmids: std::collections::BTreeSet<u16>,
 }
 
 impl Tlb {
+    /// Both stages of a VMID, or of all, are being invalidated.
+    pub(super) fn doom_both(&mut self, vmid: Option<u16>) {
+        match vmid {
+            Some(vmid) => {
+                self.both.vmids.insert(vmid);
+            }
+            None => self.both.all = true,
+        }
+    }
+
+    pub(super) fn both_doomed(&self, vmid: u16) -> bool {
+        self.both.all || self.both.vmids.contains(&vmid)
+    }
+
     /// Stage-1 entries, and those that combine both stages, of the worlds and VMIDs that `space` accepts. Gives
     /// how many were covered.
     pub(super) fn doom1(&mut self, space: impl Fn(&Key) -> bool, scope: Scope) -> usize {
@@ -276,6 +300,7 @@ impl Tlb {
         self.tables1.entries.commit();
         self.leaves2.entries.commit();
         self.tables2.entries.commit();
+        self.both = Both::default();
     }
 
     /// Leaves, tables of stage 1, then of stage 2.

@@ -2,6 +2,7 @@
 
 use super::caches::{Key, Scope};
 use super::entry::{Meaning, StreamWorld};
+use super::points;
 use super::regs::{cr0, gerror};
 use super::run::{Choice, Hw, Run};
 use super::state::{Group, State};
@@ -88,10 +89,10 @@ impl State {
 
     /// Consumes commands as far as the schedule lets it; gives how many.
     pub(super) fn consume(&mut self, hw: &Hw) -> usize {
-        if self.hung || hw.schedule.fires("smmu.cmdq.pause") {
+        if self.hung || hw.schedule.fires(points::CMDQ_PAUSE) {
             return 0;
         }
-        let most = if hw.schedule.fires("smmu.cmdq.single") { 1 } else { usize::MAX };
+        let most = if hw.schedule.fires(points::CMDQ_SINGLE) { 1 } else { usize::MAX };
         let mut count = 0;
         while count < most && self.consume_one(hw) {
             count += 1;
@@ -106,7 +107,7 @@ impl State {
             return false;
         }
         let position = queue.position(queue.cons);
-        let injected = hw.schedule.fires("smmu.cmdq.abt");
+        let injected = hw.schedule.fires(points::COMMAND_ABT);
         let words = match self.fetched.get(&position).copied().or_else(|| self.command(hw, position)) {
             Some(words) if !injected => words,
             _ => {
@@ -155,7 +156,7 @@ impl State {
             hw.violations.report("command-unknown", format_args!("opcode {opcode:#x}"));
             return Err(ILL);
         };
-        if hw.schedule.fires("smmu.cmdq.ill") {
+        if hw.schedule.fires(points::COMMAND_ILL) {
             return Err(ILL);
         }
         if w0 >> 10 & 1 == 1 && opcode <= 0x06 {
@@ -165,7 +166,7 @@ impl State {
         let reserved = [w0 & !(allowed[0] | 0xff), w1 & !allowed[1]];
         if reserved != [0, 0] {
             hw.violations.report("command-reserved", format_args!("{name}: reserved bits {reserved:x?}"));
-            if hw.schedule.fires("smmu.cmdq.strict") {
+            if hw.schedule.fires(points::COMMAND_STRICT) {
                 return Err(ILL);
             }
         }
@@ -229,6 +230,11 @@ impl State {
             0x21 => key.world == StreamWorld::El2E2h,
             _ => key.world == if e2h { StreamWorld::El2E2h } else { StreamWorld::El2 },
         };
+        match opcode {
+            0x28 => self.tlb.doom_both(Some(vmid)),
+            0x30 => self.tlb.doom_both(None),
+            _ => {}
+        }
         let guest = |key: &Key| key.world == StreamWorld::El1;
         let count = match opcode {
             0x10..=0x13 => self.tlb.doom1(machine, scope),
@@ -341,11 +347,11 @@ impl State {
             hw.violations.report("command-range", "SYNC with CS 3");
             return Err(ILL);
         }
-        if hw.schedule.fires("smmu.sync.late") {
+        if hw.schedule.fires(points::SYNC_LATE) {
             return Err(Stop::Wait);
         }
         if !self.invalidations.is_empty() {
-            if !hw.schedule.fires("smmu.atc.timeout") {
+            if !hw.schedule.fires(points::ATC_TIMEOUT) {
                 return Err(Stop::Wait);
             }
             // The invalidations count as failed; another CMD_SYNC does not wait for them.
@@ -370,7 +376,7 @@ impl State {
                 }
                 let data = field(w0, 63, 32) as u32;
                 let address = address & ((1 << hw.config.oas) - 1);
-                if hw.schedule.fires("smmu.msi.abort") || hw.memory.write32(address, data).is_err() {
+                if hw.schedule.fires(points::MSI_ABORT) || hw.memory.write32(address, data).is_err() {
                     self.error(hw, gerror::MSI_CMDQ);
                 } else {
                     hw.interrupts.raise(Interrupt::Message { source, address, data });

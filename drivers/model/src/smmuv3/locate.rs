@@ -10,11 +10,22 @@ use crate::core::{Torn, View};
 /// How many mixes of an entry's words are looked at; more than that only a runaway test makes.
 const MIXES: usize = 1024;
 
+/// A structure that hardware may use, and whether only an invalidated version of it says so.
+type Options<T> = Vec<(Result<T, Fault>, bool)>;
+
 /// Adds what is not there yet; number 0 stays what memory says.
-fn add<T: PartialEq>(options: &mut Vec<T>, option: T) {
-    if !options.contains(&option) {
-        options.push(option);
+fn add<T: PartialEq>(options: &mut Options<T>, option: Result<T, Fault>, doomed: bool) {
+    match options.iter_mut().find(|(known, _)| *known == option) {
+        Some((_, known)) => *known &= doomed,
+        None => options.push((option, doomed)),
     }
+}
+
+fn choose<T>(run: &mut Run<'_>, mut options: Options<T>) -> Result<T, Fault> {
+    let picked = run.pick(options.len());
+    let (option, doomed) = options.swap_remove(picked);
+    run.doomed_config |= doomed;
+    option
 }
 
 impl State {
@@ -31,43 +42,39 @@ impl State {
         let mut options = Vec::new();
         match table.split {
             None => {
-                self.fetch_ste(hw, run, sid, Ok(table.base + 64 * u64::from(sid)), table.view, &mut options)
+                let at = (Ok(table.base + 64 * u64::from(sid)), false);
+                self.fetch_ste(hw, run, sid, at, table.view, &mut options);
             }
             Some(split) => {
                 let index = u64::from(sid) >> split;
                 let key = (sid >> split << split, 1u64 << split);
                 let address = table.base + 8 * index;
-                let mut descriptors = vec![];
-                match hw.memory.read64_as(table.view, address) {
-                    Some(descriptor) => {
-                        if run.fill {
-                            self.configs.l1stds.observe(&key, descriptor);
-                        }
-                        descriptors.push(Ok(descriptor));
-                    }
-                    None => descriptors.push(Err(Fault::fetch(code::F_STE_FETCH, address))),
+                let mut descriptors = Vec::new();
+                let found = hw.memory.read64_as(table.view, address);
+                if let (Some(descriptor), true) = (found, run.fill) {
+                    self.configs.l1stds.observe(&key, descriptor);
                 }
+                add(&mut descriptors, found.ok_or(Fault::fetch(code::F_STE_FETCH, address)), false);
                 if !run.fresh() {
-                    for &descriptor in self.configs.l1stds.get(&key) {
-                        add(&mut descriptors, Ok(descriptor));
+                    for (&descriptor, doomed) in self.configs.l1stds.marked(&key) {
+                        add(&mut descriptors, Ok(descriptor), doomed);
                     }
                 }
-                for descriptor in descriptors {
+                for (descriptor, doomed) in descriptors {
                     let at = descriptor.and_then(|descriptor| second_level(descriptor, sid, split));
-                    self.fetch_ste(hw, run, sid, at, table.view, &mut options);
+                    self.fetch_ste(hw, run, sid, (at, doomed), table.view, &mut options);
                 }
             }
         }
         if !run.fresh() {
             let context = self.context(hw);
             for (_, torn) in self.configs.stes.range((sid, 0)..=(sid, u64::MAX)) {
-                for words in mixes(hw, torn) {
-                    add(&mut options, Ok(entry::decode(&words, context)));
+                for (words, doomed) in mixes(hw, torn) {
+                    add(&mut options, Ok(entry::decode(&words, context)), doomed);
                 }
             }
         }
-        let picked = run.pick(options.len());
-        options.swap_remove(picked)
+        choose(run, options)
     }
 
     fn fetch_ste(
@@ -75,19 +82,24 @@ impl State {
         hw: &Hw,
         run: &Run<'_>,
         sid: u32,
-        at: Result<u64, Fault>,
+        (at, doomed): (Result<u64, Fault>, bool),
         view: View,
-        options: &mut Vec<Result<Ste, Fault>>,
+        options: &mut Options<Ste>,
     ) {
         let found = at.and_then(|address| {
             let words = hw.entry(view, address).ok_or(Fault::fetch(code::F_STE_FETCH, address))?;
             if run.fill {
-                self.configs.stes.entry((sid, address)).or_default().observe(&words);
+                let torn = self.configs.stes.entry((sid, address)).or_default();
+                if doomed {
+                    torn.observe_doomed(&words)
+                } else {
+                    torn.observe(&words)
+                }
                 self.watch_ste(hw, sid, &words);
             }
             Ok(entry::decode(&words, self.context(hw)))
         });
-        add(options, found);
+        add(options, found, doomed);
     }
 
     /// Coverage of what entries turn into, and reserved bits in live ones.
@@ -120,34 +132,39 @@ impl State {
     ) -> Result<Cd, Fault> {
         let mut options = Vec::new();
         let addresses = match s1.two_level_shift {
-            None => vec![Ok(s1.pointer + 64 * u64::from(index))],
+            None => vec![(Ok(s1.pointer + 64 * u64::from(index)), false)],
             Some(shift) => self.second_level_cds(hw, run, sid, t, s1, (index, shift)),
         };
         let decode = |words: &[u64; 8]| {
             context::decode(words, t.world, s1.stalls_off, &hw.config).ok_or(Fault::config(code::C_BAD_CD))
         };
-        for address in addresses {
+        for (address, doomed) in addresses {
+            let doomed = doomed || run.doomed_config;
             let found = address.and_then(|address| {
                 let physical = self.config_address(hw, run, t, address)?;
                 let words = hw.entry(s1.view, physical).ok_or(Fault::fetch(code::F_CD_FETCH, physical))?;
                 if run.fill {
-                    self.configs.cds.entry((sid, index, address)).or_default().observe(&words);
+                    let torn = self.configs.cds.entry((sid, index, address)).or_default();
+                    if doomed {
+                        torn.observe_doomed(&words)
+                    } else {
+                        torn.observe(&words)
+                    }
                     self.watch_cd(hw, sid, index, &words, decode(&words).is_ok());
                 }
                 decode(&words)
             });
-            add(&mut options, found);
+            add(&mut options, found, doomed);
         }
         if !run.fresh() {
             let range = (sid, index, 0)..=(sid, index, u64::MAX);
             for (_, torn) in self.configs.cds.range(range) {
-                for words in mixes(hw, torn) {
-                    add(&mut options, decode(&words));
+                for (words, doomed) in mixes(hw, torn) {
+                    add(&mut options, decode(&words), doomed);
                 }
             }
         }
-        let picked = run.pick(options.len());
-        options.swap_remove(picked)
+        choose(run, options)
     }
 
     fn watch_cd(&mut self, hw: &Hw, sid: u32, index: u32, words: &[u64; 8], valid: bool) {
@@ -175,7 +192,7 @@ impl State {
         t: &Translating,
         s1: &Stage1,
         (index, shift): (u32, u8),
-    ) -> Vec<Result<u64, Fault>> {
+    ) -> Options<u64> {
         let key: L1CdKey = (sid, index >> shift << shift, shift);
         let at = s1.pointer + 8 * u64::from(index >> shift);
         let mut descriptors = Vec::new();
@@ -183,18 +200,23 @@ impl State {
             hw.memory.read64_as(s1.view, physical).ok_or(Fault::fetch(code::F_CD_FETCH, physical))
         });
         if let (Ok(descriptor), true) = (found, run.fill) {
-            self.configs.l1cds.observe(&key, descriptor);
+            let l1cds = &mut self.configs.l1cds;
+            if run.doomed_config {
+                l1cds.observe_doomed(&key, descriptor);
+            } else {
+                l1cds.observe(&key, descriptor);
+            }
         }
-        add(&mut descriptors, found);
+        add(&mut descriptors, found, run.doomed_config);
         if !run.fresh() {
-            for &descriptor in self.configs.l1cds.get(&key) {
-                add(&mut descriptors, Ok(descriptor));
+            for (&descriptor, doomed) in self.configs.l1cds.marked(&key) {
+                add(&mut descriptors, Ok(descriptor), doomed);
             }
         }
         let low = if shift == 10 { 16 } else { 12 };
         let oas = hw.config.oas;
         let mut addresses = Vec::new();
-        for descriptor in descriptors {
+        for (descriptor, doomed) in descriptors {
             let address = descriptor.and_then(|descriptor| {
                 let pointer = descriptor & 0x00ff_ffff_ffff_f000;
                 if descriptor & 1 == 0 || pointer >> oas != 0 {
@@ -202,7 +224,7 @@ impl State {
                 }
                 Ok((pointer >> low << low) + 64 * u64::from(index & ((1 << shift) - 1)))
             });
-            add(&mut addresses, address);
+            add(&mut addresses, address, doomed);
         }
         addresses
     }
@@ -234,7 +256,7 @@ fn second_level(descriptor: u64, sid: u32, split: u8) -> Result<u64, Fault> {
     Ok(base + 64 * index)
 }
 
-fn mixes(hw: &Hw, torn: &Torn<u64, 8>) -> Vec<[u64; 8]> {
+fn mixes(hw: &Hw, torn: &Torn<u64, 8>) -> Vec<([u64; 8], bool)> {
     let count = torn.count();
     if count > 1 {
         hw.coverage.count("oracle", "torn entry considered");
@@ -242,5 +264,5 @@ fn mixes(hw: &Hw, torn: &Torn<u64, 8>) -> Vec<[u64; 8]> {
     if count > MIXES {
         hw.coverage.count("oracle", "torn entry truncated");
     }
-    torn.combinations(MIXES)
+    torn.marked(MIXES)
 }

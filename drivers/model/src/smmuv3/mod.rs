@@ -16,21 +16,7 @@
 //!
 //! Invalid descriptors, and those with the access flag clear, are never cached; invalid STEs and CDs are.
 //!
-//! Points of the [`Schedule`] (all tame unless odds or scripts say otherwise):
-//!
-//! | point | effect |
-//! |---|---|
-//! | `smmu.cmdq.pause`, `smmu.cmdq.single` | no command, or one only, in this step |
-//! | `smmu.sync.late` | a CMD_SYNC does not complete in this step |
-//! | `smmu.atc.timeout` | a CMD_SYNC that waits for a device ends in CERROR_ATC_INV_SYNC |
-//! | `smmu.cmdq.ill`, `smmu.cmdq.abt` | a good command fails with CERROR_ILL, its fetch with CERROR_ABT |
-//! | `smmu.cmdq.strict` | reserved bits in a command are an error, not only a violation |
-//! | `smmu.speculate` | this step prefetches for everything watched |
-//! | `smmu.lookup` | which of the possible versions a [`Mode::Any`] lookup uses |
-//! | `smmu.update.late` | CR0ACK, IRQ_CTRLACK or GBPA.UPDATE stay behind in this step |
-//! | `smmu.event.late` | an event reaches the queue in a later step |
-//! | `smmu.eventq.abort`, `smmu.priq.abort`, `smmu.msi.abort` | a write of the unit fails |
-//! | `smmu.priq.overflow` | a page request finds the queue full |
+//! [`points`] names the choices of the [`Schedule`]; all are tame unless odds or scripts say otherwise.
 //!
 //! Not modelled: Secure and Realm interfaces, VMSAv8-32 and VMSAv9-128, big-endian tables, ATOS, MPAM, DPT, ECMDQ,
 //! memory attributes other than what decides whether table accesses see CPU caches, RAZ/WI termination (a
@@ -66,6 +52,40 @@ use state::State;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Names of the choices that the unit asks its schedule for. All are tame (never) unless odds or a script are set.
+pub mod points {
+    /// No command is consumed in this step.
+    pub const CMDQ_PAUSE: &str = "smmu.cmdq.pause";
+    /// At most one command is consumed in this step.
+    pub const CMDQ_SINGLE: &str = "smmu.cmdq.single";
+    /// A CMD_SYNC does not complete in this step.
+    pub const SYNC_LATE: &str = "smmu.sync.late";
+    /// A CMD_SYNC that waits for a device ends in CERROR_ATC_INV_SYNC.
+    pub const ATC_TIMEOUT: &str = "smmu.atc.timeout";
+    /// A good command fails with CERROR_ILL.
+    pub const COMMAND_ILL: &str = "smmu.cmdq.ill";
+    /// The fetch of a command fails with CERROR_ABT.
+    pub const COMMAND_ABT: &str = "smmu.cmdq.abt";
+    /// Reserved bits in a command are an error, not only a violation.
+    pub const COMMAND_STRICT: &str = "smmu.cmdq.strict";
+    /// This step does not fetch ahead for what is watched.
+    pub const OBSERVE_SKIP: &str = "smmu.observe.skip";
+    /// Which of the possible versions a [`Mode::Any`](crate::core::Mode::Any) lookup uses.
+    pub const LOOKUP: &str = "smmu.lookup";
+    /// CR0ACK, IRQ_CTRLACK or GBPA.UPDATE stay behind in this step.
+    pub const UPDATE_LATE: &str = "smmu.update.late";
+    /// An event reaches the queue in a later step.
+    pub const EVENT_LATE: &str = "smmu.event.late";
+    /// The write of an event fails.
+    pub const EVENTQ_ABORT: &str = "smmu.eventq.abort";
+    /// The write of a page request fails.
+    pub const PRIQ_ABORT: &str = "smmu.priq.abort";
+    /// The write of an MSI fails.
+    pub const MSI_ABORT: &str = "smmu.msi.abort";
+    /// A page request finds the queue full.
+    pub const PRIQ_OVERFLOW: &str = "smmu.priq.overflow";
+}
 
 /// One SMMU.
 pub struct Smmu {
@@ -164,7 +184,7 @@ impl Smmu {
         }
     }
 
-    /// Lets the unit work: late updates, speculation, late events, held transactions, commands. Gives how many
+    /// Lets the unit work: late updates, fetching ahead, late events, held transactions, commands. Gives how many
     /// commands were consumed.
     pub fn step(&self) -> usize {
         Self::work(&self.hw, &mut self.lock())
@@ -172,10 +192,10 @@ impl Smmu {
 
     fn work(hw: &Hw, state: &mut State) -> usize {
         state.settle(hw);
-        if hw.schedule.fires("smmu.speculate") {
-            Self::speculate_all(hw, state);
+        if !hw.schedule.fires(points::OBSERVE_SKIP) {
+            Self::observe_all(hw, state);
         }
-        if !hw.schedule.fires("smmu.event.late") {
+        if !hw.schedule.fires(points::EVENT_LATE) {
             state.flush_events(hw);
         }
         state.retry_unrecorded(hw);
@@ -203,8 +223,8 @@ impl Smmu {
         self.lock().hung = false;
     }
 
-    /// Makes a request one that speculation works on: its STE, CD and walk may be fetched at any step. A test
-    /// watches what it wants stale copies of.
+    /// Makes a request one that the unit fetches ahead for: at each step, and so best at each store of the
+    /// driver, it caches the STE, CD and walk as they are then.
     pub fn watch(&self, request: Request) {
         let mut state = self.lock();
         if !state.watched.contains(&request) {
@@ -212,12 +232,12 @@ impl Smmu {
         }
     }
 
-    /// Speculates for everything watched, now.
-    pub fn speculate(&self) {
-        Self::speculate_all(&self.hw, &mut self.lock());
+    /// Lets the unit cache all that it can reach for what is watched, now.
+    pub fn observe(&self) {
+        Self::observe_all(&self.hw, &mut self.lock());
     }
 
-    fn speculate_all(hw: &Hw, state: &mut State) {
+    fn observe_all(hw: &Hw, state: &mut State) {
         if !state.regs.enabled() {
             return;
         }

@@ -1,6 +1,7 @@
 //! What the unit sends out: event records, page requests, interrupts, errors (IHI 0070, chapters 7 and 8).
 
 use super::entry::Meaning;
+use super::points;
 use super::regs::{Msi, cr0, gerror, irq};
 use super::run::{Choice, Hw, Run};
 use super::state::{Group, Stalled, State};
@@ -44,7 +45,7 @@ impl State {
             hw.interrupts.raise(Interrupt::Wire { source });
             return;
         }
-        let failed = hw.schedule.fires("smmu.msi.abort");
+        let failed = hw.schedule.fires(points::MSI_ABORT);
         if failed || hw.memory.write32(address, msi.data).is_err() {
             self.error(hw, on_abort);
         } else {
@@ -71,7 +72,7 @@ impl State {
 
     /// Records an event of a terminated transaction, now or later.
     fn event(&mut self, hw: &Hw, record: [u64; 4]) {
-        if hw.schedule.fires("smmu.event.late") {
+        if hw.schedule.fires(points::EVENT_LATE) {
             self.late_events.push_back(record);
         } else {
             self.flush_events(hw);
@@ -100,7 +101,7 @@ impl State {
             return false;
         }
         let at = queue.entry(queue.position(queue.prod), 32, hw.config.oas);
-        let failed = hw.schedule.fires("smmu.eventq.abort")
+        let failed = hw.schedule.fires(points::EVENTQ_ABORT)
             || (at..).step_by(8).zip(record).any(|(at, word)| hw.memory.write64(at, word).is_err());
         if failed {
             self.error(hw, gerror::EVENTQ_ABT);
@@ -232,7 +233,7 @@ impl State {
         }
         let queue = self.regs.priq;
         let overflown = (queue.prod ^ queue.cons) & OVERFLOW != 0;
-        if overflown || queue.is_full() || hw.schedule.fires("smmu.priq.overflow") {
+        if overflown || queue.is_full() || hw.schedule.fires(points::PRIQ_OVERFLOW) {
             hw.coverage.count("pri", "overflow");
             if !overflown {
                 self.regs.priq.prod ^= OVERFLOW;
@@ -245,7 +246,7 @@ impl State {
         }
         let (w0, w1) = page_record(&request);
         let at = queue.entry(queue.position(queue.prod), 16, hw.config.oas);
-        let failed = hw.schedule.fires("smmu.priq.abort")
+        let failed = hw.schedule.fires(points::PRIQ_ABORT)
             || hw.memory.write64(at, w0).is_err()
             || hw.memory.write64(at + 8, w1).is_err();
         if failed {

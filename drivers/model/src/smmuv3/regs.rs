@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::entry::view;
+use super::points;
 use super::queue::Queue;
 use super::run::Hw;
 use super::state::State;
@@ -326,13 +327,13 @@ impl State {
     /// Completes updates, unless the schedule makes them wait.
     pub(super) fn settle(&mut self, hw: &Hw) {
         let regs = &mut self.regs;
-        if regs.gbpa_next.is_some() && !hw.schedule.fires("smmu.update.late") {
+        if regs.gbpa_next.is_some() && !hw.schedule.fires(points::UPDATE_LATE) {
             regs.gbpa = regs.gbpa_next.take().unwrap_or(regs.gbpa);
         }
-        if regs.irq_ctrl != regs.irq_ctrlack && !hw.schedule.fires("smmu.update.late") {
+        if regs.irq_ctrl != regs.irq_ctrlack && !hw.schedule.fires(points::UPDATE_LATE) {
             regs.irq_ctrlack = regs.irq_ctrl;
         }
-        if regs.cr0 != regs.cr0ack && !hw.schedule.fires("smmu.update.late") {
+        if regs.cr0 != regs.cr0ack && !hw.schedule.fires(points::UPDATE_LATE) {
             let before = std::mem::replace(&mut regs.cr0ack, regs.cr0);
             let (went_off, went_on) = (before & !regs.cr0, regs.cr0 & !before);
             if went_off & cr0::SMMUEN != 0 {

@@ -5,6 +5,7 @@
 
 use super::Config;
 use super::entry::{Stage2, StreamWorld};
+use super::points;
 use crate::core::{Access, Coverage, Interrupts, Memory, Privilege, Request, Schedule, View, Violations};
 use std::sync::Arc;
 
@@ -55,13 +56,16 @@ pub(super) struct Run<'a> {
     pub(super) fill: bool,
     /// Something was used that memory does not say any more.
     pub(super) stale: bool,
+    /// A configuration structure with an invalidation under way was used: what is fetched through it goes with
+    /// it.
+    pub(super) doomed_config: bool,
     /// Descriptor updates that the translation needs.
     pub(super) updates: Vec<Update>,
 }
 
 impl<'a> Run<'a> {
     pub(super) const fn new(choice: Choice<'a>, fill: bool) -> Self {
-        Self { choice, fill, stale: false, updates: Vec::new() }
+        Self { choice, fill, stale: false, doomed_config: false, updates: Vec::new() }
     }
 
     /// Whether caches are out of the game.
@@ -76,7 +80,7 @@ impl<'a> Run<'a> {
         }
         let picked = match &mut self.choice {
             Choice::Fresh => 0,
-            Choice::Random(schedule) => schedule.pick("smmu.lookup", bound as u64) as usize,
+            Choice::Random(schedule) => schedule.pick(points::LOOKUP, bound as u64) as usize,
             Choice::Replay { answers, at } => {
                 if *at == answers.len() {
                     answers.push((0, bound));

@@ -45,6 +45,8 @@ pub(super) struct Found1 {
     pub(super) tag: Tag,
     pub(super) granule: Granule,
     pub(super) level: i8,
+    /// Found through an entry that an invalidation under way covers.
+    pub(super) doomed: bool,
 }
 
 /// Result of stage 2.
@@ -55,6 +57,8 @@ pub(super) struct Found2 {
     pub(super) permissions: Permissions,
     pub(super) slot: Option<Slot>,
     device: bool,
+    /// As for [`Found1`].
+    pub(super) doomed: bool,
 }
 
 /// A place to walk from.
@@ -66,6 +70,8 @@ struct From {
     level: i8,
     /// Index bits of this first table.
     index_bits: u8,
+    /// The pointer to the table is doomed.
+    doomed: bool,
 }
 
 const fn low(bits: u8) -> u64 {
@@ -92,7 +98,7 @@ struct Walk1<'a> {
 enum Start1 {
     Root,
     Leaf(Found1),
-    Table(Table1),
+    Table(Table1, bool),
 }
 
 impl State {
@@ -130,7 +136,8 @@ impl State {
         let mut path = Vec::new();
         let root = if ipa >> s2.input_bits == 0 {
             let index_bits = s2.input_bits - s2.granule.span(s2.start);
-            let from = From { format, view: s2.view, table: s2.table, level: s2.start, index_bits };
+            let from =
+                From { format, view: s2.view, table: s2.table, level: s2.start, index_bits, doomed: false };
             self.walk2(hw, run, s2, vmid, ipa, class, from, &mut path)
         } else {
             Err(Fault::stage2(code::F_TRANSLATION, Report::stage2(s2), class, ipa))
@@ -138,28 +145,32 @@ impl State {
         if run.fresh() {
             return root;
         }
-        let leaves: Vec<_> = self.tlb.leaves2.at(StreamWorld::El1, vmid, ipa).collect();
-        let tables: Vec<_> = self.tlb.tables2.at(StreamWorld::El1, vmid, ipa).collect();
+        let leaves = self.tlb.leaves2.at(StreamWorld::El1, vmid, ipa);
+        let tables = self.tlb.tables2.at(StreamWorld::El1, vmid, ipa);
         let mut cached = Vec::new();
-        for (key, leaf) in leaves {
+        for (key, leaf, doomed) in leaves {
             let found = Found2 {
                 address: leaf.address + (ipa & low(key.bits)),
                 bits: key.bits,
                 permissions: leaf.permissions,
                 slot: leaf.clean.map(|clean| slot(clean, true)),
                 device: leaf.device,
+                doomed,
             };
-            if write && !self.still_clean(hw, s2.view, leaf.clean) || root == Ok(found) {
+            if write && !self.still_clean(hw, s2.view, leaf.clean)
+                || root == Ok(Found2 { doomed: false, ..found })
+            {
                 continue;
             }
             cached.push(Ok(found));
         }
-        cached.extend(tables.into_iter().filter(|entry| !path.contains(entry)).map(|(_, table)| Err(table)));
+        let tables = tables.into_iter().filter(|(key, table, _)| !path.contains(&(*key, *table)));
+        cached.extend(tables.map(|(_, table, doomed)| Err((table, doomed))));
         match run.pick(cached.len() + 1) {
             0 => root,
             picked => match cached[picked - 1] {
                 Ok(found) => Ok(found),
-                Err(table) => {
+                Err((table, doomed)) => {
                     let index_bits = table.format.granule.stride();
                     let from = From {
                         format: table.format,
@@ -167,6 +178,7 @@ impl State {
                         table: table.next,
                         level: table.level,
                         index_bits,
+                        doomed,
                     };
                     self.walk2(hw, run, s2, vmid, ipa, class, from, &mut path)
                 }
@@ -208,7 +220,7 @@ impl State {
                     level += 1;
                     let entry = Table2 { format, level, next };
                     if run.fill {
-                        self.tlb.tables2.observe(&key, entry);
+                        self.tlb.tables2.observe(&key, entry, from.doomed);
                     }
                     path.push((key, entry));
                     (table, index_bits) = (next, format.granule.stride());
@@ -231,9 +243,8 @@ impl State {
                         let address = exact.wrapping_sub(ipa & low(reach));
                         let clean = clean.then_some((at, descriptor));
                         let granule = format.granule;
-                        self.tlb
-                            .leaves2
-                            .observe(&key, Leaf2 { granule, level, address, permissions, device, clean });
+                        let leaf = Leaf2 { granule, level, address, permissions, device, clean };
+                        self.tlb.leaves2.observe(&key, leaf, from.doomed);
                     }
                     let slot = (clean || needs_af).then_some(Slot {
                         address: at,
@@ -242,7 +253,8 @@ impl State {
                         clean,
                         stage2: true,
                     });
-                    return Ok(Found2 { address: exact, bits: reach, permissions, slot, device });
+                    let doomed = from.doomed;
+                    return Ok(Found2 { address: exact, bits: reach, permissions, slot, device, doomed });
                 }
             }
         }
@@ -277,9 +289,9 @@ impl State {
             None => tag.private == cd.private,
         };
         let mut starts = vec![Start1::Root];
-        let leaves: Vec<_> = self.tlb.leaves1.at(t.world, t.vmid, va).collect();
+        let leaves = self.tlb.leaves1.at(t.world, t.vmid, va);
         let view = half.map_or(View::Coherent, |half| half.view);
-        for (key, leaf) in leaves.into_iter().filter(|(_, leaf)| matches(leaf.tag)) {
+        for (key, leaf, doomed) in leaves.into_iter().filter(|(_, leaf, _)| matches(leaf.tag)) {
             let offset = va & low(key.bits);
             let found = Found1 {
                 target: match leaf.target {
@@ -292,32 +304,36 @@ impl State {
                 tag: leaf.tag,
                 granule: leaf.granule,
                 level: leaf.level,
+                doomed,
             };
-            if root != Some(Ok(found)) && (!write || self.still_clean(hw, view, leaf.clean)) {
+            if root != Some(Ok(Found1 { doomed: false, ..found }))
+                && (!write || self.still_clean(hw, view, leaf.clean))
+            {
                 starts.push(Start1::Leaf(found));
             }
         }
         if half.is_some() {
-            let tables = self.tlb.tables1.at(t.world, t.vmid, va);
-            let tables = tables.filter(|(_, table)| matches(table.tag));
-            starts
-                .extend(tables.filter(|entry| !path.contains(entry)).map(|(_, table)| Start1::Table(table)));
+            let tables = self.tlb.tables1.at(t.world, t.vmid, va).into_iter();
+            let tables =
+                tables.filter(|(key, table, _)| matches(table.tag) && !path.contains(&(*key, *table)));
+            starts.extend(tables.map(|(_, table, doomed)| Start1::Table(table, doomed)));
         }
         let picked = run.pick(starts.len());
         match (starts.swap_remove(picked), half) {
             (Start1::Leaf(found), _) => Ok(found),
-            (Start1::Table(table), Some(half)) => {
+            (Start1::Table(table, doomed), Some(half)) => {
                 let from = From {
                     format: table.format,
                     view: half.view,
                     table: table.next,
                     level: table.level,
                     index_bits: table.format.granule.stride(),
+                    doomed,
                 };
                 let walk = Walk1 { t, cd, half, va };
                 self.walk1(hw, run, walk, from, table.physical, table.hierarchy, &mut path)
             }
-            (Start1::Table(_) | Start1::Root, _) => match root {
+            (Start1::Table(..) | Start1::Root, _) => match root {
                 Some(root) => root,
                 None => self.root1(hw, run, t, cd, half, va, &mut path),
             },
@@ -344,7 +360,8 @@ impl State {
         }
         let format = Format { granule: half.granule, ds: half.ds, lpa: hw.config.oas == 52 };
         let index_bits = half.input_bits - half.granule.span(half.start);
-        let from = From { format, view: half.view, table: half.table, level: half.start, index_bits };
+        let from =
+            From { format, view: half.view, table: half.table, level: half.start, index_bits, doomed: false };
         let walk = Walk1 { t, cd, half, va };
         self.walk1(hw, run, walk, from, t.stage2.is_none(), Hierarchy::default(), path)
     }
@@ -364,6 +381,7 @@ impl State {
         let report = Report::new(cd.stall, cd.record);
         let format = from.format;
         let own = Tag { asid: Some(cd.asid), private: cd.private };
+        let mut doomed = from.doomed;
         let (mut table, mut level, mut index_bits) = (from.table, from.level, from.index_bits);
         loop {
             let mut at = from.slot(table, level, index_bits, va);
@@ -372,12 +390,13 @@ impl State {
                 let offset = at - table;
                 let (pa, found) = self.stage2_for_table(hw, run, s2, t.vmid, at, Class::Table)?;
                 table_writable = found.permissions.write[1];
+                doomed |= found.doomed && self.tlb.both_doomed(t.vmid);
                 // Walk caches may hold the pointer with stage 2 applied, for tables below the first.
                 if run.fill && index_bits == format.granule.stride() && found.bits >= format.granule.bits() {
                     let key = Key::new(t.world, t.vmid, format.granule.span(level - 1), va);
                     let next = pa - offset;
                     let entry = Table1 { tag: own, format, level, next, physical: true, hierarchy };
-                    self.tlb.tables1.observe(&key, entry);
+                    self.tlb.tables1.observe(&key, entry, doomed);
                 }
                 at = pa;
             }
@@ -397,7 +416,7 @@ impl State {
                     physical = t.stage2.is_none();
                     let entry = Table1 { tag: own, format, level, next, physical, hierarchy };
                     if run.fill {
-                        self.tlb.tables1.observe(&key, entry);
+                        self.tlb.tables1.observe(&key, entry, doomed);
                     }
                     path.push((key, entry));
                     (table, index_bits) = (next, format.granule.stride());
@@ -431,9 +450,8 @@ impl State {
                         let key = Key::new(t.world, t.vmid, reach, va);
                         let target = target(exact.wrapping_sub(va & low(reach)));
                         let clean = clean.then_some((at, descriptor));
-                        self.tlb
-                            .leaves1
-                            .observe(&key, Leaf1 { tag, granule, level, target, permissions, clean });
+                        let leaf = Leaf1 { tag, granule, level, target, permissions, clean };
+                        self.tlb.leaves1.observe(&key, leaf, doomed);
                     }
                     let slot = (clean || needs_af).then_some(Slot {
                         address: at,
@@ -443,7 +461,16 @@ impl State {
                         stage2: false,
                     });
                     let target = target(exact);
-                    return Ok(Found1 { target, bits: reach, permissions, slot, tag, granule, level });
+                    return Ok(Found1 {
+                        target,
+                        bits: reach,
+                        permissions,
+                        slot,
+                        tag,
+                        granule,
+                        level,
+                        doomed,
+                    });
                 }
             }
         }
@@ -459,7 +486,12 @@ impl State {
         let base = s2.address.wrapping_sub(va & low(bits));
         let target = Target::Physical(base, s2.permissions);
         let (tag, granule, level, permissions) = (s1.tag, s1.granule, s1.level, s1.permissions);
-        self.tlb.leaves1.observe(&key, Leaf1 { tag, granule, level, target, permissions, clean: None });
+        let doomed = s1.doomed || s2.doomed && self.tlb.both_doomed(t.vmid);
+        self.tlb.leaves1.observe(
+            &key,
+            Leaf1 { tag, granule, level, target, permissions, clean: None },
+            doomed,
+        );
     }
 }
 

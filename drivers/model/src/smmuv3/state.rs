@@ -44,7 +44,7 @@ pub(super) struct State {
     pub(super) next_invalidation: u32,
     /// Page request groups recorded with their last request, with the PASID if there is one.
     pub(super) groups: BTreeMap<Group, Option<u32>>,
-    /// Requests that speculation works on.
+    /// Requests that the unit fetches ahead for.
     pub(super) watched: Vec<Request>,
     pub(super) seen_stes: BTreeMap<u32, ([u64; 8], &'static str)>,
     pub(super) seen_cds: BTreeMap<(u32, u32), ([u64; 8], &'static str)>,

@@ -1,0 +1,13 @@
+//! The SMMUv3 model against hand-made raw tables and commands (IHI 0070).
+
+mod ats;
+mod bench;
+mod errors;
+mod invalidation;
+mod queues;
+mod registers;
+mod stages;
+mod stalls;
+mod streams;
+mod torn;
+mod updates;
