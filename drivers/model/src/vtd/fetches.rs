@@ -196,6 +196,14 @@ mod tests {
     }
 
     #[test]
+    fn entries_in_different_places_do_not_mix() {
+        let mut fetches = history(&[[1, 10]]);
+        let moved = Look::Entry { address: 0x2000, silent: false, quanta: [3, 20] };
+        fetches.observe(moved);
+        assert_eq!(fetches.candidates(&UNIT, &moved), [look([1, 10])]);
+    }
+
+    #[test]
     fn absent_entries_are_cached_only_in_caching_mode() {
         let fetches = history(&[[0, 0], [1, 20]]);
         assert_eq!(fetches.candidates(&UNIT, &look([1, 20])), []);

@@ -21,6 +21,16 @@
 //! interface are not modelled. What the architecture leaves open is resolved to the driver's disadvantage:
 //! a domain-selective context-cache invalidation drops nothing in scalable mode.
 //!
+//! | coverage class | names |
+//! |---|---|
+//! | `command` | SRTP, WBF, TE and QIE on and off |
+//! | `descriptor`, `queue error` | types with their granularity; IQE by cause, ITE, ICE, aborted status writes |
+//! | `invalidated` | what an invalidation named, and whether it met something or nothing |
+//! | `context`, `pasid` | transitions of entries as hardware saw them: absent, faulty, present, or the type |
+//! | `dma` | fresh, or the kind of stale thing that was used |
+//! | `fault`, `fault log` | reasons; recorded, collapsed, overflow, disabled by FPD |
+//! | `page request`, `event`, `flags` | queued, refused, overflow; messages sent; accessed, dirty |
+//!
 //! | rule that software broke | |
 //! |---|---|
 //! | `vtd GCMD ...` | several changes at once, reserved bits, written before the last one took effect |
@@ -51,6 +61,7 @@ mod queue;
 pub mod reason;
 mod registers;
 mod requests;
+mod transact;
 mod translate;
 mod walk;
 
@@ -65,9 +76,9 @@ use crate::core::{
 use caches::Caches;
 use chooser::Choices;
 pub use config::{Config, Feature, Tearing};
-use env::{Env, Eyes, WriteBuffer};
-use translate::{Root, explore};
-use walk::{Purpose, Walker};
+use env::{Env, WriteBuffer};
+use translate::Root;
+use walk::Purpose;
 
 /// Names of the choices that the unit asks its schedule for. All are tame (never) unless odds or a script are set.
 pub mod points {
@@ -328,102 +339,6 @@ impl State {
     fn progress(&mut self, env: Env<'_>) {
         self.carry_out(env);
         self.advance_queue(env);
-    }
-
-    /// One run of a request.
-    fn attempt(
-        &mut self,
-        env: Env<'_>,
-        request: &Request,
-        choices: &mut Choices,
-        purpose: Purpose,
-    ) -> (Outcome, bool, Option<&'static str>) {
-        if !self.translating {
-            let blocked = self.protected(request.address);
-            return (if blocked { Outcome::Aborted } else { Outcome::Done(request.address) }, false, None);
-        }
-        let root = match self.root {
-            Some(root) if root.mode == 1 => root,
-            Some(Root { mode: 0, .. }) if request.pasid.is_some() => {
-                return (Outcome::Fault(reason::LEGACY_WITH_PASID), false, None);
-            }
-            Some(Root { mode: 0, .. }) => {
-                env.violations.report("vtd legacy mode is not modelled", format_args!("{request:?}"));
-                return (Outcome::Aborted, false, None);
-            }
-            Some(Root { mode: 2, .. }) | None => {
-                return (Outcome::Fault(reason::ROOT_ADDRESS), false, None);
-            }
-            Some(_) => return (Outcome::Aborted, false, None),
-        };
-        let mut walker = Walker {
-            eyes: Eyes { env, buffer: &mut self.buffer, lagging: false },
-            caches: &mut self.caches,
-            choices,
-            purpose,
-            again: false,
-            stale: None,
-        };
-        let outcome = walker.run(root, request);
-        (outcome, walker.again, walker.stale)
-    }
-
-    /// All outcomes of a request with the choices that lead to them.
-    fn outcomes(&mut self, env: Env<'_>, request: &Request) -> Vec<(Outcome, Choices)> {
-        explore(|choices| self.attempt(env, request, choices, Purpose::Explore).0)
-    }
-
-    fn fetch_ahead(&mut self, env: Env<'_>) {
-        /// Ways that are tried per request; beyond it nothing new is found in practice.
-        const WAYS: usize = 512;
-        if !self.translating {
-            return;
-        }
-        for at in 0..self.watched.len() {
-            let request = self.watched[at];
-            let mut choices = Choices::default();
-            for _ in 0..WAYS {
-                self.attempt(env, &request, &mut choices, Purpose::Prefetch);
-                if !choices.next() {
-                    break;
-                }
-            }
-        }
-    }
-
-    /// Performs a request.
-    fn dma(&mut self, env: Env<'_>, request: &Request, mode: Mode) -> Outcome {
-        let found = self.outcomes(env, request);
-        let script = match mode {
-            Mode::Fresh => Choices::default(),
-            Mode::Hostile => {
-                // The one furthest from what memory says, and one that succeeds rather than one that does not.
-                let succeeds = |outcome: &Outcome| matches!(outcome, Outcome::Done(_) | Outcome::Granted(_));
-                let stale = found.iter().skip(1).rfind(|(outcome, _)| succeeds(outcome));
-                stale.or_else(|| found.first()).map(|(_, script)| script.clone()).unwrap_or_default()
-            }
-            Mode::Any => {
-                let at = env.schedule.pick(points::DMA, found.len() as u64) as usize;
-                found.get(at).map(|(_, script)| script.clone()).unwrap_or_default()
-            }
-        };
-        let mut outcome = Outcome::Aborted;
-        // A flag update can lose against software a few times; a loop without end would be a model's bug.
-        for _ in 0..8 {
-            let mut choices = script.clone();
-            let (result, again, stale) = self.attempt(env, request, &mut choices, Purpose::Perform);
-            outcome = result;
-            if !again {
-                env.coverage.count("dma", stale.unwrap_or("fresh"));
-                break;
-            }
-        }
-        match outcome {
-            Outcome::Fault(reason) => self.faults.record(env, request, reason),
-            Outcome::Silent(_) => env.coverage.count("fault log", "disabled by FPD"),
-            _ => {}
-        }
-        outcome
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) struct Leaf {
 struct Step {
     /// Where the entry is: a host physical address.
     address: u64,
+    /// Where its stage says it is: a guest address in a nested walk.
+    slot: u64,
     value: u64,
     level: u32,
     leaf: bool,
@@ -183,7 +185,7 @@ impl Walker<'_> {
                 return Err(reason);
             }
         };
-        let (accessed, dirty) = self.update_flags(tables, &mut steps, write)?;
+        let (accessed, dirty) = self.update_flags(entry, tables, &mut steps, write)?;
         self.remember(tables, &steps, &key);
         Ok(Leaf { output, shift, rights, accessed, dirty })
     }
@@ -219,7 +221,7 @@ impl Walker<'_> {
             rights = rights.and(own);
             table = value & ADDRESS;
             let pointer = WalkEntry { table, rights };
-            steps.push(Step { address: at, value, level, leaf, writable, pointer });
+            steps.push(Step { address: at, slot, value, level, leaf, writable, pointer });
             if leaf {
                 return Ok((base(table, span(level)), span(level), rights));
             }
@@ -288,7 +290,13 @@ impl Walker<'_> {
     }
 
     /// Sets accessed and dirty flags where they are on; gives whether all are set now.
-    fn update_flags(&mut self, tables: &Tables, steps: &mut [Step], write: bool) -> Result<(bool, bool), u8> {
+    fn update_flags(
+        &mut self,
+        entry: &PasidEntry,
+        tables: &Tables,
+        steps: &mut [Step],
+        write: bool,
+    ) -> Result<(bool, bool), u8> {
         let Some((accessed, dirty)) = tables.flags else { return Ok((true, true)) };
         for step in steps.iter_mut() {
             let wanted = accessed | if step.leaf && write { dirty } else { 0 };
@@ -305,6 +313,12 @@ impl Walker<'_> {
                 return Err(reason::NESTED_TABLE_WRITE);
             }
             if self.purpose == Purpose::Perform {
+                if tables.stage == Stage::Guest && entry.second_flags {
+                    // Writing the guest's flags makes the page that holds them dirty in the second stage.
+                    let choices = std::mem::take(self.choices);
+                    self.second_stage(entry, step.slot, true)?;
+                    *self.choices = choices;
+                }
                 let new = step.value | wanted;
                 let before = self.eyes.env.memory.compare_exchange64(step.address, step.value, new);
                 self.again |= before != Some(step.value);

@@ -1,7 +1,7 @@
 //! For every cache: a missing invalidation keeps the old state reachable, the right one removes it, and a near
 //! miss does not.
 
-use portcullis_model::core::{Mode, Outcome, Request};
+use portcullis_model::core::{Access, Mode, Outcome, Request};
 use portcullis_model::vtd::{Config, Feature, points};
 
 use crate::machine::*;
@@ -284,6 +284,71 @@ fn in_caching_mode_absence_is_cached_everywhere_but_in_the_first_stage() {
     machine.put(Machine::slot(FIRST, 4, 5), &[0x9067]);
     assert_eq!(machine.reach(tagged(0x5000)), [OLD]);
     machine.clean();
+}
+
+#[test]
+fn an_absent_entry_goes_with_its_pasid_or_with_domain_0() {
+    let absent = Outcome::Fault(0x59);
+    let prepare = || {
+        let machine = Machine::new(Config::full().with(Feature::CachingMode));
+        machine.unit.watch(Request::read(DEVICE, 0x5000));
+        machine.pasid(0, pass_through(1));
+        assert_eq!(machine.reads(0x5000), [Outcome::Done(0x5000), absent]);
+        machine
+    };
+    let machine = prepare();
+    for wrong in [[(1 << 16) | 7, 0], forget_pasid(1, 1)] {
+        assert!(machine.sync(&[wrong]));
+        assert_eq!(machine.reads(0x5000), [Outcome::Done(0x5000), absent]);
+    }
+    for right in [[7, 0], forget_pasid(5, 0), [0x37, 0]] {
+        let machine = prepare();
+        assert!(machine.sync(&[right]));
+        assert_eq!(machine.reads(0x5000), [Outcome::Done(0x5000)]);
+    }
+}
+
+#[test]
+fn an_absent_moment_goes_although_the_entry_before_it_stays() {
+    let machine = with_second(Config::full().with(Feature::CachingMode));
+    machine.put(PASIDS, &[0]);
+    machine.unit.observe();
+    machine.pasid(0, pass_through(3));
+    assert!(machine.sync(&[forget_pasid(3, 0)]));
+    // Domain 2 was not named: its entry is still there. The moment between the two is not.
+    assert_eq!(machine.reads(0x5000), [Outcome::Done(0x5000), OLD]);
+}
+
+#[test]
+fn first_stage_entries_are_cached_only_with_their_accessed_flag() {
+    let machine = Machine::full();
+    machine.first_tables(FIRST, 4);
+    machine.put(FIRST, &[(FIRST + 0x1000) | 7]);
+    machine.put(Machine::slot(FIRST, 4, 5), &[0x9067]);
+    machine.pasid(9, first_stage(2, FIRST));
+    machine.unit.watch(tagged(0x5000));
+    // Another way below the top: nothing was cached that software would have to invalidate.
+    machine.first_tables(0x3_8000, 4);
+    machine.put(Machine::slot(0x3_8000, 4, 5), &[0xa067]);
+    machine.put(FIRST, &[0x3_9007]);
+    assert_eq!(machine.reach(tagged(0x5000)), [NEW]);
+    // The accessed flag is set by a transaction; from then on it may be.
+    assert_eq!(machine.dma(tagged(0x5000), Mode::Fresh), NEW);
+    machine.put(FIRST, &[0]);
+    assert_eq!(machine.reach(tagged(0x5000)), [NEW, Outcome::Fault(0x71)]);
+}
+
+#[test]
+fn a_write_cannot_use_a_translation_whose_dirty_flag_is_clear() {
+    let machine = Machine::full();
+    machine.first_tables(FIRST, 4);
+    machine.put(Machine::slot(FIRST, 4, 5), &[0x9027]);
+    machine.pasid(9, first_stage(2, FIRST));
+    machine.unit.watch(tagged(0x5000));
+    machine.put(Machine::slot(FIRST, 4, 5), &[0]);
+    let gone = Outcome::Fault(0x71);
+    assert_eq!(machine.reach(tagged(0x5000)), [OLD, gone]);
+    assert_eq!(machine.reach(tagged(0x5000).with_access(Access::Write)), [gone]);
 }
 
 #[test]

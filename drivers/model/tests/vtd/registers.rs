@@ -68,6 +68,9 @@ fn commands_that_drop_a_level_bit_or_change_two_things_are_found() {
     assert_eq!(machine.broken(), ["vtd GCMD with several changes"]);
     assert_eq!(machine.unit.read32(GSTS) & (TE | QIE), 0);
     let machine = Machine::cold(Config::full());
+    machine.unit.write32(GCMD, QIE | SRTP);
+    assert_eq!(machine.broken(), ["vtd GCMD with several changes"]);
+    let machine = Machine::cold(Config::full());
     machine.unit.write32(GCMD, TE);
     assert_eq!(machine.broken(), ["vtd TE set without a root table"]);
     machine.unit.write32(GCMD, TE | 1);

@@ -47,6 +47,41 @@ fn a_second_stage_swap_word_by_word_can_use_the_new_table_under_the_old_domain()
 }
 
 #[test]
+fn a_second_stage_swap_in_one_quantum_is_hitless() {
+    let machine = machine(Config::full());
+    let new = second_stage(3, NEXT);
+    // One 128-bit store: hardware looks before and after it.
+    machine.ram.set_hook(|_, _| ());
+    machine.ram.store(PASIDS, new[0]);
+    machine.ram.store(PASIDS + 8, new[1]);
+    machine.unit.observe();
+    assert_eq!(machine.reads(0x5000), [Outcome::Done(0x9000), Outcome::Done(0xa000)]);
+    assert!(machine.sync(&[forget_pasid(2, 0)]));
+    assert_eq!(machine.reads(0x5000), [Outcome::Done(0xa000)]);
+    // The old domain still has its own translations and no others.
+    machine.pasid(9, second_stage(2, SECOND));
+    let other = machine.reach(Request::read(DEVICE, 0x5000).with_pasid(9));
+    assert_eq!(other, [Outcome::Done(0x9000)]);
+    machine.clean();
+}
+
+#[test]
+fn a_context_entry_tears_between_its_quanta_too() {
+    let machine = machine(Config::full());
+    // The second quantum is reserved: a set bit in it makes the entry faulty, with the first one old or new.
+    machine.ram.store(CONTEXT + 16, 1);
+    machine.ram.store(CONTEXT, (DIRECTORY + 0x8000) | 1);
+    machine.ram.store(CONTEXT + 16, 0);
+    let found = machine.reads(0x5000);
+    for outcome in [Outcome::Done(0x9000), Outcome::Fault(0x42), Outcome::Fault(0x51)] {
+        assert!(found.contains(&outcome), "{outcome:?} in {found:?}");
+    }
+    assert!(machine.sync(&[forget_context(DEVICE), [0x37, 0]]));
+    assert_eq!(machine.reads(0x5000), [Outcome::Fault(0x51)]);
+    machine.clean();
+}
+
+#[test]
 fn publishing_the_present_bit_first_shows_a_half_made_entry() {
     let machine = machine(Config::full());
     let request = Request::read(DEVICE, 0x5000).with_pasid(9);

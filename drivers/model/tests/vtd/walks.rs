@@ -194,6 +194,26 @@ fn nesting_translates_tables_and_output_through_the_second_stage() {
 }
 
 #[test]
+fn flags_of_a_guest_table_make_its_page_dirty() {
+    let machine = Machine::full();
+    machine.second_tables(SECOND, 4);
+    for page in 0..4 {
+        machine.put(Machine::slot(SECOND, 4, 0x30 + page), &[(FIRST + page * 0x1000) | 3]);
+    }
+    machine.put(Machine::slot(SECOND, 4, 9), &[0x7_0003]);
+    machine.first_tables(FIRST, 4);
+    machine.put(FIRST5, &[0x9007]);
+    let mut entry = nested(2, FIRST, SECOND);
+    entry[0] |= 1 << 9;
+    machine.pasid(9, entry);
+    assert_eq!(machine.dma(first(0x5000), Mode::Fresh), Outcome::Done(0x7_0000));
+    let flags = |page| machine.ram.load(Machine::slot(SECOND, 4, page)) & 0x300;
+    // Only the last table was written; the page itself was read.
+    assert_eq!((flags(0x33), flags(0x32), flags(9)), (0x300, 0x100, 0x100));
+    assert_eq!(machine.ram.load(FIRST5), 0x9027);
+}
+
+#[test]
 fn every_structure_above_reports_its_own_faults() {
     let machine = Machine::full();
     let fault = |machine: &Machine| machine.read(0x5000);
