@@ -12,7 +12,7 @@ use crate::core::{
     PageResponse, Privilege, Request, Response, ResponseCode, Schedule, Upstream, Violation, Violations,
 };
 use atc::Atc;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -266,6 +266,28 @@ impl Device {
     pub fn cached(&self, job: Job) -> Vec<u64> {
         let state = self.lock();
         if state.ats { state.atc.targets(&job) } else { Vec::new() }
+    }
+
+    /// Everything that may become of a job now: through grants in the cache, through new ones, or untranslated.
+    /// `oracle` is the IOMMU's own answer to that question.
+    pub fn reachable(&self, job: Job, oracle: impl Fn(Request) -> BTreeSet<Outcome>) -> BTreeSet<Outcome> {
+        if !self.lock().ats {
+            return oracle(self.request(&job, AddressKind::Untranslated));
+        }
+        let mut all = BTreeSet::new();
+        let mut targets = self.cached(job);
+        for outcome in oracle(self.request(&job, AddressKind::TranslationRequest)) {
+            match outcome {
+                Outcome::Granted(grant) => targets.extend(atc::target(&job, &grant)),
+                other => {
+                    all.insert(other);
+                }
+            }
+        }
+        for address in targets {
+            all.extend(oracle(self.request(&Job { address, ..job }, AddressKind::Translated)));
+        }
+        all
     }
 
     /// Asks for a translation and keeps it, as a device does that fetches ahead.

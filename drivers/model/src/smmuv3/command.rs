@@ -100,6 +100,12 @@ impl State {
         count
     }
 
+    /// Whether there are commands that could be consumed.
+    pub(super) fn commands_wait(&self) -> bool {
+        let stopped = !self.regs.on(cr0::CMDQEN) || self.regs.has_error(gerror::CMDQ);
+        !stopped && !self.hung && self.regs.cmdq.used() != 0
+    }
+
     fn consume_one(&mut self, hw: &Hw) -> bool {
         let queue = self.regs.cmdq;
         let stopped = !self.regs.on(cr0::CMDQEN) || self.regs.has_error(gerror::CMDQ);

@@ -18,6 +18,17 @@
 //!
 //! [`points`] names the choices of the [`Schedule`]; all are tame unless odds or scripts say otherwise.
 //!
+//! Differences to QEMU's emulation are on purpose, since the model follows the architecture. In QEMU everything is
+//! synchronous and only what a transaction used is cached; commands for ATS, PRI, stalls, EL2 and EL3 do nothing;
+//! MSIs of CMD_SYNC are not written; a full event queue is EVENTQ_ABT_ERR instead of OVFLG; a stage-2 fault on a
+//! stage-1 table has S2 = 0; S1CDMax with SSIDSIZE 0 is C_BAD_STE instead of ignored; HA and HD are refused; stall,
+//! PASIDs and two-level CD tables do not exist; GERROR interrupts are wired only.
+//!
+//! Where the architecture leaves a choice: an invalidation with reserved bits or out of range does nothing, a CD
+//! pointer beyond OAS makes the entry illegal (from SMMUv3.1 on), translated addresses beyond OAS are aborted, tables
+//! accessed as non-cacheable or non-shareable are read from memory behind the caches, and entries in a TLB are found
+//! whatever the sizes and granules in today's CD and STE are.
+//!
 //! Not modelled: Secure and Realm interfaces, VMSAv8-32 and VMSAv9-128, big-endian tables, ATOS, MPAM, DPT, ECMDQ,
 //! memory attributes other than what decides whether table accesses see CPU caches, RAZ/WI termination (a
 //! terminated access is a fault whatever CD.A says), STE.CONT, merging of events.
@@ -202,15 +213,20 @@ impl Smmu {
         state.consume(hw)
     }
 
-    /// Steps until no command is left or nothing moves for a while; gives how many commands were consumed.
+    /// Steps until no command is left, or nothing moves for 64 steps; gives how many commands were consumed.
     pub fn run(&self) -> usize {
         let (mut total, mut idle) = (0, 0);
-        while idle < 64 {
-            let count = self.step();
+        loop {
+            let mut state = self.lock();
+            let count = Self::work(&self.hw, &mut state);
+            let waiting = state.commands_wait();
+            drop(state);
             total += count;
             idle = if count == 0 { idle + 1 } else { 0 };
+            if !waiting || idle == 64 {
+                return total;
+            }
         }
-        total
     }
 
     /// From now on no command is consumed, until [`Smmu::unhang`].

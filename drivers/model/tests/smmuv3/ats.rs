@@ -67,6 +67,7 @@ fn a_grant_is_cached_in_the_device_until_it_confirms_an_invalidation() {
     bench.smmu.run();
     assert_eq!(bench.smmu.read32(0x9c), (cons + 2) & 31);
     assert_eq!(device.cached(job()), [0; 0]);
+    assert_eq!(reachable().into_iter().collect::<Vec<_>>(), [Outcome::NotGranted]);
     bench.clean();
     assert_eq!(device.take_violations(), []);
 }

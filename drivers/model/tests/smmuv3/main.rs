@@ -5,6 +5,7 @@ mod bench;
 mod errors;
 mod invalidation;
 mod queues;
+mod random;
 mod registers;
 mod stages;
 mod stalls;

@@ -131,11 +131,7 @@ fn nested_faults_say_whether_the_cd_the_table_or_the_input_missed() {
     let bench = Bench::new(Config::qemu());
     bench.nested();
     assert_eq!(outcome(&bench, read()), Outcome::Done(PAGE));
-    for (page, class, ipa) in [
-        (CD, 0, CD),
-        (0x40_1000, CLASS_TT, 0x40_1000),
-        (IPA, CLASS_IN, IPA),
-    ] {
+    for (page, class, ipa) in [(CD, 0, CD), (0x40_1000, CLASS_TT, 0x40_1000), (IPA, CLASS_IN, IPA)] {
         bench.map2(page, 0);
         bench.synced(&[[0x28 | VMID << 32, 0], cfgi_ste(SID)]);
         assert_eq!(outcome(&bench, read()), Outcome::Fault(code::F_TRANSLATION));
