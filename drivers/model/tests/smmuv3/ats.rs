@@ -49,6 +49,8 @@ fn a_grant_is_cached_in_the_device_until_it_confirms_an_invalidation() {
         Some(PAGE),
         "the TLBI does not reach the device"
     );
+    let reachable = || device.reachable(job(), |request| bench.smmu.reachable(request));
+    assert_eq!(reachable().into_iter().collect::<Vec<_>>(), [Outcome::Done(PAGE), Outcome::NotGranted]);
     for wrong in [
         atc_inv(None, VA, 0),
         atc_inv(Some(8), VA, 0),
