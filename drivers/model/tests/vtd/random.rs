@@ -190,23 +190,28 @@ fn run(config: Config, seed: u64, lapse: Lapse, operations: u32) -> (Option<u32>
 
 #[test]
 fn a_driver_that_follows_the_rules_is_never_accused() {
-    for (config, seeds) in [(Config::full(), 0..12), (Config::full().with(Feature::CachingMode), 12..24)] {
-        for seed in seeds {
+    let mut counts = std::collections::BTreeMap::new();
+    for config in [Config::full(), Config::full().with(Feature::CachingMode)] {
+        for seed in 0..seeds(12) {
             let (wrong, driver) = run(config, seed, Lapse::None, 150);
             assert_eq!(wrong, None, "seed {seed}");
             driver.machine.clean();
-            let coverage = driver.machine.unit.coverage();
-            let missing = coverage.below(&[
-                ("descriptor", "PASID cache, PASID", "", 1),
-                ("descriptor", "IOTLB, domain", "", 1),
-                ("descriptor", "IOTLB, pages, leaf only", "", 1),
-                ("descriptor", "IOTLB, pages", "", 1),
-                ("pasid", "absent", "second stage", 1),
-                ("pasid", "second stage", "absent", 1),
-                ("invalidated", "translation", "something", 1),
-            ]);
-            assert_eq!(missing, [""; 0], "seed {seed}\n{coverage}");
+            for (class, name, to, count) in driver.machine.unit.coverage().table() {
+                *counts.entry((class, name, to)).or_insert(0) += count;
+            }
         }
+    }
+    for minimum in [
+        ("descriptor", "PASID cache, PASID", ""),
+        ("descriptor", "IOTLB, domain", ""),
+        ("descriptor", "IOTLB, pages, leaf only", ""),
+        ("descriptor", "IOTLB, pages", ""),
+        ("pasid", "absent", "second stage"),
+        ("pasid", "second stage", "absent"),
+        ("invalidated", "PASID", "something"),
+        ("invalidated", "translation", "something"),
+    ] {
+        assert!(counts.get(&minimum).is_some_and(|count| *count >= 50), "{minimum:?}: {counts:?}");
     }
 }
 
