@@ -325,13 +325,16 @@ impl State {
             return;
         };
         let held = self.stalled.remove(at);
-        if w0 >> 12 & 1 == 1 {
+        if held.gone {
+            hw.coverage.count("stall", "answered after it went through");
+        } else if w0 >> 12 & 1 == 1 {
             hw.coverage.count("stall", "retried");
             self.retry(hw, &held);
         } else {
             hw.coverage.count("stall", "terminated");
             self.end_stall(&held);
         }
+        self.release_behind(hw, tag);
     }
 
     fn stall_term(&mut self, hw: &Hw, sid: u32) {

@@ -21,8 +21,11 @@ fn add<T: PartialEq>(options: &mut Options<T>, option: Result<T, Fault>, doomed:
     }
 }
 
-fn choose<T>(run: &mut Run<'_>, mut options: Options<T>) -> Result<T, Fault> {
+fn choose<T>(run: &mut Run<'_>, mut options: Options<T>, name: &'static str) -> Result<T, Fault> {
     let picked = run.pick(options.len());
+    if picked != 0 {
+        run.used.push(name);
+    }
     let (option, doomed) = options.swap_remove(picked);
     run.doomed_config |= doomed;
     option
@@ -74,7 +77,7 @@ impl State {
                 }
             }
         }
-        choose(run, options)
+        choose(run, options, "STE")
     }
 
     fn fetch_ste(
@@ -164,7 +167,7 @@ impl State {
                 }
             }
         }
-        choose(run, options)
+        choose(run, options, "CD")
     }
 
     fn watch_cd(&mut self, hw: &Hw, sid: u32, index: u32, words: &[u64; 8], valid: bool) {

@@ -88,6 +88,10 @@ pub mod points {
     pub const UPDATE_LATE: &str = "smmu.update.late";
     /// An event reaches the queue in a later step.
     pub const EVENT_LATE: &str = "smmu.event.late";
+    /// A stalled transaction is tried again although software has not answered.
+    pub const STALL_EARLY_RETRY: &str = "smmu.stall.early";
+    /// A stall for a page that is stalled already is not recorded.
+    pub const STALL_SUPPRESS: &str = "smmu.stall.suppress";
     /// The write of an event fails.
     pub const EVENTQ_ABORT: &str = "smmu.eventq.abort";
     /// The write of a page request fails.
@@ -210,6 +214,7 @@ impl Smmu {
             state.flush_events(hw);
         }
         state.retry_unrecorded(hw);
+        state.retry_early(hw);
         state.consume(hw)
     }
 
@@ -293,7 +298,8 @@ impl Smmu {
     /// How many transactions are stalled, and how many of those wait for room in the event queue.
     pub fn stalled(&self) -> (usize, usize) {
         let state = self.lock();
-        (state.stalled.len(), state.stalled.iter().filter(|held| !held.recorded).count())
+        let unrecorded = state.stalled.iter().filter(|held| !held.recorded).count();
+        (state.stalled.len(), unrecorded)
     }
 
     /// How many page request groups wait for an answer.

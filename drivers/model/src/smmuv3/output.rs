@@ -138,6 +138,7 @@ impl State {
             hw.coverage.count("httu", "race lost");
             mode = Mode::Fresh;
         };
+        resolution.used.iter().for_each(|name| hw.coverage.count("cache used", name));
         hw.coverage.count("lookup", if resolution.stale { "stale" } else { "as memory says" });
         match resolution.outcome {
             Outcome::Fault(code) | Outcome::Silent(code) | Outcome::Stalled(code) => {
@@ -161,26 +162,61 @@ impl State {
         let tag =
             (0..u16::MAX).find(|tag| self.stalled.iter().all(|held| held.tag != *tag)).unwrap_or(u16::MAX);
         record[1] |= STALL | u64::from(tag);
-        let held = self.stalled.iter().filter(|held| held.recorded).count();
         self.flush_events(hw);
+        let behind = self.duplicate(&request).filter(|_| hw.schedule.fires(points::STALL_SUPPRESS));
         // A stall's event is never discarded: it waits for room, and so do those above STALL_MAX.
-        let room = held < usize::from(hw.config.stall_max) && self.events_writable();
-        let recorded = room && self.write_event(hw, record);
+        let room = self.recorded_stalls() < usize::from(hw.config.stall_max) && self.events_writable();
+        let recorded = behind.is_none() && room && self.write_event(hw, record);
         if !recorded {
-            hw.coverage.count("stall", "waits for the event queue");
+            hw.coverage
+                .count("stall", if behind.is_some() { "suppressed" } else { "waits for the event queue" });
         }
-        self.stalled.push(Stalled { tag, request, mode, recorded });
+        self.stalled.push(Stalled { tag, request, mode, recorded, gone: false, behind });
         tag
+    }
+
+    fn recorded_stalls(&self) -> usize {
+        self.stalled.iter().filter(|held| held.recorded).count()
+    }
+
+    /// A stalled transaction with a record that makes one for this request unnecessary (3.12.2.1).
+    fn duplicate(&self, request: &Request) -> Option<u16> {
+        let page = |request: &Request| Request { address: request.address >> 12, ..*request };
+        let same = |held: &&Stalled| held.recorded && !held.gone && page(&held.request) == page(request);
+        self.stalled.iter().find(same).map(|held| held.tag)
+    }
+
+    /// The answer to a stall lets those that were suppressed behind it try again.
+    pub(super) fn release_behind(&mut self, hw: &Hw, tag: u16) {
+        while let Some(at) = self.stalled.iter().position(|held| held.behind == Some(tag)) {
+            let held = self.stalled.remove(at);
+            self.retry(hw, &held);
+        }
+    }
+
+    /// Hardware may try a stalled transaction again before software answers (3.12.2.2). If it goes through, the
+    /// answer is still due; if not, nothing is recorded.
+    pub(super) fn retry_early(&mut self, hw: &Hw) {
+        let waiting = self.stalled.iter().position(|held| held.recorded && !held.gone);
+        let Some(at) = waiting.filter(|_| hw.schedule.fires(points::STALL_EARLY_RETRY)) else { return };
+        let held = self.stalled[at].clone();
+        let resolution = self.behave(hw, &held.request, held.mode);
+        if matches!(resolution.outcome, Outcome::Done(_)) && resolution.updates.is_empty() {
+            hw.coverage.count("stall", "went through early");
+            self.stalled[at].gone = true;
+            let response = Response { outcome: resolution.outcome, tag: None };
+            self.resumed.push((held.request.requester, held.tag, response));
+        }
     }
 
     /// Stalls whose event found no room are tried again as if they had just arrived.
     pub(super) fn retry_unrecorded(&mut self, hw: &Hw) {
         while self.events_writable() {
-            let held = self.stalled.iter().filter(|held| held.recorded).count();
-            if held >= usize::from(hw.config.stall_max) {
+            if self.recorded_stalls() >= usize::from(hw.config.stall_max) {
                 return;
             }
-            let Some(at) = self.stalled.iter().position(|held| !held.recorded) else { return };
+            let waiting = self.stalled.iter().position(|held| !held.recorded && held.behind.is_none());
+            let Some(at) = waiting else { return };
             let held = self.stalled.remove(at);
             self.retry(hw, &held);
         }
@@ -202,6 +238,9 @@ impl State {
     }
 
     pub(super) fn end_stall(&mut self, held: &Stalled) {
+        if held.gone {
+            return;
+        }
         let response = Response { outcome: Outcome::Aborted, tag: None };
         self.resumed.push((held.request.requester, held.tag, response));
     }

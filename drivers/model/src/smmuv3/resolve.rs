@@ -17,6 +17,8 @@ pub(super) struct Resolution {
     pub(super) record: Option<[u64; 4]>,
     pub(super) updates: Vec<Update>,
     pub(super) stale: bool,
+    /// Caches that were used.
+    pub(super) used: Vec<&'static str>,
 }
 
 /// A bound on how many behaviours are looked at for one request.
@@ -78,7 +80,8 @@ impl State {
             run.updates.retain(|update| update.name == "access flag");
         }
         let (stale, updates) = (run.stale, std::mem::take(&mut run.updates));
-        (Resolution { outcome, record, updates, stale }, run.next())
+        let used = std::mem::take(&mut run.used);
+        (Resolution { outcome, record, updates, stale, used }, run.next())
     }
 
     /// All behaviours of a request, each with one way to get there.
@@ -123,6 +126,7 @@ impl State {
                     record: None,
                     updates: Vec::new(),
                     stale: false,
+                    used: Vec::new(),
                 })
             }
         }

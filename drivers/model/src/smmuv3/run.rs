@@ -61,11 +61,13 @@ pub(super) struct Run<'a> {
     pub(super) doomed_config: bool,
     /// Descriptor updates that the translation needs.
     pub(super) updates: Vec<Update>,
+    /// Which caches were used, for coverage.
+    pub(super) used: Vec<&'static str>,
 }
 
 impl<'a> Run<'a> {
     pub(super) const fn new(choice: Choice<'a>, fill: bool) -> Self {
-        Self { choice, fill, stale: false, doomed_config: false, updates: Vec::new() }
+        Self { choice, fill, stale: false, doomed_config: false, updates: Vec::new(), used: Vec::new() }
     }
 
     /// Whether caches are out of the game.

@@ -169,8 +169,12 @@ impl State {
         match run.pick(cached.len() + 1) {
             0 => root,
             picked => match cached[picked - 1] {
-                Ok(found) => Ok(found),
+                Ok(found) => {
+                    run.used.push("stage-2 leaf");
+                    Ok(found)
+                }
                 Err((table, doomed)) => {
+                    run.used.push("stage-2 table pointer");
                     let index_bits = table.format.granule.stride();
                     let from = From {
                         format: table.format,
@@ -320,8 +324,18 @@ impl State {
         }
         let picked = run.pick(starts.len());
         match (starts.swap_remove(picked), half) {
-            (Start1::Leaf(found), _) => Ok(found),
+            (Start1::Leaf(found), _) => {
+                let combined = nested && matches!(found.target, Target::Physical(..));
+                run.used.push(if combined { "leaf of both stages" } else { "stage-1 leaf" });
+                Ok(found)
+            }
             (Start1::Table(table, doomed), Some(half)) => {
+                let resolved = nested && table.physical;
+                run.used.push(if resolved {
+                    "table pointer of both stages"
+                } else {
+                    "stage-1 table pointer"
+                });
                 let from = From {
                     format: table.format,
                     view: half.view,

@@ -13,6 +13,10 @@ pub(super) struct Stalled {
     pub(super) mode: Mode,
     /// Its event is in the queue. Until then it is tried again whenever the queue takes events.
     pub(super) recorded: bool,
+    /// It was tried again early and went through; software has still to answer.
+    pub(super) gone: bool,
+    /// Not recorded since this one, for the same page, is; it is tried again when that one is answered.
+    pub(super) behind: Option<u16>,
 }
 
 /// A page request group that waits for its answer.

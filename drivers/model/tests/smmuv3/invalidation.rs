@@ -352,3 +352,21 @@ fn el2_streams_have_their_own_entries() {
     let wrong = [[0x10, 0], [0x30, 0], tlbi_asid(0, ASID), [0x21 | ASID << 48, 0]];
     only(&bench, read(), Outcome::Done(PAGE), MISS, &wrong, [0x22, VA | 1]);
 }
+
+#[test]
+fn coverage_tells_which_caches_were_used() {
+    let bench = Bench::new(Config::qemu());
+    bench.nested();
+    cached(&bench, read());
+    bench.ram.store_all(leaf2(IPA), &[0]);
+    bench.smmu.dma(read(), Mode::Hostile);
+    bench.ste(SID, [0; 8]);
+    bench.cd(CD, [0; 8]);
+    bench.smmu.dma(read(), Mode::Hostile);
+    let coverage = bench.smmu.coverage();
+    let used: u64 = ["leaf of both stages", "stage-1 leaf", "stage-2 leaf", "STE", "CD"]
+        .map(|name| coverage.of("cache used", name))
+        .iter()
+        .sum();
+    assert!(used >= 2, "{coverage}");
+}

@@ -2,7 +2,7 @@
 
 use crate::bench::*;
 use portcullis_model::core::{Mode, Outcome, Request};
-use portcullis_model::smmuv3::{Config, code};
+use portcullis_model::smmuv3::{Config, code, points};
 
 const STALL: u64 = 1 << 31;
 
@@ -117,4 +117,37 @@ fn s1stalld_makes_a_stalling_cd_illegal_and_stage_2_stalls_by_s2s() {
     assert_eq!(bench.read(Mode::Fresh), Outcome::Stalled(code::F_TRANSLATION));
     let events = bench.events();
     assert_eq!(events[1][1] & (STALL | 1 << 39), STALL | 1 << 39);
+}
+
+#[test]
+fn an_early_retry_goes_through_without_an_answer_and_the_answer_is_still_due() {
+    let bench = stalling(Config::full());
+    let tag = bench.smmu.dma(read(), Mode::Fresh).tag.unwrap();
+    bench.schedule.odds(points::STALL_EARLY_RETRY, 1, 1);
+    bench.smmu.step();
+    assert_eq!(bench.smmu.take_resumed(SID), [], "still no page");
+    assert_eq!(bench.events().len(), 1, "nothing recorded for the attempt");
+    bench.leaf1(PAGE | LEAF);
+    bench.smmu.step();
+    assert_eq!(bench.smmu.take_resumed(SID)[0].1.outcome, Outcome::Done(PAGE));
+    assert_eq!(bench.smmu.stalled(), (1, 0));
+    bench.commands(&[resume(3, tag, 2)]);
+    assert_eq!(bench.smmu.take_resumed(SID), []);
+    assert_eq!(bench.smmu.stalled(), (0, 0));
+    bench.clean();
+}
+
+#[test]
+fn a_second_stall_on_a_page_may_go_unrecorded_until_the_first_is_answered() {
+    let bench = stalling(Config::full());
+    bench.schedule.odds(points::STALL_SUPPRESS, 1, 1);
+    let first = bench.smmu.dma(read(), Mode::Fresh).tag.unwrap();
+    bench.smmu.dma(Request::read(SID, VA + 8), Mode::Fresh);
+    bench.smmu.dma(Request::write(SID, VA), Mode::Fresh);
+    assert_eq!(bench.events().len(), 2, "a write is another matter");
+    bench.leaf1(PAGE | LEAF);
+    bench.commands(&[resume(3, first, 0)]);
+    let outcomes: Vec<_> = bench.smmu.take_resumed(SID).into_iter().map(|(_, r)| r.outcome).collect();
+    assert_eq!(outcomes, [Outcome::Aborted, Outcome::Done(PAGE + 8)]);
+    bench.clean();
 }
