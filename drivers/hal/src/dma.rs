@@ -64,6 +64,11 @@ impl Attributes {
     /// write-only entries.
     pub const DOORBELL: Self = Self { access: Access::READ.union(Access::WRITE), memory: MemoryKind::Device };
 
+    /// Whether a mapping with these attributes does for one that is asked for with `wanted`.
+    pub fn serves(self, wanted: Self) -> bool {
+        self.access.contains(wanted.access) && self.memory == wanted.memory
+    }
+
     /// Ordinary memory with this access.
     pub const fn memory(access: Access) -> Self {
         Self { access, memory: MemoryKind::WriteBack }
@@ -182,6 +187,8 @@ pub struct Translated {
 /// # Implementation safety
 ///
 /// - A device attached to the space reaches nothing but what is mapped in it.
+/// - When [`map`](Self::map) fails with another error than [`MapError::Sync`], no device could ever reach what it was
+///   asked to map.
 /// - [`unmap`](Self::unmap) returns the bytes it really took out, and after [`sync`](Self::sync) of the same
 ///   gather returned a proof, no device reaches them through this space, whatever it had cached.
 pub unsafe trait IoSpace: Any + Send + Sync {
@@ -201,7 +208,12 @@ pub unsafe trait IoSpace: Any + Send + Sync {
 
     /// Takes out everything mapped in `range` and returns how many bytes that was. Devices may use the old
     /// translations until `gather` is synced.
-    fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError>;
+    ///
+    /// # Safety
+    ///
+    /// Every mapping in the range is the caller's to remove: nobody else counts on removing it, and being told when
+    /// the memory behind it is free.
+    unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError>;
 
     /// Returns when no device can use the translations that `gather` collected; the gather is empty afterwards.
     /// After an error they may still be used, what was unmapped stays quarantined, and nothing is to be reused.
@@ -263,9 +275,18 @@ impl Gather {
         self.leaf_shift
     }
 
-    /// The table frames that were cut off, to be freed after the sync.
-    pub fn tables(&mut self) -> &mut FrameChain {
+    /// For page tables: the frames that were cut off, to be freed after the sync.
+    ///
+    /// # Safety
+    ///
+    /// The caller only adds frames, under the contract of [`FrameChain::push`], or replaces a chain that is empty.
+    pub unsafe fn tables(&mut self) -> &mut FrameChain {
         &mut self.tables
+    }
+
+    /// How many table frames were cut off.
+    pub fn table_count(&self) -> usize {
+        self.tables.count()
     }
 
     /// Whether table frames were cut off, so that walk caches have to be invalidated too.
@@ -273,9 +294,15 @@ impl Gather {
         !self.tables.is_empty()
     }
 
-    /// A word that the owning back end keeps between unmap and sync (the last request it queued, say).
-    pub fn token(&mut self) -> &mut u64 {
-        &mut self.token
+    /// For back ends: what a sync has to wait for, in a count of the back end's own (its latest request, say); 0 at
+    /// first.
+    pub fn token(&self) -> u64 {
+        self.token
+    }
+
+    /// For back ends: raises the token, which never goes down before the round ends.
+    pub fn raise_token(&mut self, token: u64) {
+        self.token = self.token.max(token);
     }
 
     /// For back ends: claims the gather for `space`.
@@ -383,18 +410,60 @@ impl FixedMapping {
         IovaRange::from_bounds(self.0.iova, Iova::new(last)).unwrap_or(IovaRange::block(self.0.iova, 1))
     }
 
-    /// Maps it in `space`, unless just that is mapped there already.
+    /// Maps it in `space`, except for parts that are mapped there so already.
     pub fn map_into<S: IoSpace + ?Sized>(&self, space: &S) -> Result<(), MapError> {
-        let mapping = self.0;
-        match space.iova_to_phys(mapping.iova) {
-            Some(now)
-                if now.phys == mapping.memory.start()
-                    && now.attributes.access.contains(mapping.attributes.access) =>
-            {
-                Ok(())
-            }
-            // SAFETY: `new` vouched for the memory, for ever.
-            _ => unsafe { space.map(&[mapping]) },
+        let Mapping { iova, memory, attributes } = self.0;
+        let mut offset = 0;
+        while offset < memory.len() {
+            let at = iova.checked_add(offset).ok_or(MapError::OutOfRange { iova })?;
+            let phys = memory.start().checked_add(offset).ok_or(MapError::OutOfRange { iova })?;
+            offset = match space.iova_to_phys(at) {
+                Some(now) if now.phys == phys && now.attributes.serves(attributes) => {
+                    // To the end of the entry.
+                    let rest = now.size.wrapping_sub(at.get()) & now.size.wrapping_sub(1);
+                    offset.saturating_add(if rest == 0 { now.size.max(1) } else { rest })
+                }
+                Some(_) => return Err(MapError::Overlap { iova: at }),
+                None => {
+                    let end = self.gap(space, offset);
+                    let memory =
+                        PhysRange::new(phys, end - offset).map_err(|_| MapError::OutOfRange { iova: at })?;
+                    // SAFETY: `new` vouched for the memory, for ever.
+                    unsafe { space.map(&[Mapping { iova: at, memory, attributes }]) }?;
+                    end
+                }
+            };
         }
+        Ok(())
+    }
+
+    /// Where the gap that begins at `offset` ends: at the next address that is mapped, or at the end.
+    fn gap<S: IoSpace + ?Sized>(&self, space: &S, mut offset: u64) -> u64 {
+        let len = self.0.memory.len();
+        let page = 1_u64 << space.page_sizes().trailing_zeros().min(63);
+        while offset < len {
+            offset = offset.saturating_add(page).min(len);
+            let mapped = self.0.iova.checked_add(offset).and_then(|at| space.iova_to_phys(at));
+            if mapped.is_some() {
+                break;
+            }
+        }
+        offset
+    }
+}
+
+/// The right to give devices all memory at its physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdentityAccess(());
+
+impl IdentityAccess {
+    /// Vouches for the devices.
+    ///
+    /// # Safety
+    ///
+    /// Whatever is attached to a domain made with it may read and write all memory, the kernel's too, at any time:
+    /// the caller makes sure that it does so only where that is harmless.
+    pub const unsafe fn new() -> Self {
+        Self(())
     }
 }

@@ -113,7 +113,9 @@ impl<H: Hal> Frames<H> {
     /// Copies `bytes` to `offset`. Bytes beyond the end are not written.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         let end = self.order.bytes() as usize;
-        for (i, &byte) in bytes.iter().enumerate().take_while(|(i, _)| offset + i < end) {
+        for (i, &byte) in
+            bytes.iter().enumerate().take_while(|(i, _)| offset.checked_add(*i).is_some_and(|at| at < end))
+        {
             // SAFETY: in bounds of frames that belong to self; volatile, as a device may look.
             unsafe { self.hal.phys_to_virt(self.base).add(offset + i).write_volatile(byte) };
         }
@@ -122,7 +124,11 @@ impl<H: Hal> Frames<H> {
     /// Copies from `offset` to `bytes`. Bytes beyond the end are left as they are.
     pub fn read(&self, offset: usize, bytes: &mut [u8]) {
         let end = self.order.bytes() as usize;
-        for (i, byte) in bytes.iter_mut().enumerate().take_while(|(i, _)| offset + i < end) {
+        for (i, byte) in bytes
+            .iter_mut()
+            .enumerate()
+            .take_while(|(i, _)| offset.checked_add(*i).is_some_and(|at| at < end))
+        {
             // SAFETY: in bounds of frames that belong to self; volatile, as a device may write.
             *byte = unsafe { self.hal.phys_to_virt(self.base).add(offset + i).read_volatile() };
         }
@@ -198,15 +204,6 @@ impl FrameChain {
         unsafe { link.as_ref() }.store(self.first.map_or(0, PhysAddr::get), Ordering::Release);
         self.first = Some(frame);
         self.count = self.count.saturating_add(1);
-    }
-
-    /// Moves all frames of `other`, of the same order, to this chain. Costs a walk over `other`.
-    pub fn append<H: Hal>(&mut self, hal: &H, other: &mut Self) {
-        debug_assert!(self.order == other.order || other.is_empty());
-        while let Some(frame) = other.pop(hal) {
-            // SAFETY: the frame satisfied the contract of `push` on the other chain, of the same order.
-            unsafe { self.push(hal, frame) };
-        }
     }
 
     fn pop<H: Hal>(&mut self, hal: &H) -> Option<PhysAddr> {

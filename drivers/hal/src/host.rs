@@ -3,7 +3,10 @@
 
 #![expect(unsafe_code, reason = "raw memory that plays physical memory")]
 
-use crate::{FrameOrder, Hal, InterruptMask, OutOfMemory, PhysAddr};
+use crate::{
+    FrameOrder, Gather, Hal, IdentityAccess, InterruptMask, IoSpace, IovaRange, OutOfMemory, PhysAddr,
+    UnmapError,
+};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -93,6 +96,20 @@ impl HostHal {
     pub fn cleaned_lines(&self) -> u64 {
         self.0.cleaned_lines.load(Ordering::SeqCst)
     }
+}
+
+/// Pass-through for tests, in which there are no devices.
+// SAFETY: nothing but models of devices reaches host memory in tests, through checked accesses.
+pub const IDENTITY: IdentityAccess = unsafe { IdentityAccess::new() };
+
+/// Unmaps for tests, whose memory no real device reaches.
+pub fn unmap<S: IoSpace + ?Sized>(
+    space: &S,
+    range: IovaRange,
+    gather: &mut Gather,
+) -> Result<u64, UnmapError> {
+    // SAFETY: as above; what a test unmaps behind a mapping's back, it does on purpose.
+    unsafe { space.unmap(range, gather) }
 }
 
 fn layout(order: FrameOrder) -> Layout {

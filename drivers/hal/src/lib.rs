@@ -2,7 +2,7 @@
 //!
 //! A kernel implements [`Hal`] once: frames, physical-to-virtual translation, cache maintenance, time and a
 //! critical section. Everything else here is built on it: owned DMA memory ([`Frames`]), memory lent to
-//! devices ([`Lent`]), register access ([`Mmio`]), bounded waits ([`wait`]), barriers named by purpose
+//! devices by value ([`Mapped`]), register access ([`Mmio`]), bounded waits ([`wait`]), barriers named by purpose
 //! ([`barrier`]), and the address and identifier newtypes that the whole stack shares.
 //!
 //! This is the one library crate in which unsafe contracts are declared. The drivers on top deny unsafe code
@@ -29,8 +29,8 @@ pub mod wait;
 pub use addr::{AddressError, Iova, IovaRange, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 pub use arc::Arc;
 pub use dma::{
-    Access, Attributes, DmaMemory, FixedMapping, Gather, GatherBusy, IoSpace, MapError, Mapping, MemoryKind,
-    SpaceKey, SyncError, SyncProof, Translated, UnmapError,
+    Access, Attributes, DmaMemory, FixedMapping, Gather, GatherBusy, IdentityAccess, IoSpace, MapError,
+    Mapping, MemoryKind, SpaceKey, SyncError, SyncProof, Translated, UnmapError,
 };
 pub use frames::{FrameChain, FrameOrder, Frames, OutOfMemory};
 pub use id::{Asid, DomainId, EndpointId, IdError, Pasid, RequesterId, StreamId, Vmid};

@@ -130,7 +130,8 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
     /// Unmaps, leaving the sync to whoever holds `gather`.
     pub fn unmap_into(self, gather: &mut Gather) -> Result<Unsynced<M>, Quarantined<M>> {
         let Self { space, range, memory } = self;
-        match space.unmap(range, gather) {
+        // SAFETY: the range is this value's, and whoever else removed its mapping is noticed by the count of bytes.
+        match unsafe { space.unmap(range, gather) } {
             Ok(bytes) if bytes == range.len() => Ok(Unsynced { round: gather.round(), memory }),
             Ok(_) => Err(Quarantined { memory, reason: QuarantineReason::NotMapped }),
             Err(error) => Err(Quarantined { memory, reason: error.into() }),

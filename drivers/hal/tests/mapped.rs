@@ -55,7 +55,7 @@ unsafe impl IoSpace for Space {
         Ok(())
     }
 
-    fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+    unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         gather.claim(self.key)?;
         let mut pages = self.pages.lock().unwrap();
         let mut bytes = 0;
@@ -160,7 +160,7 @@ fn memory_whose_mapping_somebody_else_took_out_is_quarantined() {
     let space = Space::new(&hal);
     let mapped = map(&space, &hal, 0x1000);
     let range = mapped.range();
-    space.unmap(range, &mut Gather::new()).unwrap();
+    portcullis_hal::host::unmap(&*space, range, &mut Gather::new()).unwrap();
     let quarantined = mapped.unmap().unwrap_err();
     assert_eq!(quarantined.reason, QuarantineReason::NotMapped);
     assert_eq!(hal.frames_in_use(), 1);
@@ -172,9 +172,9 @@ fn a_gather_serves_one_domain_between_two_syncs() {
     let (one, other) = (Space::new(&hal), Space::new(&hal));
     let mut gather = Gather::new();
     let range = IovaRange::new(Iova::new(0x1000), 0x1000).unwrap();
-    one.unmap(range, &mut gather).unwrap();
-    assert_eq!(other.unmap(range, &mut gather), Err(UnmapError::Gather(GatherBusy)));
+    portcullis_hal::host::unmap(&*one, range, &mut gather).unwrap();
+    assert_eq!(portcullis_hal::host::unmap(&*other, range, &mut gather), Err(UnmapError::Gather(GatherBusy)));
     drop(one.sync(&mut gather).unwrap());
-    assert_eq!(other.unmap(range, &mut gather), Ok(0));
+    assert_eq!(portcullis_hal::host::unmap(&*other, range, &mut gather), Ok(0));
     assert_eq!(gather.range(), Some(range));
 }

@@ -2,7 +2,7 @@
 
 use crate::Missing;
 use core::fmt;
-use portcullis_hal::{IoSpace, OutOfMemory, SharedTable, TableRoot};
+use portcullis_hal::{IdentityAccess, IoSpace, OutOfMemory, SharedTable, TableRoot};
 use thiserror::Error;
 
 /// A stage of translation.
@@ -63,7 +63,7 @@ pub enum DomainSpec {
     /// Reaches nothing.
     Blocked,
     /// Reaches all memory at its physical address.
-    Identity,
+    Identity(IdentityAccess),
     /// Mappings of its own.
     Paging(PagingSpec),
     /// Foreign tables.

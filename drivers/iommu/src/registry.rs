@@ -125,7 +125,7 @@ impl<H: Hal> Iommu<H> {
     /// Attaches `device` to `domain`, replacing what it was attached to in one step.
     ///
     /// Regions that the device needs are mapped in a paging domain first. On an error the old attachment still works,
-    /// except as [`AttachError::Timeout`] says.
+    /// except as [`AttachError::Timeout`] and [`AttachError::Lost`] say.
     pub fn attach(&self, device: &Device, domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
         let _attaching = self.attaching.lock();
         if !self.group_allows(device, domain) {
@@ -142,7 +142,7 @@ impl<H: Hal> Iommu<H> {
         let result = unit.attach(device.endpoints(), domain);
         match result {
             Ok(_) => *device.domain.lock() = Some(domain.clone()),
-            Err(AttachError::Timeout(_)) => *device.domain.lock() = None,
+            Err(AttachError::Timeout(_) | AttachError::Lost) => *device.domain.lock() = None,
             Err(_) => {}
         }
         result

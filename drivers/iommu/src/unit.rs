@@ -145,7 +145,8 @@ pub enum Transition {
     Disruptive,
 }
 
-/// Why an attachment was not changed. The old one still works, except after [`Timeout`](Self::Timeout).
+/// Why an attachment was not made. The old one still works, except after [`Timeout`](Self::Timeout) and
+/// [`Lost`](Self::Lost).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum AttachError {
     /// The unit cannot do what the domain needs.
@@ -173,6 +174,9 @@ pub enum AttachError {
     /// frames concerned are quarantined.
     #[error(transparent)]
     Timeout(#[from] Timeout),
+    /// The old attachment is gone as well: the device is blocked, as far as the unit obeys.
+    #[error("neither the new nor the old attachment could be made")]
+    Lost,
     /// The unit failed earlier and takes only blocking any more.
     #[error("the unit is out of order")]
     Faulted,
@@ -223,7 +227,7 @@ pub trait Unit: Any + Send + Sync {
     fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError>;
 
     /// Replaces the translation of all `endpoints` of one device. They go together: on an error none has changed,
-    /// except as [`AttachError::Timeout`] says. At no moment does the device use mappings of a third domain.
+    /// except as [`AttachError::Timeout`] and [`AttachError::Lost`] say. At no moment does the device use mappings of a third domain.
     ///
     /// With a [`Blocked`](crate::DomainKind::Blocked) domain it allocates nothing, and fails only if the hardware
     /// does not answer.

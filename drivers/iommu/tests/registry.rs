@@ -35,7 +35,7 @@ unsafe impl IoSpace for FakeDomain {
         Ok(())
     }
 
-    fn unmap(&self, _range: IovaRange, _gather: &mut Gather) -> Result<u64, UnmapError> {
+    unsafe fn unmap(&self, _range: IovaRange, _gather: &mut Gather) -> Result<u64, UnmapError> {
         Ok(0)
     }
 

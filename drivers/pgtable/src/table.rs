@@ -143,7 +143,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// The caller has claimed the gather for this table, and invalidates. If the gather holds tables of another
     /// size, nothing is done.
     pub fn trim(&mut self, gather: &mut Gather) -> usize {
-        let count = self.tree.trim(gather.tables());
+        let count = self.tree.trim(gather);
         if count != 0 {
             barrier::publish_to_device();
             gather.record(self.aperture(), F::GRANULE_SHIFT as u8);

@@ -16,7 +16,7 @@ use crate::format::{Format, Geometry, Kind, level_shift, level_size, low_bits};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use portcullis_hal::{FrameChain, FrameOrder, Frames, Hal, OutOfMemory, PhysAddr, TableWrites};
+use portcullis_hal::{FrameChain, FrameOrder, Frames, Gather, Hal, OutOfMemory, PhysAddr, TableWrites};
 
 /// A root and all tables below it.
 #[derive(Debug)]
@@ -250,7 +250,9 @@ impl<H: Hal, F: Format> Tree<H, F> {
 
     /// Takes all empty tables out and moves them to `chain`; returns how many. None if the chain holds frames
     /// of another size.
-    pub(crate) fn trim(&mut self, chain: &mut FrameChain) -> usize {
+    pub(crate) fn trim(&mut self, gather: &mut Gather) -> usize {
+        // SAFETY: only tables of this tree are added, and only an empty chain is replaced.
+        let chain = unsafe { gather.tables() };
         if !self.adapt(chain) {
             return 0;
         }
@@ -384,7 +386,9 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
 
     /// Cuts the table in `slot`, an entry of a table of this walk at `level`, off and moves it with all below
     /// it to `chain`, if no other walk is running.
-    pub(crate) fn cut(&self, slot: &AtomicU64, level: u32, chain: &mut FrameChain) -> Cut {
+    pub(crate) fn cut(&self, slot: &AtomicU64, level: u32, gather: &mut Gather) -> Cut {
+        // SAFETY: only tables of this tree are added, and only an empty chain is replaced.
+        let chain = unsafe { gather.tables() };
         let tree = self.tree;
         if !self.is_alone() || !tree.adapt(chain) {
             return Cut::Busy;

@@ -123,7 +123,7 @@ fn clear<H: Hal, F: Format>(
             // Checked before; so somebody else works on the same range, and the leaf is theirs.
             Below::Leaf(_) => {}
             Below::Table(_) if whole && cutting == Cutting::Possible => {
-                match cursor.walk().cut(slot, level, gather.tables()) {
+                match cursor.walk().cut(slot, level, gather) {
                     Cut::Done(tally) => {
                         removed.tally.bytes = removed.tally.bytes.wrapping_add(tally.bytes);
                         removed.tally.levels |= tally.levels;

@@ -244,7 +244,7 @@ fn tables_that_lie_wholly_in_the_range_go_to_the_gather_and_others_stay() {
 
         let mut gather = Gather::new();
         assert_eq!(table.unmap(range(page, 2 * large), &mut gather), Ok(2 * large));
-        assert_eq!((gather.tables().count(), gather.range()), (1, Some(range(page, 2 * large))));
+        assert_eq!((gather.table_count(), gather.range()), (1, Some(range(page, 2 * large))));
         assert_eq!(hal.frames_in_use(), full, "not before the sync");
         sync(&hal, &mut gather);
         assert_eq!(hal.frames_in_use(), full - frames_per_table);

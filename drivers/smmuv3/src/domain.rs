@@ -40,7 +40,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         let all = |bits: u8| IovaRange::block(Iova::new(0), 1 << bits.min(63));
         let (body, aperture) = match spec {
             DomainSpec::Blocked => (Body::Blocked, all(features.output_bits())),
-            DomainSpec::Identity => (Body::Identity, all(features.output_bits())),
+            DomainSpec::Identity(_) => (Body::Identity, all(features.output_bits())),
             DomainSpec::Paging(spec) => {
                 let tables = Tables::new(hal, spec, features)?;
                 let aperture = tables.aperture();

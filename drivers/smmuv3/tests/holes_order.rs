@@ -173,7 +173,7 @@ fn between_two_invalidations_an_entry_is_the_old_one_the_new_one_or_invalid_what
     let bench = Bench::new();
     let domains =
         [Stage::Stage1, Stage::Stage2, Stage::Stage2, Stage::Stage1].map(|stage| bench.paging(stage));
-    let identity = bench.driver.new_domain(&DomainSpec::Identity).unwrap();
+    let identity = bench.driver.new_domain(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)).unwrap();
     let [a, b, c, d] = &domains;
     bench.driver.attach(&endpoint(SID), a).unwrap();
     let at = bench.find().unwrap().entry;
@@ -238,7 +238,7 @@ fn a_table_that_was_cut_off_is_free_only_after_the_unit_was_asked() {
         let in_use = bench.memory.hal.frames_in_use();
         let mut gather = Gather::new();
         let range = IovaRange::new(Iova::new(IOVA & !0x1f_ffff), 0x20_0000).unwrap();
-        assert_eq!(domain.unmap(range, &mut gather), Ok(0x1000));
+        assert_eq!(portcullis_hal::host::unmap(&*domain, range, &mut gather), Ok(0x1000));
         let then = bench.memory.now();
         assert!(domain.sync(&mut gather).is_ok());
         let told = bench.memory.since(then).into_iter().find(is_doorbell);

@@ -27,7 +27,7 @@ unsafe impl<H: Hal, T: Transport> IoSpace for VirtioDomain<H, T> {
         self.space().ok_or(MapError::NotPaging)?.map(list)
     }
 
-    fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+    unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         self.space().ok_or(UnmapError::NotPaging)?.unmap(range, gather)
     }
 

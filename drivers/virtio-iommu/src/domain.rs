@@ -182,8 +182,7 @@ impl<H: Hal, T: Transport> Space<H, T> {
             match self.mappings(|mappings| self.unmap_run(mappings, &range)) {
                 Step::Gone(run, sequence) => {
                     gather.record(run.0, limits.page_sizes.trailing_zeros() as u8);
-                    let token = gather.token();
-                    *token = (*token).max(sequence);
+                    gather.raise_token(sequence);
                     bytes = bytes.saturating_add(run.1);
                 }
                 // The caller learns from the count that something is left, and from the sync why.
@@ -219,7 +218,7 @@ impl<H: Hal, T: Transport> Space<H, T> {
     /// Waits until the device has forgotten what `gather` collected.
     pub(crate) fn wait_unmapped(&self, gather: &mut Gather) -> Result<(), SyncError> {
         gather.claim(self.key)?;
-        let sequence = *gather.token();
+        let sequence = gather.token();
         if sequence > 0 && !self.link.is_faulted() {
             self.link.drain(self.id, sequence)?;
         }

@@ -119,8 +119,8 @@ impl<H: Hal, T: Transport> Unit for VirtioIommu<H, T> {
     fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
         let kind = match spec {
             DomainSpec::Blocked => Kind::Blocked,
-            DomainSpec::Identity if self.info.identity => Kind::Identity,
-            DomainSpec::Identity => return Err(Self::unsupported(Missing::IDENTITY)),
+            DomainSpec::Identity(_) if self.info.identity => Kind::Identity,
+            DomainSpec::Identity(_) => return Err(Self::unsupported(Missing::IDENTITY)),
             DomainSpec::Paging(spec) => self.paging(spec)?,
             _ => return Err(Self::unsupported(Missing::SHARED_TABLES)),
         };

@@ -87,8 +87,8 @@ fn an_unmap_costs_one_request_and_one_notification_and_a_queued_one_none() {
     fake.take_requests();
     let before = fake.state().notifications;
     let mut gather = Gather::new();
-    assert_eq!(domain.unmap(range(0x10_0000, 0x4000), &mut gather), Ok(0x4000));
-    assert_eq!(domain.unmap(range(0x10_6000, 0x1000), &mut gather), Ok(0x1000));
+    assert_eq!(portcullis_hal::host::unmap(&*domain, range(0x10_0000, 0x4000), &mut gather), Ok(0x4000));
+    assert_eq!(portcullis_hal::host::unmap(&*domain, range(0x10_6000, 0x1000), &mut gather), Ok(0x1000));
     assert_eq!(fake.state().notifications, before);
     assert_eq!(fake.dma(1, 0x10_0000, true), Some(0x8000_0000), "nothing was sent yet");
     assert!(domain.sync(&mut gather).is_ok());
@@ -115,7 +115,10 @@ fn more_unmaps_than_slots_are_all_done_at_the_sync() {
     map(&domain, &list).unwrap();
     let mut gather = Gather::new();
     for mapping in &list {
-        assert_eq!(domain.unmap(range(mapping.iova.get(), 0x1000), &mut gather), Ok(0x1000));
+        assert_eq!(
+            portcullis_hal::host::unmap(&*domain, range(mapping.iova.get(), 0x1000), &mut gather),
+            Ok(0x1000)
+        );
     }
     assert!(domain.sync(&mut gather).is_ok());
     assert!(fake.state().domains[&7].mappings.is_empty());
@@ -198,7 +201,7 @@ fn blocked_identity_and_paging_replace_each_other() {
     let fake = Fake::new();
     let unit = up(&fake);
     let blocked = unit.new_domain(&DomainSpec::Blocked).unwrap();
-    let identity = unit.new_domain(&DomainSpec::Identity).unwrap();
+    let identity = unit.new_domain(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)).unwrap();
     let domain = paging(&unit);
     let other = paging(&unit);
     map(&domain, &[piece(0x1000, 0x8000_0000, 0x1000)]).unwrap();
@@ -256,7 +259,7 @@ fn what_the_unit_cannot_do_is_refused_when_the_domain_is_made() {
         Err(DomainError::Unsupported { missing }) => missing,
         other => panic!("{:?}", other.map(|_| ())),
     };
-    assert_eq!(missing(&DomainSpec::Identity), Missing::IDENTITY);
+    assert_eq!(missing(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)), Missing::IDENTITY);
     let stage = |stage| DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits: Some(40) });
     assert_eq!(missing(&stage(Stage::Stage1)), Missing::STAGE_1 | Missing::INPUT_WIDTH);
     assert_eq!(missing(&stage(Stage::Stage2)), Missing::STAGE_2 | Missing::INPUT_WIDTH);

@@ -249,7 +249,7 @@ fn a_silent_device_is_given_up_and_can_still_be_told_to_block() {
     map(&domain, &[piece(0x1000, 0x1000, 0x2000)]).unwrap();
     fake.script(|_| Answer::Never);
     let mut gather = Gather::new();
-    assert_eq!(domain.unmap(range(0x1000, 0x2000), &mut gather), Ok(0x2000));
+    assert_eq!(portcullis_hal::host::unmap(&*domain, range(0x1000, 0x2000), &mut gather), Ok(0x2000));
     assert!(matches!(domain.sync(&mut gather), Err(SyncError::Timeout(_))));
     assert_eq!(map(&domain, &[piece(0x8000, 0x1000, 0x1000)]), Err(MapError::Sync(SyncError::Faulted)));
     assert_eq!(unit.attach(&[endpoint(2)], &domain), Err(AttachError::Faulted));
@@ -291,8 +291,10 @@ fn one_slot_is_left_for_blocking_when_all_others_are_stuck() {
     map(&domain, &list).unwrap();
     fake.script(|req| if matches!(req, Req::Unmap { .. }) { Answer::Never } else { Answer::Right });
     let mut gather = Gather::new();
-    let unmapped: Vec<_> =
-        list.iter().map(|mapping| domain.unmap(range(mapping.iova.get(), 0x1000), &mut gather)).collect();
+    let unmapped: Vec<_> = list
+        .iter()
+        .map(|mapping| portcullis_hal::host::unmap(&*domain, range(mapping.iova.get(), 0x1000), &mut gather))
+        .collect();
     assert_eq!(unmapped[..3], [Ok(0x1000); 3], "three slots for everybody");
     assert_eq!(unmapped[3..], [Ok(0); 5], "what was not asked for is not counted");
     assert_eq!(domain.sync(&mut gather).map(drop), Err(SyncError::Faulted));
@@ -310,7 +312,7 @@ fn a_map_waits_for_an_unmap_of_the_same_addresses_that_the_device_sits_on() {
     map(&domain, &[piece(0x1000, 0x1000, 0x4000)]).unwrap();
     fake.script(|req| if matches!(req, Req::Unmap { .. }) { Answer::Held } else { Answer::Right });
     let mut gather = Gather::new();
-    assert_eq!(domain.unmap(range(0x1000, 0x4000), &mut gather), Ok(0x4000));
+    assert_eq!(portcullis_hal::host::unmap(&*domain, range(0x1000, 0x4000), &mut gather), Ok(0x4000));
     fake.take_requests();
     std::thread::scope(|scope| {
         let mapper = scope.spawn(|| map(&domain, &[piece(0x4000, 0x9000, 0x2000)]));

@@ -120,7 +120,7 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for PagingDomain<H, M> {
         self.map_list(list)
     }
 
-    fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+    unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         self.unmap_range(range, gather)
     }
 

@@ -104,7 +104,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     pub(crate) fn new(hal: &H, features: &Features, spec: &DomainSpec) -> Result<Self, DomainError> {
         let tables = match spec {
             DomainSpec::Blocked => Tables::Blocked,
-            DomainSpec::Identity => Tables::Identity,
+            DomainSpec::Identity(_) => Tables::Identity,
             DomainSpec::Paging(paging) => own_table(hal, features, paging)?,
             DomainSpec::Shared(table) => Tables::Shared(*table),
             _ => {

@@ -214,7 +214,7 @@ fn a_failed_sync_empties_the_gather_and_frees_nothing() {
     let in_use = machine.hal.frames_in_use();
     let mut gather = Gather::new();
     let range = IovaRange::new(Iova::new(0), 0x4000_0000).unwrap();
-    domain.unmap(range, &mut gather).unwrap();
+    portcullis_hal::host::unmap(&*domain, range, &mut gather).unwrap();
     assert!(gather.has_tables());
     machine.fake.set_conduct(Conduct::Refuse(2));
     assert!(matches!(domain.sync(&mut gather), Err(SyncError::Faulted)));

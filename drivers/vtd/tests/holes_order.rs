@@ -211,7 +211,7 @@ fn memory_is_not_given_back_by_a_sync_that_the_unit_refused() {
         bench.unit.set_conduct(Conduct::Refuse(kind));
         let mut gather = Gather::new();
         let range = IovaRange::new(Iova::new(IOVA & !0x1f_ffff), 0x20_0000).unwrap();
-        assert_eq!(domain.unmap(range, &mut gather), Ok(0x1000));
+        assert_eq!(portcullis_hal::host::unmap(&*domain, range, &mut gather), Ok(0x1000));
         assert!(domain.sync(&mut gather).is_err());
         assert_eq!(bench.memory.hal.frames_in_use(), in_use, "the cut-off table may still be walked");
     }

@@ -9,7 +9,7 @@ use crate::report::text;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use portcullis_hal::{Access, Attributes, Gather, Iova, Mapping, MemoryKind};
+use portcullis_hal::{Access, Attributes, Gather, IdentityAccess, Iova, Mapping, MemoryKind};
 use portcullis_iommu::{DomainSpec, PagingSpec, ReservedKind, Stage, UnitId};
 
 /// A command: its name, its arguments, what it does.
@@ -200,7 +200,8 @@ fn domain(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     }
     let spec = match *kind {
         "paging" => DomainSpec::Paging(PagingSpec { stage, input_bits: None }),
-        "identity" => DomainSpec::Identity,
+        // SAFETY: `dma` refuses what is not the console's own memory, and no other device moves data meanwhile.
+        "identity" => DomainSpec::Identity(unsafe { IdentityAccess::new() }),
         "blocked" => DomainSpec::Blocked,
         _ => return usage("domain"),
     };
@@ -286,7 +287,8 @@ fn unmap(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let range = range(iova, len)?;
     let domain = state.domain(domain)?;
     let mut gather = Gather::new();
-    let bytes = domain.unmap(range, &mut gather).map_err(|error| error.to_string())?;
+    // SAFETY: all mappings are the console's own, or reserved regions, whose memory nobody waits for.
+    let bytes = unsafe { domain.unmap(range, &mut gather) }.map_err(|error| error.to_string())?;
     domain.sync(&mut gather).map_err(|error| error.to_string()).map(drop)?;
     text(format_args!("unmapped: {bytes:#x} bytes"));
     Ok(Next::Continue)

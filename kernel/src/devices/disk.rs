@@ -180,7 +180,8 @@ unsafe impl VirtioHal for DiskHal {
             }),
             Some(LiveKind::InPlace(range)) => {
                 let mut gather = Gather::new();
-                let unmapped = dma.space.domain().unmap(range, &mut gather);
+                // SAFETY: the range was taken for this buffer alone.
+                let unmapped = unsafe { dma.space.domain().unmap(range, &mut gather) };
                 match unmapped.map(|_| dma.space.domain().sync(&mut gather)) {
                     Ok(Ok(_)) => {
                         dma.space.give_back_iova(range);

@@ -1,5 +1,7 @@
 //! A predecessor that left the units on and a device open, as firmware or an earlier kernel may.
 
+#![expect(unsafe_code, reason = "gives a device all memory")]
+
 use super::deny::Canary;
 use super::{Bus, KernelIommu};
 use crate::devices::edu::{Edu, ID};
@@ -9,6 +11,7 @@ use crate::units;
 use alloc::string::ToString;
 use alloc::vec::Vec;
 use portcullis_firmware::Topology;
+use portcullis_hal::IdentityAccess;
 use portcullis_iommu::{DeviceDescription, DeviceId, DomainSpec, GroupId, Iommu};
 
 /// What the machine is when the kernel starts.
@@ -39,7 +42,9 @@ pub(super) fn leave_open(topology: &Topology, bus: &Bus, edus: &[Edu], canary: &
         reserved: Vec::new(),
     };
     let device = REGISTRY.add_device(description).map_err(|error| error.to_string())?;
-    let identity = REGISTRY.new_domain(&device, &DomainSpec::Identity).map_err(|error| error.to_string())?;
+    // SAFETY: the device writes to the canary page only.
+    let spec = DomainSpec::Identity(unsafe { IdentityAccess::new() });
+    let identity = REGISTRY.new_domain(&device, &spec).map_err(|error| error.to_string())?;
     REGISTRY.attach(&device, &identity).map_err(|error| error.to_string())?;
     portcullis_pci::enable_bus_master(&bus.config, &bus.functions, index);
     let reached = canary.is_reached(edus.first().ok_or("no edu device")?);

@@ -67,7 +67,7 @@ fn large_pages_translate_and_a_cut_off_table_is_freed_after_the_sync() {
         assert_eq!(bench.read(2, 0x4000_0000), done(&small));
         let mut gather = Gather::new();
         let range = IovaRange::new(Iova::new(0x4000_0000), 2 << 20).unwrap();
-        assert_eq!(domain.unmap(range, &mut gather), Ok(0x1000));
+        assert_eq!(portcullis_hal::host::unmap(&*domain, range, &mut gather), Ok(0x1000));
         assert!(gather.has_tables());
         assert_eq!(bench.hal.frames_in_use(), before, "not before the sync");
         bench.fake.state().commands.clear();
@@ -123,7 +123,10 @@ fn transitions_say_whether_dma_in_flight_was_cut() {
     let bench = Bench::new();
     let [s1, other_s1] = [bench.paging(Stage::Stage1), bench.paging(Stage::Stage1)];
     let [s2, other_s2] = [bench.paging(Stage::Stage2), bench.paging(Stage::Stage2)];
-    let [identity, blocked] = [bench.domain(DomainSpec::Identity), bench.domain(DomainSpec::Blocked)];
+    let [identity, blocked] = [
+        bench.domain(DomainSpec::Identity(portcullis_hal::host::IDENTITY)),
+        bench.domain(DomainSpec::Blocked),
+    ];
     let attach = |domain| bench.driver.attach(&endpoint(9), domain).unwrap();
     use Transition::{Disruptive, Hitless};
     assert_eq!(attach(&s1), Hitless);
@@ -190,7 +193,7 @@ fn a_failed_attach_leaves_the_old_domain_in_force() {
     bench.driver.attach(&endpoint(1), &domain).unwrap();
     let memory = bench.map(&domain, 0x1000);
     let both = [EndpointId::new(1), EndpointId::new(0x1_0000)];
-    let identity = bench.domain(DomainSpec::Identity);
+    let identity = bench.domain(DomainSpec::Identity(portcullis_hal::host::IDENTITY));
     let error = bench.driver.attach(&both, &identity);
     assert_eq!(error, Err(AttachError::UnknownEndpoint(EndpointId::new(0x1_0000))));
     assert_eq!(bench.read(1, 0x1000), done(&memory));
@@ -265,7 +268,7 @@ fn a_shared_table_translates_and_its_owner_invalidates() {
         assert_ne!(bench.read(6, 0x2000), Dma::Faulted(0x10), "cached: the unit was not told");
         let mut gather = Gather::new();
         let range = IovaRange::new(Iova::new(0x2000), 0x1000).unwrap();
-        assert_eq!(domain.unmap(range, &mut gather), Err(UnmapError::NotPaging));
+        assert_eq!(portcullis_hal::host::unmap(&*domain, range, &mut gather), Err(UnmapError::NotPaging));
         let _proof = domain.sync(&mut gather).unwrap();
         assert_eq!(bench.read(6, 0x2000), Dma::Faulted(0x10));
         bench.driver.detach(&endpoint(6)).unwrap();
@@ -313,7 +316,7 @@ fn shared_tables_that_the_unit_cannot_walk_are_refused_for_the_right_reason() {
 #[test]
 fn domains_without_tables_of_their_own_refuse_mappings() {
     let bench = Bench::new();
-    for spec in [DomainSpec::Blocked, DomainSpec::Identity] {
+    for spec in [DomainSpec::Blocked, DomainSpec::Identity(portcullis_hal::host::IDENTITY)] {
         let domain = bench.domain(spec);
         let page = bench.page();
         let refused = Mapped::map(&domain, Iova::new(0), page, Attributes::READ).err();
@@ -321,7 +324,7 @@ fn domains_without_tables_of_their_own_refuse_mappings() {
         let mut gather = Gather::new();
         let _proof = domain.sync(&mut gather).unwrap();
     }
-    let identity = bench.domain(DomainSpec::Identity);
+    let identity = bench.domain(DomainSpec::Identity(portcullis_hal::host::IDENTITY));
     assert_eq!(identity.iova_to_phys(Iova::new(0x77)).unwrap().phys, PhysAddr::new(0x77));
     assert_eq!(identity.iova_to_phys(Iova::new(1 << 44)), None);
     assert_eq!(bench.domain(DomainSpec::Blocked).iova_to_phys(Iova::new(0)), None);

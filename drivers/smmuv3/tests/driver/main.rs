@@ -86,6 +86,6 @@ fn done(memory: &Mapped<Frames<HostHal>, dyn Domain>) -> Dma {
 fn invalidate(domain: &Arc<dyn Domain>, start: u64, len: u64) -> Result<(), SyncError> {
     let mut gather = Gather::new();
     let range = IovaRange::new(Iova::new(start), len).unwrap();
-    domain.unmap(range, &mut gather).unwrap();
+    portcullis_hal::host::unmap(&**domain, range, &mut gather).unwrap();
     domain.sync(&mut gather).map(drop)
 }

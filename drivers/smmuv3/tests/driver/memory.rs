@@ -48,9 +48,11 @@ fn start_up_needs_three_allocations_and_survives_the_failure_of_each() {
 #[test]
 fn a_domain_needs_its_root_only() {
     let bench = Bench::new();
-    for (spec, expected) in
-        [(DomainSpec::Blocked, 0), (DomainSpec::Identity, 0), (DomainSpec::Paging(PagingSpec::default()), 1)]
-    {
+    for (spec, expected) in [
+        (DomainSpec::Blocked, 0),
+        (DomainSpec::Identity(portcullis_hal::host::IDENTITY), 0),
+        (DomainSpec::Paging(PagingSpec::default()), 1),
+    ] {
         let error = DomainError::OutOfMemory(OutOfMemory);
         assert_eq!(fail_nth(&bench.hal, error, || bench.driver.new_domain(&spec)), expected);
     }

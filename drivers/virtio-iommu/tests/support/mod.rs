@@ -526,7 +526,7 @@ pub(crate) fn unmap(
     len: u64,
 ) -> Result<Result<u64, SyncError>, UnmapError> {
     let mut gather = Gather::new();
-    let bytes = domain.unmap(range(iova, len), &mut gather)?;
+    let bytes = portcullis_hal::host::unmap(&**domain, range(iova, len), &mut gather)?;
     Ok(domain.sync(&mut gather).map(|_proof| bytes))
 }
 

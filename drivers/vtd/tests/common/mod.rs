@@ -47,7 +47,7 @@ impl Machine {
     }
 
     pub fn identity(&self) -> Arc<dyn Domain> {
-        self.driver.new_domain(&DomainSpec::Identity).unwrap()
+        self.driver.new_domain(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)).unwrap()
     }
 
     pub fn blocked(&self) -> Arc<dyn Domain> {
@@ -97,7 +97,7 @@ pub fn fixed(iova: u64, phys: u64, len: u64) -> FixedMapping {
 pub fn unmap(domain: &Arc<dyn Domain>, iova: u64, len: u64) -> u64 {
     let mut gather = Gather::new();
     let range = IovaRange::new(Iova::new(iova), len).unwrap();
-    let bytes = domain.unmap(range, &mut gather).unwrap();
+    let bytes = portcullis_hal::host::unmap(&**domain, range, &mut gather).unwrap();
     let _proof = domain.sync(&mut gather).unwrap();
     bytes
 }

@@ -47,6 +47,8 @@ pub enum Conduct {
     Dead,
     /// Refuses the next descriptor of this type, once.
     Refuse(u64),
+    /// Refuses every descriptor of this type.
+    RefuseAll(u64),
     /// Drops the next wait descriptor, as after a device's time-out, once.
     DropWait,
 }
@@ -77,7 +79,12 @@ pub struct State {
     /// By source-id and page.
     pub iotlb: HashMap<(u16, u64), Cached>,
     pub next_record: usize,
+    /// The type of the last invalidation, if no fence came after it.
+    pub unfenced: Option<u64>,
 }
+
+/// The bits of FSTS that are interrupt conditions: while one is set, no other makes an event.
+const CONDITIONS: u32 = 0x73;
 
 #[derive(Clone)]
 pub struct FakeUnit {
@@ -177,6 +184,10 @@ impl State {
     pub fn record(&mut self, records: usize, low: u64, high: u64) {
         let at = FRCD + 16 * self.next_record;
         let pending = self.get32(FSTS);
+        if pending & 1 != 0 {
+            // Nothing is recorded until software clears the overflow.
+            return;
+        }
         if self.get32(at + 12) & 1 << 31 != 0 {
             self.set32(FSTS, pending | 1);
         } else {
@@ -186,7 +197,7 @@ impl State {
             self.set32(FSTS, pending & !0xff00 | 2 | first);
             self.next_record = (self.next_record + 1) % records;
         }
-        if pending & 0x13 == 0 {
+        if pending & CONDITIONS == 0 {
             self.fault_event();
         }
     }

@@ -1,6 +1,6 @@
 //! The unit's side of the invalidation queue.
 
-use super::{Conduct, FSTS, FakeUnit, GSTS, IQA, IQH, IQT, QIE, State};
+use super::{CONDITIONS, Conduct, FSTS, FakeUnit, GSTS, IQA, IQH, IQT, QIE, State};
 
 impl FakeUnit {
     /// Consumes the queue up to its tail, or to a descriptor that it refuses.
@@ -29,7 +29,7 @@ impl FakeUnit {
             if !self.execute(state, words) {
                 let pending = state.get32(FSTS);
                 state.set32(FSTS, pending | 0x10);
-                if pending & 0x13 == 0 {
+                if pending & CONDITIONS == 0 {
                     state.fault_event();
                 }
                 return;
@@ -48,15 +48,33 @@ impl FakeUnit {
         found
     }
 
+    /// Invalidations between two fences are done in any order (6.5.2.8), but the context cache, the PASID cache and the
+    /// IOTLB have to be invalidated one after the other: an older cache tags what enters a younger one (6.2.3.1).
+    fn check_order(state: &mut State, kind: u64, low: u64) {
+        let is_iotlb = |kind| kind == 2 || kind == 6;
+        if kind == 5 {
+            if low & 1 << 6 != 0 {
+                state.unfenced = None;
+            }
+            return;
+        }
+        if let Some(before) = state.unfenced.replace(kind) {
+            assert!(before == kind || is_iotlb(before) && is_iotlb(kind), "{kind} not fenced off from {before}");
+        }
+    }
+
     /// Carries out a descriptor; returns whether it is one.
     fn execute(&self, state: &mut State, [low, high, third, fourth]: [u64; 4]) -> bool {
         let kind = low & 0xf;
-        if self.take_conduct(Conduct::Refuse(kind)) {
+        if self.take_conduct(Conduct::Refuse(kind))
+            || *self.conduct.lock().unwrap() == Conduct::RefuseAll(kind)
+        {
             return false;
         }
         if third != 0 || fourth != 0 || low & 0xe00 != 0 {
             return false;
         }
+        Self::check_order(state, kind, low);
         let granularity = low >> 4 & 3;
         let did = (low >> 16) as u16;
         let (first_page, pages) = (high >> 12, 1_u64 << (high & 0x3f).min(52));
