@@ -13,6 +13,8 @@
 //! Memory is called with a model's lock held, so an implementation of [`core::Memory`] must not call the model
 //! back from the device's side; hooks belong to the software's side.
 
+#![forbid(unsafe_code)]
+
 pub mod core;
 pub mod device;
 pub mod smmuv3;

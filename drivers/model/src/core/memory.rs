@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// The bus answered an access with an error.
@@ -106,6 +107,26 @@ impl Page {
     }
 }
 
+/// Page numbers need no defence against an attacker, and models read memory all the time.
+#[derive(Default)]
+struct PageHasher(u64);
+
+impl Hasher for PageHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29);
+    }
+}
+
+type Pages = HashMap<u64, Box<Page>, BuildHasherDefault<PageHasher>>;
+
 type Hook = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
 /// Sparse memory for tests: everything is zeroed RAM until ranges are made to abort.
@@ -114,9 +135,11 @@ type Hook = Arc<dyn Fn(u64, u64) + Send + Sync>;
 /// [`Ram::clean`] is called, and runs the hook before and after each store. Writes of the device reach both.
 #[derive(Default)]
 pub struct Ram {
-    pages: RwLock<HashMap<u64, Arc<Page>>>,
+    pages: RwLock<Pages>,
     holes: RwLock<Vec<(u64, u64)>>,
+    has_holes: AtomicBool,
     hook: Mutex<Option<Hook>>,
+    has_hook: AtomicBool,
 }
 
 impl fmt::Debug for Ram {
@@ -135,28 +158,34 @@ impl Ram {
     /// Makes accesses of the device to `start..end` abort.
     pub fn punch(&self, start: u64, end: u64) {
         self.holes.write().unwrap_or_else(PoisonError::into_inner).push((start, end));
+        self.has_holes.store(true, Ordering::SeqCst);
     }
 
     /// Undoes all [`Ram::punch`].
     pub fn mend(&self) {
         self.holes.write().unwrap_or_else(PoisonError::into_inner).clear();
+        self.has_holes.store(false, Ordering::SeqCst);
     }
 
     /// Calls `hook(address, value)` after each [`Ram::store`]; the place to step a model.
     pub fn set_hook(&self, hook: impl Fn(u64, u64) + Send + Sync + 'static) {
         *self.hook.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(hook));
+        self.has_hook.store(true, Ordering::SeqCst);
     }
 
-    fn page(&self, address: u64) -> Arc<Page> {
+    fn with<T>(&self, address: u64, work: impl Fn(&Page) -> T) -> T {
         let number = address / PAGE;
         if let Some(page) = self.pages.read().unwrap_or_else(PoisonError::into_inner).get(&number) {
-            return Arc::clone(page);
+            return work(page);
         }
         let mut pages = self.pages.write().unwrap_or_else(PoisonError::into_inner);
-        Arc::clone(pages.entry(number).or_insert_with(|| Arc::new(Page::new())))
+        work(pages.entry(number).or_insert_with(|| Box::new(Page::new())))
     }
 
     fn aborts(&self, address: u64) -> bool {
+        if !self.has_holes.load(Ordering::SeqCst) {
+            return false;
+        }
         let holes = self.holes.read().unwrap_or_else(PoisonError::into_inner);
         holes.iter().any(|&(start, end)| (start..end).contains(&address))
     }
@@ -167,7 +196,10 @@ impl Ram {
 
     /// The software stores 64 bits.
     pub fn store(&self, address: u64, value: u64) {
-        self.page(address).cached[Self::index(address)].store(value, Ordering::SeqCst);
+        self.with(address, |page| page.cached[Self::index(address)].store(value, Ordering::SeqCst));
+        if !self.has_hook.load(Ordering::SeqCst) {
+            return;
+        }
         let hook = self.hook.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(hook) = hook {
             hook(address, value);
@@ -185,15 +217,16 @@ impl Ram {
     /// The software loads 64 bits.
     #[must_use]
     pub fn load(&self, address: u64) -> u64 {
-        self.page(address).cached[Self::index(address)].load(Ordering::SeqCst)
+        self.with(address, |page| page.cached[Self::index(address)].load(Ordering::SeqCst))
     }
 
     /// The software cleans `len` bytes to memory.
     pub fn clean(&self, address: u64, len: u64) {
         for at in (address & !7..address + len).step_by(8) {
-            let page = self.page(at);
-            let word = page.cached[Self::index(at)].load(Ordering::SeqCst);
-            page.cleaned[Self::index(at)].store(word, Ordering::SeqCst);
+            self.with(at, |page| {
+                let word = page.cached[Self::index(at)].load(Ordering::SeqCst);
+                page.cleaned[Self::index(at)].store(word, Ordering::SeqCst);
+            });
         }
     }
 }
@@ -207,29 +240,30 @@ impl Memory for Ram {
         if self.aborts(address) {
             return Err(Abort);
         }
-        let page = self.page(address);
-        page.cached[Self::index(address)].store(value, Ordering::SeqCst);
-        page.cleaned[Self::index(address)].store(value, Ordering::SeqCst);
+        self.with(address, |page| {
+            page.cached[Self::index(address)].store(value, Ordering::SeqCst);
+            page.cleaned[Self::index(address)].store(value, Ordering::SeqCst);
+        });
         Ok(())
     }
 
     fn read64_uncached(&self, address: u64) -> Option<u64> {
-        (!self.aborts(address))
-            .then(|| self.page(address).cleaned[Self::index(address)].load(Ordering::SeqCst))
+        let load = |page: &Page| page.cleaned[Self::index(address)].load(Ordering::SeqCst);
+        (!self.aborts(address)).then(|| self.with(address, load))
     }
 
     fn compare_exchange64(&self, address: u64, current: u64, new: u64) -> Option<u64> {
         if self.aborts(address) {
             return None;
         }
-        let page = self.page(address);
-        let word = &page.cached[Self::index(address)];
-        let before = word
-            .compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
-            .unwrap_or_else(|found| found);
-        if before == current {
-            page.cleaned[Self::index(address)].store(new, Ordering::SeqCst);
-        }
+        let before = self.with(address, |page| {
+            let word = &page.cached[Self::index(address)];
+            let result = word.compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst);
+            if result.is_ok() {
+                page.cleaned[Self::index(address)].store(new, Ordering::SeqCst);
+            }
+            result.unwrap_or_else(|found| found)
+        });
         Some(before)
     }
 }

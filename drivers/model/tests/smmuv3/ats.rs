@@ -2,7 +2,7 @@
 
 use crate::bench::*;
 use portcullis_model::core::{
-    AddressKind, Mode, Outcome, PageRequest, Request, ResponseCode, Schedule, Upstream,
+    AddressKind, Interrupt, Mode, Outcome, PageRequest, Request, ResponseCode, Schedule, Upstream,
 };
 use portcullis_model::device::{self, Attempt, Device, Job};
 use portcullis_model::smmuv3::{self, Config, code};
@@ -268,6 +268,24 @@ fn an_overflown_pri_queue_answers_by_itself() {
     assert_eq!((answers[0].code, answers[0].pasid), (ResponseCode::Failure, None));
     bench.clean();
     assert_eq!(device.take_violations(), []);
+}
+
+#[test]
+fn the_pri_queue_interrupts_when_it_stops_being_empty_or_at_each_last_request() {
+    let (bench, device) = with_ats();
+    let wire = Interrupt::Wire { source: "priq" };
+    device.request_pages(&[job(), job()]);
+    device.request_pages(&[job()]);
+    assert_eq!(bench.smmu.take_interrupts(), [wire]);
+    page_requests(&bench);
+    device.set_pri(Some(4));
+    bench.smmu.write32(0x50, 5);
+    bench.smmu.write32(0xdc, 1 << 31);
+    bench.smmu.write32(0x50, 7);
+    device.request_pages(&[job(), job()]);
+    device.request_pages(&[job()]);
+    assert_eq!(bench.smmu.take_interrupts(), [wire, wire]);
+    bench.clean();
 }
 
 #[test]

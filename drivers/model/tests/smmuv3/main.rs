@@ -4,6 +4,7 @@ mod ats;
 mod bench;
 mod errors;
 mod invalidation;
+mod machine;
 mod queues;
 mod random;
 mod registers;

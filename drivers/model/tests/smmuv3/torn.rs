@@ -120,3 +120,63 @@ fn asking_what_is_reachable_changes_nothing() {
     bench.read(Mode::Fresh);
     assert_ne!(bench.smmu.tlb_len(), before);
 }
+
+#[test]
+fn an_update_that_changes_one_word_in_use_at_a_time_is_never_invalid() {
+    let bench = Bench::new(Config::qemu());
+    bench.stage1();
+    bench.map2(VA, OTHER | LEAF2);
+    bench.smmu.watch(read());
+    bench.smmu.observe();
+    let allowed = [Outcome::Done(PAGE), Outcome::Done(OTHER)];
+    let store = |word: u64, value: u64| {
+        bench.ram.store(STREAMS + 64 * 3 + 8 * word, value);
+        bench.smmu.step();
+        let reachable = reachable(&bench);
+        assert!(reachable.iter().all(|outcome| allowed.contains(outcome)), "word {word}: {reachable:x?}");
+    };
+    // Stage 1 to stage 2: first the words that stage 1 does not use (VMID, which it does, stays), then word 0.
+    let mut new = ste2();
+    new[2] &= !0xffff;
+    store(2, new[2]);
+    store(3, new[3]);
+    bench.map2(VA, OTHER | LEAF2);
+    bench.synced(&[cfgi_ste(SID)]);
+    store(0, new[0]);
+    bench.synced(&[cfgi_ste(SID)]);
+    store(1, new[1]);
+    bench.synced(&[cfgi_ste(SID)]);
+    assert_eq!(reachable(&bench), [Outcome::Done(OTHER)]);
+    bench.clean();
+}
+
+#[test]
+fn driver_and_devices_use_the_unit_from_several_threads() {
+    let bench = Bench::new(Config::full());
+    bench.stage1();
+    let smmu = bench.smmu.clone();
+    bench.ram.set_hook(move |_, _| {
+        smmu.step();
+    });
+    bench.schedule.odds(points::CMDQ_PAUSE, 1, 2).odds(points::SYNC_LATE, 1, 2);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    let outcome = bench.smmu.dma(read(), Mode::Any).outcome;
+                    assert!(
+                        matches!(outcome, Outcome::Done(_) | Outcome::Fault(code::F_TRANSLATION)),
+                        "{outcome:?}"
+                    );
+                }
+            });
+        }
+        for n in 0..50 {
+            bench.leaf1((PAGE + (n << 12)) | LEAF);
+            bench.leaf1(0);
+            bench.synced(&[tlbi_va(0, ASID, VA)]);
+        }
+    });
+    assert_eq!(bench.read(Mode::Hostile), Outcome::Fault(code::F_TRANSLATION));
+    bench.clean();
+}
