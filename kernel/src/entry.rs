@@ -15,6 +15,8 @@ enum Job {
     Main,
     /// Taking over from a predecessor that left a device open, and the engines after it.
     Takeover,
+    /// The benchmark.
+    Bench,
     /// The console.
     Shell,
 }
@@ -25,6 +27,7 @@ impl Job {
         match name {
             None | Some("main") => Some(Self::Main),
             Some("takeover") => Some(Self::Takeover),
+            Some("bench") => Some(Self::Bench),
             Some("shell") => Some(Self::Shell),
             Some(_) => None,
         }
@@ -59,6 +62,10 @@ fn kernel_main(boot: BootInfo) -> ! {
         }
         Job::Takeover => {
             job::takeover(machine, &mut report);
+            report.close()
+        }
+        Job::Bench => {
+            job::bench(machine, &mut report);
             report.close()
         }
         Job::Shell => console::serve(machine),

@@ -1,5 +1,6 @@
 //! The main job: what the stack claims, shown with real DMA.
 
+mod bench;
 mod disk;
 mod engine;
 mod kinds;
@@ -37,6 +38,11 @@ pub(crate) fn main(machine: &'static Machine, report: &mut Report) {
 pub(crate) fn takeover(machine: &'static Machine, report: &mut Report) {
     engine::run(machine, report);
     table::run(machine, report);
+}
+
+/// What operations cost.
+pub(crate) fn bench(machine: &'static Machine, report: &mut Report) {
+    bench::run(machine, report);
 }
 
 /// Takes all faults out of the log, so that the next one is the one to come.
