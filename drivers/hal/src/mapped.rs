@@ -42,9 +42,6 @@ pub enum QuarantineReason {
     /// The hardware did not confirm the invalidation.
     #[error(transparent)]
     Sync(#[from] SyncError),
-    /// The mapping was made in tables, but hardware did not confirm that it knows.
-    #[error(transparent)]
-    Map(#[from] MapError),
 }
 
 /// Memory that a device may still reach. It is never freed.
@@ -81,6 +78,9 @@ impl<M> Unsynced<M> {
 
 impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
     /// Maps `memory` at `iova`.
+    ///
+    /// On a unit that caches absent entries and did not confirm the invalidation, the mapping is made all the same, and
+    /// logged as an error: devices may be refused there until the unit is mended.
     pub fn map(space: &Arc<S>, iova: Iova, memory: M, attributes: Attributes) -> Result<Self, Refused<M>> {
         let phys = memory.range();
         let Ok(range) = IovaRange::new(iova, phys.len()) else {
@@ -90,9 +90,11 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
         // SAFETY: the memory is DMA memory that this value owns, and it is given back only after unmap and sync.
         match unsafe { space.map(&[Mapping { iova, memory: phys, attributes }]) } {
             Ok(()) => Ok(this),
-            // The tables have the mapping, so the memory is not the caller's any more.
+            // The tables have the mapping: the memory is back only after an unmap.
             Err(error @ MapError::Sync(_)) => {
-                log::error!("mapping at {iova} is made but not confirmed: {error}; the memory is leaked");
+                log::error!(
+                    "the mapping at {iova} is made, but the unit did not confirm that it knows: {error}"
+                );
                 Ok(this)
             }
             Err(error) => {

@@ -141,9 +141,15 @@ impl Device {
         self.domain.lock().clone()
     }
 
+    /// Whether firmware set memory aside for it.
+    pub(crate) fn needs_memory(&self) -> bool {
+        self.reserved().iter().any(|region| matches!(region.kind, ReservedKind::Direct(_)))
+    }
+
+    /// Tells the owner. The lock is held meanwhile, so that a handler that was replaced does not run any more, and is
+    /// never dropped here.
     pub(crate) fn deliver(&self, fault: &Fault) {
-        let handler = self.handler.lock().clone();
-        if let Some(handler) = handler {
+        if let Some(handler) = &*self.handler.lock() {
             handler.fault(fault);
         }
     }

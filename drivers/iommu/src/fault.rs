@@ -133,7 +133,7 @@ impl fmt::Display for Fault {
 }
 
 /// A device owner's interest in its faults. Called from the unit's interrupt handler: it must not wait, nor call into
-/// the IOMMU.
+/// the IOMMU, nor change the handler.
 pub trait FaultHandler: Send + Sync {
     /// Takes note of a fault.
     fn fault(&self, fault: &Fault);

@@ -38,7 +38,9 @@ impl IdPool {
             // On the first visit of the hinted word only the numbers from the hint on count.
             let skip = if step == 0 { (1_u64 << (self.hint % 64)) - 1 } else { 0 };
             let bit = (*word | skip).trailing_ones();
-            let offset = index as u32 * 64 + bit;
+            let Some(offset) = (index as u32).checked_mul(64).and_then(|base| base.checked_add(bit)) else {
+                continue;
+            };
             if bit < 64 && offset < self.count {
                 *word |= 1 << bit;
                 self.hint = (offset + 1) % self.count;

@@ -6,7 +6,7 @@ use crate::{
 };
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory};
+use portcullis_hal::{Arc, EndpointId, Hal, MapError, OutOfMemory};
 use spin::{Mutex, RwLock};
 use thiserror::Error;
 
@@ -124,7 +124,8 @@ impl<H: Hal> Iommu<H> {
 
     /// Attaches `device` to `domain`, replacing what it was attached to in one step.
     ///
-    /// Regions that the device needs are mapped in a paging domain first. On an error the old attachment still works,
+    /// Regions that the device needs are mapped in a paging domain first, and stay there for whoever is attached to it. A
+    /// device that needs memory of the firmware's is not attached to foreign tables. On an error the old attachment still works,
     /// except as [`AttachError::Timeout`] and [`AttachError::Lost`] say.
     pub fn attach(&self, device: &Device, domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
         let _attaching = self.attaching.lock();
@@ -132,12 +133,19 @@ impl<H: Hal> Iommu<H> {
             return Err(AttachError::GroupInUse);
         }
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
-        if domain.info().kind == DomainKind::Paging {
-            for region in device.reserved() {
-                if let ReservedKind::Direct(mapping) | ReservedKind::Msi(mapping) = &region.kind {
-                    mapping.map_into(&**domain).map_err(AttachError::Reserved)?;
+        match domain.info().kind {
+            DomainKind::Paging => {
+                for region in device.reserved() {
+                    if let ReservedKind::Direct(mapping) | ReservedKind::Msi(mapping) = &region.kind {
+                        mapping.map_into(&**domain).map_err(AttachError::Reserved)?;
+                    }
                 }
             }
+            // Foreign tables cannot be changed here, so a device that needs firmware's memory cannot use them.
+            DomainKind::Shared if device.needs_memory() => {
+                return Err(AttachError::Reserved(MapError::NotPaging));
+            }
+            _ => {}
         }
         let result = unit.attach(device.endpoints(), domain);
         match result {

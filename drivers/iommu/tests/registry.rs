@@ -45,8 +45,12 @@ unsafe impl IoSpace for FakeDomain {
 
     fn iova_to_phys(&self, iova: Iova) -> Option<Translated> {
         let mapped = self.mapped.lock().unwrap();
-        let found = mapped.iter().find(|mapping| mapping.iova == iova)?;
-        Some(Translated { phys: found.memory.start(), attributes: found.attributes, size: PAGE_SIZE })
+        let found = mapped.iter().find(|mapping| {
+            let offset = iova.get().checked_sub(mapping.iova.get());
+            offset.is_some_and(|offset| offset < mapping.memory.len())
+        })?;
+        let phys = found.memory.start().checked_add(iova.get() - found.iova.get())?;
+        Some(Translated { phys, attributes: found.attributes, size: PAGE_SIZE })
     }
 }
 
@@ -216,6 +220,44 @@ fn reserved_regions_are_mapped_before_an_attachment_and_only_once() {
     let overlap = MapError::Overlap { iova: mapping.iova };
     assert_eq!(rig.iommu.attach(&device, &taken), Err(AttachError::Reserved(overlap)));
     assert!(Arc::ptr_eq(&device.domain().unwrap(), &blocked));
+}
+
+#[test]
+fn a_device_that_needs_memory_of_the_firmware_is_not_attached_to_foreign_tables() {
+    let rig = Rig::new();
+    let memory = PhysRange::new(PhysAddr::new(0x8000_0000), PAGE_SIZE).unwrap();
+    let mapping = Mapping { iova: Iova::new(0x8000_0000), memory, attributes: Attributes::READ_WRITE };
+    // SAFETY: no device is behind this space.
+    let fixed = unsafe { FixedMapping::new(mapping) };
+    let reserved = vec![ReservedRegion { range: fixed.range(), kind: ReservedKind::Direct(fixed) }];
+    let device = rig.device(8, 1, reserved).unwrap();
+    let refused = rig.iommu.attach(&device, &domain(DomainKind::Shared));
+    assert_eq!(refused, Err(AttachError::Reserved(MapError::NotPaging)));
+    let free = rig.device(9, 2, vec![]).unwrap();
+    rig.iommu.attach(&free, &domain(DomainKind::Shared)).unwrap();
+}
+
+#[test]
+fn a_fixed_mapping_fills_the_gaps_around_what_is_mapped_already() {
+    let paging = domain(DomainKind::Paging);
+    let page = |n: u64| {
+        let memory = PhysRange::new(PhysAddr::new(0x8000_0000 + n * PAGE_SIZE), PAGE_SIZE).unwrap();
+        Mapping { iova: Iova::new(0x1000 + n * PAGE_SIZE), memory, attributes: Attributes::READ_WRITE }
+    };
+    // SAFETY: no device is behind this space.
+    unsafe { paging.map(&[page(1)]) }.unwrap();
+    let memory = PhysRange::new(PhysAddr::new(0x8000_0000), 4 * PAGE_SIZE).unwrap();
+    // SAFETY: no device is behind this space.
+    let fixed = unsafe { FixedMapping::new(Mapping { memory, ..page(0) }) };
+    fixed.map_into(&*paging).unwrap();
+    fixed.map_into(&*paging).unwrap();
+    for offset in (0..4 * PAGE_SIZE).step_by(512) {
+        let found = paging.iova_to_phys(Iova::new(0x1000 + offset)).unwrap();
+        assert_eq!(found.phys, PhysAddr::new(0x8000_0000 + offset));
+    }
+    // SAFETY: no device is behind this space.
+    let kind = unsafe { FixedMapping::new(Mapping { attributes: Attributes::DOORBELL, ..page(1) }) };
+    assert_eq!(kind.map_into(&*paging), Err(MapError::Overlap { iova: Iova::new(0x2000) }));
 }
 
 #[test]
