@@ -35,7 +35,13 @@ pub struct Iommu<H: Hal> {
     attaching: Mutex<()>,
     faults: Mutex<FaultLog>,
     lost: AtomicU64,
+    /// When the last complaint was logged, and how many were swallowed since.
+    complained: AtomicU64,
+    swallowed: AtomicU64,
 }
+
+/// At most one complaint about hardware goes to the log in this time: devices can cause them at will.
+const COMPLAINT_INTERVAL_NS: u64 = 100_000_000;
 
 impl<H: Hal> Iommu<H> {
     /// An empty registry.
@@ -47,6 +53,8 @@ impl<H: Hal> Iommu<H> {
             attaching: Mutex::new(()),
             faults: Mutex::new(FaultLog::new()),
             lost: AtomicU64::new(0),
+            complained: AtomicU64::new(0),
+            swallowed: AtomicU64::new(0),
         }
     }
 
@@ -195,12 +203,30 @@ impl<H: Hal> Iommu<H> {
                 }
                 UnitEvent::Overflow => {
                     self.lost.fetch_add(1, Ordering::Relaxed);
-                    log::warn!("{unit}: faults were lost");
+                    self.complain(unit, "faults were lost", None);
                 }
-                UnitEvent::QueueError => log::warn!("{unit}: the command queue stopped at an error"),
-                UnitEvent::UnitError { name, value } => log::error!("{unit}: {name} ({value:#x})"),
+                UnitEvent::QueueError => self.complain(unit, "the command queue stopped at an error", None),
+                UnitEvent::UnitError { name, value } => self.complain(unit, name, Some(value)),
             });
         });
+    }
+
+    /// Logs what a unit complains of, unless something was logged just now.
+    fn complain(&self, unit: UnitId, what: &str, value: Option<u32>) {
+        let now = self.hal.now_ns();
+        let last = self.complained.load(Ordering::Relaxed);
+        if last != 0 && now.saturating_sub(last) < COMPLAINT_INTERVAL_NS {
+            self.swallowed.fetch_add(1, Ordering::Relaxed);
+            return;
+        }
+        self.complained.store(now.max(1), Ordering::Relaxed);
+        let swallowed = self.swallowed.swap(0, Ordering::Relaxed);
+        match value {
+            Some(value) => {
+                log::warn!("{unit}: {what} ({value:#x}); {swallowed} complaints before were not logged")
+            }
+            None => log::warn!("{unit}: {what}; {swallowed} complaints before were not logged"),
+        }
     }
 
     fn owner(&self, unit: UnitId, endpoint: EndpointId) -> Option<Arc<Device>> {
