@@ -36,6 +36,9 @@ pub(super) mod irq {
     pub(in crate::smmuv3) const EVENTQ: u32 = 1 << 2;
 }
 
+/// Address bits of base registers.
+const ADDRESS: u64 = 0x00ff_ffff_ffff_ffe0;
+
 /// GBPA.ABORT and GBPA.UPDATE.
 const GBPA_ABORT: u32 = 1 << 20;
 const UPDATE: u32 = 1 << 31;
@@ -304,8 +307,20 @@ impl State {
             );
             return;
         }
-        if value & cr0::SMMUEN != 0 && !regs.enabled() && regs.strtab == 0 {
-            hw.violations.report("stream-table", "SMMUEN set without a Stream table");
+        let rising = value & !regs.cr0;
+        if rising & cr0::SMMUEN != 0 {
+            let (written, used) = (regs.strtab & ADDRESS, regs.stream_table(&hw.config).base);
+            if written == 0 || written != used {
+                hw.violations.report("stream-table", format_args!("base {written:#x} is taken as {used:#x}"));
+            }
+        }
+        let queues =
+            [(cr0::CMDQEN, regs.cmdq, 16), (cr0::EVENTQEN, regs.eventq, 32), (cr0::PRIQEN, regs.priq, 16)];
+        for (_, queue, bytes) in queues.into_iter().filter(|(enable, ..)| rising & enable != 0) {
+            let (written, used) = (queue.base & ADDRESS & !0x1f, queue.entry(0, bytes, hw.config.oas));
+            if written == 0 || written != used || queue.base & 0x1f > u64::from(queue.most) {
+                hw.violations.report("queue-base", format_args!("{:#x} is taken as {used:#x}", queue.base));
+            }
         }
         regs.cr0 = value;
         self.settle(hw);

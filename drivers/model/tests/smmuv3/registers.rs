@@ -101,3 +101,26 @@ fn reserved_bits_in_a_live_ste_are_a_violation() {
     bench.read(Mode::Fresh);
     assert_eq!(bench.violations(), ["ste-reserved"]);
 }
+
+#[test]
+fn bases_that_hardware_would_align_or_cut_are_violations() {
+    let bench = Bench::new(Config::small());
+    bench.smmu.write32(0x20, 0);
+    // 16 STEs are 1 KiB; 16 commands are 256 bytes; 40 address bits.
+    for (offset, base, rule) in [
+        (0x80, STREAMS + 0x40, "stream-table"),
+        (0x80, STREAMS | 1 << 41, "stream-table"),
+        (0x90, (CMDQ + 0x80) | 4, "queue-base"),
+        (0xa0, (EVENTQ + 0x20) | 2, "queue-base"),
+        (0xa0, EVENTQ | 8, "queue-base"),
+    ] {
+        let before = bench.smmu.read64(offset);
+        bench.smmu.write64(offset, base);
+        bench.smmu.write32(0x20, 0xd);
+        assert_eq!(bench.violations(), [rule], "{offset:#x} = {base:#x}");
+        bench.smmu.write32(0x20, 0);
+        bench.smmu.write64(offset, before);
+    }
+    bench.smmu.write32(0x20, 0xd);
+    bench.clean();
+}
