@@ -137,7 +137,14 @@ impl Descriptor {
                 drain: q0 >> 7 & 1 != 0,
             }),
             (6, 2) => Self::Translation(TlbScope::Pasid { domain, pasid }),
-            (6, 3) => Self::Translation(TlbScope::PasidPages { domain, pasid, range: pages()?, leaf_only }),
+            // PSI and MAMV are about the second stage: here every defined mask is supported (CAP.MAMV).
+            (6, 3) if mask > 52 => return None,
+            (6, 3) => Self::Translation(TlbScope::PasidPages {
+                domain,
+                pasid,
+                range: Range::pages(q1, mask),
+                leaf_only,
+            }),
             (7, 0) => Self::Pasid(PasidScope::Domain(domain)),
             (7, 1) => Self::Pasid(PasidScope::Pasid { domain, pasid }),
             (7, 3) => Self::Pasid(PasidScope::Global),
@@ -276,8 +283,10 @@ mod tests {
         assert_eq!(wide(0x201, 0), Err(QueueError::Type));
         assert_eq!(wide(0x02, 0), Err(QueueError::Reserved));
         assert_eq!(wide(0x0005_0012, 1 << 8), Err(QueueError::Reserved));
-        // An address mask beyond MAMV (20).
+        // An address mask beyond MAMV (20), which is none of the first stage's business.
         assert_eq!(wide(0x0005_0032, 21), Err(QueueError::Reserved));
+        assert!(wide(0x0005_0036, 21).is_ok() && wide(0x0005_0036, 52).is_ok());
+        assert_eq!(wide(0x0005_0036, 53), Err(QueueError::Reserved));
         assert_eq!(wide(0x0000_2009, 0), Err(QueueError::Reserved));
         assert_eq!(wide(0x0000_0009, 1 << 2), Err(QueueError::Reserved));
         let no_throttle = Config::full().without(Feature::DeviceTlbThrottle);

@@ -6,7 +6,7 @@ use super::config::Feature;
 use super::entry::{Context, Flaw, PasidEntry, Pgtt, directory, root_half, words};
 use super::fetches::{Fetches, Look};
 use super::reason;
-use super::walk::{Leaf, Purpose, Walker};
+use super::walk::{Intent, Leaf, Purpose, Walker};
 use crate::core::{Access, AddressKind, Grant, Outcome, Privilege, Request};
 
 /// The root-table address in force: what RTADDR held when the pointer was last set.
@@ -247,7 +247,9 @@ impl Walker<'_> {
         let config = self.eyes.env.config;
         let pasid = subject.pasid;
         let supervisor = subject.privilege == Privilege::Supervisor;
-        let (address, write) = (request.address, request.access == Access::Write);
+        let address = request.address;
+        let intent =
+            if request.access == Access::Write { Intent::Write(subject.privilege) } else { Intent::Look };
         let tag = if entry.pgtt == Pgtt::SecondStage { 0 } else { pasid };
         let key = |shift| TlbKey {
             domain: entry.domain,
@@ -260,7 +262,7 @@ impl Walker<'_> {
         let (choices, purpose) = (std::mem::take(self.choices), self.purpose);
         let stale = self.stale;
         self.purpose = Purpose::Explore;
-        let now = self.translate(entry, pasid, address, write);
+        let now = self.translate(entry, pasid, address, intent);
         self.purpose = purpose;
         *self.choices = choices;
         self.stale = stale;
@@ -282,7 +284,7 @@ impl Walker<'_> {
                 TlbEntry::Fault(reason) => Err(reason),
             };
         }
-        let found = self.translate(entry, pasid, address, write);
+        let found = self.translate(entry, pasid, address, intent);
         if self.purpose != Purpose::Explore && !self.again {
             match found {
                 Ok(leaf) if leaf.accessed => {

@@ -6,7 +6,7 @@ use super::config::Feature;
 use super::entry::{PasidEntry, Pgtt};
 use super::env::Eyes;
 use super::reason;
-use crate::core::View;
+use crate::core::{Privilege, View};
 
 /// Bits 51:12, the address field of page-table entries.
 const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -20,6 +20,26 @@ pub(super) enum Purpose {
     Prefetch,
     /// The caches and the accessed and dirty flags: a transaction is performed.
     Perform,
+}
+
+/// What the walk is for, as far as the dirty flag goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Intent {
+    Look,
+    /// A write with this privilege: sets the dirty flag where it is allowed.
+    Write(Privilege),
+}
+
+impl Intent {
+    /// Whether the dirty flag has to be set. A write that the stage does not allow is refused and sets none.
+    fn dirties(self, stage: Stage, rights: Rights, entry: &PasidEntry) -> bool {
+        let Self::Write(privilege) = self else { return false };
+        let supervisor = privilege == Privilege::Supervisor;
+        match stage {
+            Stage::Second => rights.second_write,
+            _ => (rights.write || supervisor && !entry.write_protect) && (rights.user || supervisor),
+        }
+    }
 }
 
 /// The result of a walk: the page around the address.
@@ -82,28 +102,28 @@ impl Walker<'_> {
         (12 + 9 * entry.second_levels).min(self.eyes.env.config.guest_width())
     }
 
-    /// Walks all stages of an entry for an input address. `write` asks for dirty flags.
+    /// Walks all stages of an entry for an input address.
     pub(super) fn translate(
         &mut self,
         entry: &PasidEntry,
         pasid: u32,
         address: u64,
-        write: bool,
+        intent: Intent,
     ) -> Result<Leaf, u8> {
         match entry.pgtt {
             Pgtt::SecondStage if address >> self.second_width(entry) != 0 => Err(reason::ADDRESS_TOO_LARGE),
-            Pgtt::SecondStage => self.second_stage(entry, address, write),
+            Pgtt::SecondStage => self.second_stage(entry, address, intent),
             _ => {
                 let bits = 12 + 9 * entry.first_levels;
                 if ((address << (64 - bits)) as i64 >> (64 - bits)) as u64 != address {
                     return Err(reason::NOT_CANONICAL);
                 }
-                self.first_stage(entry, pasid, address, write)
+                self.first_stage(entry, pasid, address, intent)
             }
         }
     }
 
-    fn second_stage(&mut self, entry: &PasidEntry, address: u64, write: bool) -> Result<Leaf, u8> {
+    fn second_stage(&mut self, entry: &PasidEntry, address: u64, intent: Intent) -> Result<Leaf, u8> {
         let config = self.eyes.env.config;
         if entry.second_pointer & config.reserved_address() != 0 {
             return Err(reason::SECOND_STAGE_POINTER);
@@ -117,10 +137,16 @@ impl Walker<'_> {
             view: self.walk_view(entry),
             flags: entry.second_flags.then_some((1 << 8, 1 << 9)),
         };
-        self.walk(entry, &tables, address, write)
+        self.walk(entry, &tables, address, intent)
     }
 
-    fn first_stage(&mut self, entry: &PasidEntry, pasid: u32, address: u64, write: bool) -> Result<Leaf, u8> {
+    fn first_stage(
+        &mut self,
+        entry: &PasidEntry,
+        pasid: u32,
+        address: u64,
+        intent: Intent,
+    ) -> Result<Leaf, u8> {
         let nested = entry.pgtt == Pgtt::Nested;
         let tables = Tables {
             stage: if nested { Stage::Guest } else { Stage::First },
@@ -131,7 +157,7 @@ impl Walker<'_> {
             view: self.walk_view(entry),
             flags: Some((1 << 5, 1 << 6)),
         };
-        let first = self.walk(entry, &tables, address, write)?;
+        let first = self.walk(entry, &tables, address, intent)?;
         if !nested {
             return Ok(first);
         }
@@ -139,7 +165,7 @@ impl Walker<'_> {
         if guest >> self.second_width(entry) != 0 {
             return Err(reason::NESTED_OUTPUT_TOO_LARGE);
         }
-        let second = self.second_stage(entry, guest, write)?;
+        let second = self.second_stage(entry, guest, intent)?;
         let shift = first.shift.min(second.shift);
         let within = guest & ((1 << second.shift) - 1);
         Ok(Leaf {
@@ -152,7 +178,13 @@ impl Walker<'_> {
     }
 
     /// Walks one stage: from the root in memory, or from a table pointer that hardware may still hold.
-    fn walk(&mut self, entry: &PasidEntry, tables: &Tables, address: u64, write: bool) -> Result<Leaf, u8> {
+    fn walk(
+        &mut self,
+        entry: &PasidEntry,
+        tables: &Tables,
+        address: u64,
+        intent: Intent,
+    ) -> Result<Leaf, u8> {
         let mut steps = Vec::new();
         let fresh = self.descend(entry, tables, tables.top, tables.root, Rights::ALL, address, &mut steps);
         let key = |level| WalkKey {
@@ -185,7 +217,8 @@ impl Walker<'_> {
                 return Err(reason);
             }
         };
-        let (accessed, dirty) = self.update_flags(entry, tables, &mut steps, write)?;
+        let dirties = intent.dirties(tables.stage, rights, entry);
+        let (accessed, dirty) = self.update_flags(entry, tables, &mut steps, dirties)?;
         self.remember(tables, &steps, &key);
         Ok(Leaf { output, shift, rights, accessed, dirty })
     }
@@ -235,7 +268,7 @@ impl Walker<'_> {
         if slot >> self.second_width(entry) != 0 {
             return Err(reason::NESTED_TABLE_TOO_LARGE);
         }
-        let leaf = self.second_stage(entry, slot, false)?;
+        let leaf = self.second_stage(entry, slot, Intent::Look)?;
         if !leaf.rights.read {
             return Err(if is_top { reason::NESTED_TOP_READ } else { reason::NESTED_TABLE_READ });
         }
@@ -295,11 +328,11 @@ impl Walker<'_> {
         entry: &PasidEntry,
         tables: &Tables,
         steps: &mut [Step],
-        write: bool,
+        dirties: bool,
     ) -> Result<(bool, bool), u8> {
         let Some((accessed, dirty)) = tables.flags else { return Ok((true, true)) };
         for step in steps.iter_mut() {
-            let wanted = accessed | if step.leaf && write { dirty } else { 0 };
+            let wanted = accessed | if step.leaf && dirties { dirty } else { 0 };
             if step.value & wanted == wanted {
                 continue;
             }
@@ -316,7 +349,7 @@ impl Walker<'_> {
                 if tables.stage == Stage::Guest && entry.second_flags {
                     // Writing the guest's flags makes the page that holds them dirty in the second stage.
                     let choices = std::mem::take(self.choices);
-                    self.second_stage(entry, step.slot, true)?;
+                    self.second_stage(entry, step.slot, Intent::Write(Privilege::Supervisor))?;
                     *self.choices = choices;
                 }
                 let new = step.value | wanted;

@@ -145,6 +145,26 @@ fn accessed_and_dirty_flags_are_set_on_the_way() {
 }
 
 #[test]
+fn a_write_that_is_refused_sets_no_dirty_flag() {
+    // Read-only, accessed, not dirty.
+    let machine = with_first();
+    machine.put(FIRST5, &[0x9025]);
+    let write = first(0x5000).with_access(Access::Write);
+    assert_eq!(machine.dma(write, Mode::Fresh), Outcome::Fault(0x85));
+    assert_eq!(machine.ram.load(FIRST5), 0x9025);
+    // Where walks are not coherent, a flag that hardware had to set would be another fault.
+    let machine = Machine::new(Config::full().without(Feature::PageWalkCoherent));
+    machine.first_tables(FIRST, 4);
+    let mut entry = first_stage(2, FIRST);
+    entry[1] &= !(1 << 23);
+    machine.pasid(0, entry);
+    machine.put(FIRST5, &[0x9025]);
+    assert_eq!(machine.write(0x5000), Outcome::Fault(0x85));
+    machine.put(FIRST5, &[0x9027]);
+    assert_eq!(machine.write(0x5000), Outcome::Fault(0x90));
+}
+
+#[test]
 fn second_stage_flags_are_set_only_where_asked_for() {
     let machine = with_second();
     machine.put(SLOT5, &[0x9003]);
