@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::profile::{Arch, Iommu};
 use crate::ui::{Style, paint};
 use crate::workspace::Workspace;
-use crate::{check, mutants, process, run, setup, shell, test};
+use crate::{bench, check, mutants, process, run, setup, shell, test};
 
 /// Set-up, QEMU runs and tests of Portcullis.
 #[derive(Debug, Parser)]
@@ -41,6 +41,11 @@ enum Action {
     },
     /// Checks formatting, lints and documentation
     Check,
+    /// Measures instructions per operation, beside Linux's figures
+    Bench {
+        /// One architecture only
+        arch: Option<Arch>,
+    },
     /// Builds deliberate defects and sees that the tests catch them
     Mutants {
         /// Only mutants whose name contains this
@@ -88,6 +93,7 @@ fn perform(action: Action) -> Result<bool> {
         }
         Action::Test { filter } => test::command(&workspace, filter.as_deref()),
         Action::Check => check::command(&workspace),
+        Action::Bench { arch } => bench::command(&workspace, arch),
         Action::Mutants { filter } => mutants::command(&workspace, filter.as_deref()),
     }
 }

@@ -2,8 +2,9 @@
 //!
 //! It installs what is missing ([`setup`]), boots the reference kernel in QEMU ([`profile`], [`session`]), reads what
 //! the kernel says on its serial port ([`protocol`]) and holds it against what the host knows ([`verdict`], [`disk`]).
-//! On top of that stand the commands: [`run`], [`shell`], [`mod@test`], [`check`] and [`mutants`].
+//! On top of that stand the commands: [`run`], [`shell`], [`mod@test`], [`check`], [`mod@bench`] and [`mutants`].
 
+pub mod bench;
 pub mod build;
 pub mod check;
 pub mod cli;

@@ -1,0 +1,247 @@
+//! `cargo xtask bench`: instructions per operation, beside those that Linux takes on the same machines.
+//!
+//! The kernel's `job=bench` runs on machines whose clock ticks once per instruction, so the numbers do not depend on
+//! the host and come out the same each time, but for what the compiler does. The table is printed; `bench.json` and
+//! `bench.svg` in the build directory's `bench/` hold the same for programs and for people.
+
+mod json;
+mod linux;
+mod plot;
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use crate::console;
+use crate::profile::{Arch, Console, Iommu, Profile};
+use crate::protocol::{Event, Report};
+use crate::run::Lab;
+use crate::session::{Input, Session};
+use crate::ui::{self, Style, paint};
+use crate::verdict::{self, Expected};
+use crate::workspace::Workspace;
+use linux::Operation;
+
+/// How long one machine may take.
+const TIME_LIMIT: Duration = Duration::from_secs(300);
+/// What makes a machine count instructions: one nanosecond of its time for each, whether it sleeps or not.
+const COUNTING: [&str; 4] = ["-icount", "shift=0,sleep=off", "-smp", "1"];
+
+/// What one operation costs on one machine: medians over its repetitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Cost {
+    instructions: u64,
+    doorbells: u64,
+    invalidations: u64,
+}
+
+impl Cost {
+    /// Reads what the kernel prints: `instructions=N doorbells=N invalidations=N`.
+    fn parse(text: &str) -> Option<Self> {
+        let field = |name: &str| {
+            let value = text.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+            value.parse().ok()
+        };
+        Some(Self {
+            instructions: field("instructions")?,
+            doorbells: field("doorbells")?,
+            invalidations: field("invalidations")?,
+        })
+    }
+}
+
+/// An operation as measured.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    operation: &'static Operation,
+    cost: Cost,
+    /// What Linux takes on such a machine, where that was measured.
+    linux: Option<u64>,
+}
+
+impl Row {
+    /// The most that the project allows itself.
+    fn goal(&self) -> Option<u64> {
+        self.linux.map(|linux| linux / self.operation.share)
+    }
+
+    fn reached(&self) -> Option<bool> {
+        self.goal().map(|goal| self.cost.instructions <= goal)
+    }
+}
+
+/// One machine's results.
+#[derive(Clone, Debug)]
+struct Measured {
+    machine: String,
+    about: String,
+    rows: Vec<Row>,
+}
+
+/// Measures on one architecture's machines or on all. Says whether everything could be measured; a goal that is missed
+/// is a result like any other.
+pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
+    let arches = arch.map_or_else(|| Arch::ALL.to_vec(), |arch| vec![arch]);
+    let lab = Lab::prepare(workspace, &arches)?;
+    let mut all = Vec::new();
+    for profile in lab.profiles.select(arch, Iommu::Native) {
+        ui::say(&format!("measuring on {}", profile.name));
+        all.push(measure(&lab, profile)?);
+    }
+    for measured in &all {
+        println!("\n{}", paint(Style::Bold, &format!("{}: {}", measured.machine, measured.about)));
+        print!("{}", ui::table(&table(measured)));
+    }
+    let directory = workspace.target().join("bench");
+    fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
+    for (name, text) in
+        [("bench.json", json::document(&lab.tools.describe(), &all)), ("bench.svg", plot::document(&all))]
+    {
+        let path = directory.join(name);
+        fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let goals: Vec<bool> = all.iter().flat_map(|measured| &measured.rows).filter_map(Row::reached).collect();
+    let reached = goals.iter().filter(|reached| **reached).count();
+    println!("\n{reached} of {} goals reached. {}", goals.len(), lab.tools.describe());
+    println!("{}", paint(Style::Dim, &format!("Written to {}.", directory.display())));
+    Ok(true)
+}
+
+/// Runs the kernel's benchmark on one machine.
+fn measure(lab: &Lab, profile: &Profile) -> Result<Measured> {
+    const JOB: &str = "bench";
+    let name = format!("{}-{JOB}", profile.name);
+    let disk = lab.image.copy(&name)?;
+    let mut command = lab.command(profile, Console::Piped, disk.path(), JOB);
+    command.args(COUNTING);
+    let log = lab.workspace.log_dir().join(format!("{name}.log"));
+    let show_failure = |event: &Event| {
+        if let Event::Panic(_) = event {
+            console::show(event);
+        }
+    };
+    let outcome = Session::start(command, Input::Closed, &log)?.follow(TIME_LIMIT, show_failure)?;
+    let problems = verdict::problems(&outcome, &[], &Expected::default(), profile.arch.success_status());
+    if !problems.is_empty() {
+        bail!("{}: {}; console: {}", profile.name, problems.join("; "), outcome.log.display());
+    }
+    Ok(Measured {
+        machine: profile.name.clone(),
+        about: profile.about.clone(),
+        rows: rows(&outcome.report, &profile.name)?,
+    })
+}
+
+/// The operations in the report, all of them.
+fn rows(report: &Report, machine: &str) -> Result<Vec<Row>> {
+    let row = |operation: &'static Operation| {
+        let key = format!("bench.{}", operation.key);
+        let value = report.values(&key).next().with_context(|| format!("{machine}: no {key}"))?;
+        let cost = Cost::parse(value).with_context(|| format!("{machine}: {key} is {value:?}"))?;
+        Ok(Row { operation, cost, linux: operation.linux_on(machine) })
+    };
+    linux::OPERATIONS.iter().map(row).collect()
+}
+
+fn table(measured: &Measured) -> Vec<Vec<String>> {
+    let heading = ["operation", "instructions", "Linux", "share", "goal", "", "doorbells", "invalidations"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for row in &measured.rows {
+        let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
+        rows.push(vec![
+            row.operation.name.to_owned(),
+            grouped(row.cost.instructions),
+            or_dash(row.linux.map(grouped)),
+            or_dash(row.linux.map(|linux| ratio(row.cost.instructions, linux))),
+            or_dash(row.goal().map(grouped)),
+            match row.reached() {
+                Some(true) => paint(Style::Good, "reached"),
+                Some(false) => paint(Style::Warn, "missed "),
+                None => " ".repeat("reached".len()),
+            },
+            row.cost.doorbells.to_string(),
+            row.cost.invalidations.to_string(),
+        ]);
+    }
+    rows
+}
+
+/// The share of Linux's instructions.
+fn ratio(instructions: u64, linux: u64) -> String {
+    format!("{:.0} %", 100.0 * instructions as f64 / linux.max(1) as f64)
+}
+
+/// A number with its digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index != 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(' ');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn report(lines: &[String]) -> Report {
+        let mut report = Report::default();
+        for line in lines {
+            report.add(&Event::parse(line));
+        }
+        report
+    }
+
+    fn lines() -> Vec<String> {
+        let line = |operation: &Operation| {
+            format!("[data] bench.{} instructions=190 doorbells=1 invalidations=2", operation.key)
+        };
+        linux::OPERATIONS.iter().map(line).collect()
+    }
+
+    #[test]
+    fn every_operation_is_read_and_held_against_linux() {
+        let rows = rows(&report(&lines()), "x86_64-first").unwrap();
+        assert_eq!(rows.len(), linux::OPERATIONS.len());
+        assert_eq!(rows[0].cost, Cost { instructions: 190, doorbells: 1, invalidations: 2 });
+        assert_eq!((rows[0].linux, rows[0].goal(), rows[0].reached()), (Some(763), Some(190), Some(true)));
+    }
+
+    #[test]
+    fn a_missing_or_unreadable_operation_is_an_error() {
+        let mut some = lines();
+        some.pop();
+        assert!(rows(&report(&some), "aarch64").unwrap_err().to_string().contains("no bench."));
+        some.push("[data] bench.detach instructions=few".to_owned());
+        assert!(rows(&report(&some), "aarch64").unwrap_err().to_string().contains("few"));
+    }
+
+    #[test]
+    fn numbers_are_grouped_and_compared() {
+        assert_eq!([0, 999, 1000, 1_234_567].map(grouped), ["0", "999", "1 000", "1 234 567"]);
+        assert_eq!([ratio(190, 763), ratio(3, 2)], ["25 %", "150 %"]);
+    }
+
+    #[test]
+    fn documents_name_every_machine_and_operation() {
+        let measured = Measured {
+            machine: "aarch64".to_owned(),
+            about: "a \"quoted\" <machine>".to_owned(),
+            rows: rows(&report(&lines()), "aarch64").unwrap(),
+        };
+        let json = json::document("QEMU", std::slice::from_ref(&measured));
+        let svg = plot::document(std::slice::from_ref(&measured));
+        assert!(json.contains(r#""about": "a \"quoted\" <machine>""#));
+        assert!(svg.contains("&lt;machine&gt;"));
+        for operation in &linux::OPERATIONS {
+            assert!(json.contains(operation.key), "{}", operation.key);
+            assert!(svg.contains(operation.name), "{}", operation.name);
+        }
+        assert_eq!(json.matches('{').count(), json.matches('}').count());
+    }
+}

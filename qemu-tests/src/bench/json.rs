@@ -1,0 +1,56 @@
+//! The results as JSON.
+
+use super::{Measured, Row};
+
+/// All results, with the QEMU that they come from.
+pub(super) fn document(qemu: &str, all: &[Measured]) -> String {
+    let machines: Vec<String> = all.iter().map(machine).collect();
+    format!("{{\n  \"qemu\": {},\n  \"machines\": [\n{}\n  ]\n}}\n", string(qemu), machines.join(",\n"))
+}
+
+fn machine(measured: &Measured) -> String {
+    let rows: Vec<String> = measured.rows.iter().map(row).collect();
+    format!(
+        "    {{\n      \"name\": {},\n      \"about\": {},\n      \"operations\": [\n{}\n      ]\n    }}",
+        string(&measured.machine),
+        string(&measured.about),
+        rows.join(",\n")
+    )
+}
+
+fn row(row: &Row) -> String {
+    let number = |value: Option<u64>| value.map_or_else(|| "null".to_owned(), |value| value.to_string());
+    format!(
+        "        {{ \"operation\": {}, \"instructions\": {}, \"doorbells\": {}, \"invalidations\": {}, \
+         \"linux\": {}, \"goal\": {} }}",
+        string(row.operation.key),
+        row.cost.instructions,
+        row.cost.doorbells,
+        row.cost.invalidations,
+        number(row.linux),
+        number(row.goal())
+    )
+}
+
+fn string(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_are_escaped() {
+        assert_eq!(string("a\"b\\c\n"), r#""a\"b\\c\u000a""#);
+    }
+}

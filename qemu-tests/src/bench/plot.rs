@@ -1,0 +1,104 @@
+//! The results as a bar chart: SVG, one panel per machine, instructions on a logarithmic scale.
+
+use super::{Measured, Row, grouped};
+use std::fmt::Write;
+
+const LABEL: f64 = 270.0;
+const BARS: f64 = 520.0;
+const FIGURES: f64 = 110.0;
+const BAR: f64 = 9.0;
+const ROW: f64 = 28.0;
+const HEADING: f64 = 44.0;
+/// The scale ends here: 10^9 instructions; it begins at 10.
+const DECADES: i32 = 8;
+
+const OURS: &str = "#2f6fb0";
+const LINUX: &str = "#b9b9b9";
+const GOAL: &str = "#c0392b";
+
+/// A chart of all results.
+pub(super) fn document(all: &[Measured]) -> String {
+    let (width, legend) = (LABEL + BARS + FIGURES, 30.0);
+    let height: f64 = all.iter().map(panel_height).sum::<f64>() + legend;
+    let mut svg = String::new();
+    let mut top = legend;
+    // Writing to a string cannot fail.
+    let _ = write!(
+        svg,
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+         font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n"
+    );
+    for (x, colour, text) in
+        [(LABEL, OURS, "Portcullis"), (LABEL + 110.0, LINUX, "Linux"), (LABEL + 190.0, GOAL, "goal")]
+    {
+        rectangle(&mut svg, [x, 10.0, 12.0, 12.0], colour);
+        label(&mut svg, x + 18.0, 20.0, "start", text);
+    }
+    for measured in all {
+        panel(&mut svg, top, measured);
+        top += panel_height(measured);
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
+
+fn panel_height(measured: &Measured) -> f64 {
+    HEADING + ROW * measured.rows.len() as f64 + 16.0
+}
+
+fn panel(svg: &mut String, top: f64, measured: &Measured) {
+    label(svg, 10.0, top + 20.0, "start", &format!("{}: {}", measured.machine, measured.about));
+    let first = top + HEADING;
+    let height = ROW * measured.rows.len() as f64;
+    for decade in 0..=DECADES {
+        let x = LABEL + BARS * f64::from(decade) / f64::from(DECADES);
+        rectangle(svg, [x, first - 6.0, 1.0, height], "#e8e8e8");
+        label(svg, x, first - 10.0, "middle", &format!("10^{}", decade + 1));
+    }
+    for (index, row) in measured.rows.iter().enumerate() {
+        bars(svg, first + ROW * index as f64, row);
+    }
+}
+
+fn bars(svg: &mut String, top: f64, row: &Row) {
+    label(svg, LABEL - 8.0, top + BAR + 3.0, "end", row.operation.name);
+    rectangle(svg, [LABEL, top, length(row.cost.instructions), BAR], OURS);
+    let right = LABEL + length(row.cost.instructions.max(row.linux.unwrap_or(0)));
+    label(svg, right + 6.0, top + BAR, "start", &grouped(row.cost.instructions));
+    if let Some(linux) = row.linux {
+        rectangle(svg, [LABEL, top + BAR + 1.0, length(linux), BAR], LINUX);
+    }
+    if let Some(goal) = row.goal() {
+        rectangle(svg, [LABEL + length(goal), top - 2.0, 2.0, 2.0 * BAR + 5.0], GOAL);
+    }
+}
+
+/// The length of a bar: nothing for ten instructions or fewer.
+fn length(instructions: u64) -> f64 {
+    let decades = (instructions.max(10) as f64).log10() - 1.0;
+    (decades / f64::from(DECADES)).min(1.0) * BARS
+}
+
+fn rectangle(svg: &mut String, [x, y, width, height]: [f64; 4], colour: &str) {
+    let _ = writeln!(
+        svg,
+        "<rect x=\"{x:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{height:.1}\" fill=\"{colour}\"/>"
+    );
+}
+
+fn label(svg: &mut String, x: f64, y: f64, anchor: &str, text: &str) {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    let _ = writeln!(svg, "<text x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{text}</text>");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bars_grow_by_the_same_length_for_each_factor_of_ten() {
+        let step = length(100) - length(10);
+        assert!((length(10_000) - length(1000) - step).abs() < 1e-9);
+        assert!((length(u64::MAX) - BARS).abs() < 1e-9 && length(0) == 0.0);
+    }
+}
