@@ -145,9 +145,15 @@ impl Bench {
     }
 
     fn run_host(&self, trial: &Trial) -> Result<HostRun> {
-        let Trial::Host { package } = trial else { bail!("{trial} is not a host test") };
+        let Trial::Host { package, suite } = trial else { bail!("{trial} is not a host test") };
+        let mut arguments = vec!["--package", package];
+        match suite.as_deref() {
+            None => {}
+            Some("lib") => arguments.push("--lib"),
+            Some(suite) => arguments.extend(["--test", suite]),
+        }
         // One by one, so that "earlier" means something.
-        let arguments = ["--package", package, "--no-fail-fast", "--", "--test-threads=1"];
+        arguments.extend(["--no-fail-fast", "--", "--test-threads=1"]);
         host_tests::run(self.tree.workspace(), &arguments, "host-tests.log", HOST_LIMIT, |_| {})
     }
 }

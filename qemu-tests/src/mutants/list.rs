@@ -26,6 +26,7 @@ pub struct Mutant {
     profile: Option<String>,
     job: Option<String>,
     package: Option<String>,
+    suite: Option<String>,
     /// Host tests that may fail before that one.
     #[serde(default)]
     pub also: Vec<String>,
@@ -57,6 +58,8 @@ pub enum Trial {
     Host {
         /// The package.
         package: String,
+        /// The one test program that is run: a file of `tests/` by its name, or the library's own tests.
+        suite: Option<String>,
     },
 }
 
@@ -64,7 +67,8 @@ impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel { profile, job } => write!(f, "job {job} on {profile}"),
-            Self::Host { package } => write!(f, "host tests of {package}"),
+            Self::Host { package, suite: Some(suite) } => write!(f, "host tests {suite} of {package}"),
+            Self::Host { package, suite: None } => write!(f, "host tests of {package}"),
         }
     }
 }
@@ -73,12 +77,17 @@ impl Mutant {
     /// What is run to catch it.
     pub fn trial(&self) -> Result<Trial> {
         match (&self.profile, &self.package) {
-            (Some(profile), None) if self.also.is_empty() => {
+            (Some(profile), None) if self.also.is_empty() && self.suite.is_none() => {
                 let job = self.job.clone().unwrap_or_else(|| "main".to_owned());
                 Ok(Trial::Kernel { profile: profile.clone(), job })
             }
-            (None, Some(package)) if self.job.is_none() => Ok(Trial::Host { package: package.clone() }),
-            _ => bail!("mutant {}: either `profile` (and `job`) or `package` (and `also`)", self.name),
+            (None, Some(package)) if self.job.is_none() => {
+                Ok(Trial::Host { package: package.clone(), suite: self.suite.clone() })
+            }
+            _ => bail!(
+                "mutant {}: either `profile` (and `job`) or `package` (and `suite` and `also`)",
+                self.name
+            ),
         }
     }
 
@@ -141,7 +150,14 @@ mod tests {
         assert_eq!(trial("profile='aarch64'").unwrap(), "job main on aarch64");
         assert_eq!(trial("profile='aarch64'\njob='sva'").unwrap(), "job sva on aarch64");
         assert_eq!(trial("package='p'\nalso=['t']").unwrap(), "host tests of p");
-        for bad in ["", "profile='a'\npackage='p'", "package='p'\njob='j'", "profile='a'\nalso=['t']"] {
+        assert_eq!(trial("package='p'\nsuite='order'").unwrap(), "host tests order of p");
+        for bad in [
+            "",
+            "profile='a'\npackage='p'",
+            "package='p'\njob='j'",
+            "profile='a'\nalso=['t']",
+            "profile='a'\nsuite='s'",
+        ] {
             assert!(trial(bad).is_err(), "{bad}");
         }
     }
