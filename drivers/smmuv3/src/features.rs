@@ -39,6 +39,8 @@ pub struct Features {
     pub stage_2: bool,
     /// Accesses to tables and queues see the CPU's caches (IDR0.COHACC, or what firmware says instead).
     pub coherency: WalkCoherency,
+    /// The unit can take part in broadcast TLB maintenance (IDR0.BTM).
+    pub btm: bool,
     /// EL2 contexts exist (IDR0.HYP).
     pub hyp: bool,
     /// MSIs are supported (IDR0.MSI).
@@ -102,6 +104,7 @@ impl Features {
             stage_1: idr0.s1p(),
             stage_2: idr0.s2p(),
             coherency: if coherent { WalkCoherency::Snooped } else { WalkCoherency::NotSnooped },
+            btm: idr0.btm(),
             hyp: idr0.hyp(),
             msi: idr0.msi(),
             pri: idr0.pri(),

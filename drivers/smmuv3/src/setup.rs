@@ -103,7 +103,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             .with_table_oc(Cacheability::WRITE_BACK)
             .with_table_sh(Shareability::INNER);
         self.block.write(registers::CR1, cr1.into());
-        let cr2 = Cr2::new().with_ptm(true).with_recinvsid(true);
+        // Without broadcasts there is nothing to keep out of, and PTM is reserved.
+        let cr2 = Cr2::new().with_ptm(self.features.btm).with_recinvsid(true);
         self.block.write(registers::CR2, cr2.into());
 
         self.block.write64(registers::STRTAB_BASE, streams.base().into());

@@ -50,7 +50,7 @@ fn a_unit_that_firmware_left_on_is_taken_over_in_the_documented_order() {
     let values: Vec<u64> = state.writes.iter().filter(|write| write.0 == 0x20).map(|write| write.1).collect();
     assert_eq!(values, [0, 0x8, 0xc, 0xd, 0]);
     assert_eq!(state.writes[0].1, 1 << 31 | 1 << 20 | 0x1000);
-    assert_eq!((state.get(0x28), state.get(0x2c)), (0xd75, 0b110));
+    assert_eq!((state.get(0x28), state.get(0x2c)), (0xd75, 0b010));
     assert_eq!(state.commands, [[0x04, 31], [0x30, 0]]);
 }
 
