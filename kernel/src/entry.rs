@@ -43,7 +43,7 @@ fn kernel_main(boot: BootInfo) -> ! {
     report::text(format_args!("Portcullis {} on {}", env!("CARGO_PKG_VERSION"), report::Cpu));
     report::text(format_args!("command line: {}", boot.command_line));
     let Some(job) = Job::from_command_line(boot.command_line) else {
-        report::text(format_args!("panic: unknown job"));
+        report::text(format_args!("[FAIL] job: unknown"));
         power::exit(Outcome::Failure);
     };
     let mut report = Report::new();

@@ -5,6 +5,7 @@
 //! - `[data] KEY VALUE` is a fact for the harness to verify,
 //! - `result: N passed, N failed` closes.
 
+use alloc::string::{String, ToString};
 use core::fmt::{self, Write};
 use log::{LevelFilter, Log, Metadata, Record};
 use portcullis_arch::power::Outcome;
@@ -41,6 +42,11 @@ impl Line {
         console::write_bytes(self.bytes.get(..self.len).unwrap_or_default());
         self.len = 0;
     }
+}
+
+/// Anything that can be shown, as text: for the reasons of checks.
+pub(crate) fn words(shown: impl fmt::Display) -> String {
+    shown.to_string()
 }
 
 /// Prints one line.

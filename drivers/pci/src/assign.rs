@@ -85,11 +85,7 @@ fn is_configured<M: Mmio>(config: &ConfigSpace<M>) -> bool {
     let mut scan = Scan::new(config.buses().first(), Wire::Shared);
     while let Some(id) = scan.next(config) {
         let class = ClassRegister::from_bits(config.read32(id, offset::CLASS));
-        let class = Class {
-            base: class.base_class(),
-            sub: class.sub_class(),
-            interface: class.interface(),
-        };
+        let class = Class { base: class.base_class(), sub: class.sub_class(), interface: class.interface() };
         let decoding = CommandRegister::IO_ENABLE | CommandRegister::MEMORY_ENABLE;
         let decodes = !class.is_host_bridge() && command::read(config, id).intersects(decoding);
         if decodes || (is_bridge(config, id) && bus_numbers(config, id).secondary() != 0) {
@@ -150,13 +146,7 @@ fn number_buses<M: Mmio>(config: &ConfigSpace<M>) -> Result<usize, AssignError> 
         set_bus_numbers(config, id, highest, last);
         let scan = Scan::new(highest, Function::read(config, id).wire_below());
         close_bridges(config, scan);
-        try_push(
-            &mut levels,
-            Level {
-                scan,
-                bridge: Some(id),
-            },
-        )?;
+        try_push(&mut levels, Level { scan, bridge: Some(id) })?;
     }
     Ok(bridges)
 }
@@ -194,9 +184,7 @@ fn assign_memory<M: Mmio>(
         for bar in bars.iter().filter(|bar| bar.is_memory()) {
             let range = Range::bar(index, bar.index, function.parent, bar.size);
             let wide = bar.kind == BarKind::Memory64 && bar.prefetchable;
-            let space = function
-                .parent
-                .map_or(Some(&reach.root), |bridge| reach.below.get(bridge));
+            let space = function.parent.map_or(Some(&reach.root), |bridge| reach.below.get(bridge));
             match space {
                 Some(Space::High) if wide => try_push(&mut high, range)?,
                 _ => try_push(&mut low, range)?,
@@ -247,16 +235,10 @@ fn high_reach<M: Mmio>(
     functions: &[Function],
     windows: &HostWindows,
 ) -> Result<Reach, ListMemory> {
-    let root = if windows.high.is_some() {
-        Space::High
-    } else {
-        Space::Low
-    };
+    let root = if windows.high.is_some() { Space::High } else { Space::Low };
     let mut below = try_filled(Space::Low, functions.len())?;
     for (index, function) in functions.iter().enumerate() {
-        let above = function
-            .parent
-            .map_or(Some(root), |bridge| below.get(bridge).copied());
+        let above = function.parent.map_or(Some(root), |bridge| below.get(bridge).copied());
         let window = config.read32(function.id, offset::PREFETCHABLE_WINDOW);
         let wide = function.buses().is_some() && MemoryWindow::from_bits(window).base_type() == 1;
         if let Some(own) = below.get_mut(index)

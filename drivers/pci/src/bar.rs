@@ -57,9 +57,7 @@ impl Bar {
 
 impl fmt::Display for Bar {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            index, address, size, ..
-        } = self;
+        let Self { index, address, size, .. } = self;
         write!(f, "BAR {index} ({:?}, {size:#x} bytes at {address})", self.kind)
     }
 }
@@ -187,11 +185,7 @@ fn probe<M: Mmio>(
         (_, 0) => (BarKind::Memory32, 0xf),
         (_, 2) => (BarKind::Memory64, 0xf),
         _ => {
-            return Err(BarError::Type {
-                function,
-                index,
-                word: old & 0xf,
-            });
+            return Err(BarError::Type { function, index, word: old & 0xf });
         }
     };
     let mut address = u64::from(old & !attributes);
@@ -213,11 +207,7 @@ fn probe<M: Mmio>(
     let size = mask.wrapping_neg();
     let attributes_only = u64::from(low_mask & !attributes) == 0 && kind != BarKind::Memory64;
     if !size.is_power_of_two() || attributes_only {
-        return Err(BarError::Size {
-            function,
-            index,
-            mask,
-        });
+        return Err(BarError::Size { function, index, mask });
     }
     Ok(Some(Bar {
         index,

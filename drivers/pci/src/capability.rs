@@ -68,13 +68,7 @@ pub(crate) fn standard<M: Mmio>(config: &ConfigSpace<M>, function: RequesterId) 
     } else {
         0
     };
-    Walk {
-        config,
-        function,
-        list: List::Standard,
-        next,
-        seen: [0; 16],
-    }
+    Walk { config, function, list: List::Standard, next, seen: [0; 16] }
 }
 
 /// The extended capabilities; only functions with the PCI Express capability have any.
@@ -84,13 +78,7 @@ pub(crate) fn extended<M: Mmio>(config: &ConfigSpace<M>, function: RequesterId) 
         0 | u32::MAX => 0,
         _ => offset::EXTENDED,
     };
-    Walk {
-        config,
-        function,
-        list: List::Extended,
-        next,
-        seen: [0; 16],
-    }
+    Walk { config, function, list: List::Extended, next, seen: [0; 16] }
 }
 
 /// The place of a capability in the first 256 bytes, as an offset, if the function has it.
@@ -169,16 +157,9 @@ impl<M: Mmio> Iterator for Walk<'_, M> {
 impl Place {
     /// The place, if `size` bytes from it lie in the space of its list.
     pub(crate) fn holding(self, size: u16) -> Result<Self, CapabilityError> {
-        let end = if self.offset < offset::EXTENDED {
-            offset::EXTENDED
-        } else {
-            offset::END
-        };
+        let end = if self.offset < offset::EXTENDED { offset::EXTENDED } else { offset::END };
         if end.saturating_sub(self.offset) < size {
-            return Err(CapabilityError::Truncated {
-                function: self.function,
-                offset: self.offset,
-            });
+            return Err(CapabilityError::Truncated { function: self.function, offset: self.offset });
         }
         Ok(self)
     }

@@ -36,9 +36,7 @@ pub(crate) fn read<M: Mmio>(config: &ConfigSpace<M>, function: RequesterId) -> C
 pub fn enable_bus_master<M: Mmio>(config: &ConfigSpace<M>, functions: &[Function], index: usize) {
     let mut next = Some(index);
     while let Some((at, function)) = next.and_then(|at| functions.get(at).map(|function| (at, function))) {
-        update(config, function.id, |command| {
-            command | CommandRegister::BUS_MASTER_ENABLE
-        });
+        update(config, function.id, |command| command | CommandRegister::BUS_MASTER_ENABLE);
         next = function.parent.filter(|&parent| parent < at);
     }
 }
@@ -47,23 +45,17 @@ pub fn enable_bus_master<M: Mmio>(config: &ConfigSpace<M>, functions: &[Function
 ///
 /// A request that was under way when it returns may still arrive.
 pub fn disable_bus_master<M: Mmio>(config: &ConfigSpace<M>, function: RequesterId) {
-    update(config, function, |command| {
-        command - CommandRegister::BUS_MASTER_ENABLE
-    });
+    update(config, function, |command| command - CommandRegister::BUS_MASTER_ENABLE);
 }
 
 /// Lets a function decode its memory BARs, or a bridge its memory windows.
 pub fn enable_memory<M: Mmio>(config: &ConfigSpace<M>, function: RequesterId) {
-    update(config, function, |command| {
-        command | CommandRegister::MEMORY_ENABLE
-    });
+    update(config, function, |command| command | CommandRegister::MEMORY_ENABLE);
 }
 
 /// Keeps a function from its interrupt pin.
 pub fn disable_intx<M: Mmio>(config: &ConfigSpace<M>, function: RequesterId) {
-    update(config, function, |command| {
-        command | CommandRegister::INTERRUPT_DISABLE
-    });
+    update(config, function, |command| command | CommandRegister::INTERRUPT_DISABLE);
 }
 
 /// Takes the right to make requests from every function for which `policy` says so, and returns how many had it.

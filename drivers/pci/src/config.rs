@@ -82,8 +82,7 @@ impl<M: Mmio> ConfigSpace<M> {
     ///
     /// A function of another segment or bus and a wrong offset read as all ones, as an absent function does.
     pub fn read32(&self, function: RequesterId, register: u16) -> u32 {
-        self.locate(function, register)
-            .map_or(u32::MAX, |at| self.mmio.read32(at))
+        self.locate(function, register).map_or(u32::MAX, |at| self.mmio.read32(at))
     }
 
     /// Writes the word at `register` of a function; ignored where [`read32`](Self::read32) finds nothing.
@@ -97,10 +96,7 @@ impl<M: Mmio> ConfigSpace<M> {
     ///
     /// Besides all ones, some bridges return all zeros, or ones in only one half, for a function that is absent.
     pub fn is_present(&self, function: RequesterId) -> bool {
-        !matches!(
-            self.read32(function, offset::ID),
-            0xffff_ffff | 0x0000_0000 | 0x0000_ffff | 0xffff_0000
-        )
+        !matches!(self.read32(function, offset::ID), 0xffff_ffff | 0x0000_0000 | 0x0000_ffff | 0xffff_0000)
     }
 
     fn locate(&self, function: RequesterId, register: u16) -> Option<usize> {

@@ -110,9 +110,7 @@ fn list_tree<M: Mmio>(
         };
         let mut function = Function::read(config, id);
         function.parent = parent;
-        function.alias = parent
-            .and_then(|index| functions.get(index))
-            .and_then(Function::alias_for_children);
+        function.alias = parent.and_then(|index| functions.get(index)).and_then(Function::alias_for_children);
         if let Some(error) = function.damage {
             log::warn!("{error}");
         }
@@ -120,13 +118,7 @@ fn list_tree<M: Mmio>(
         if let Some(buses) = function.buses().filter(|buses| buses.secondary() != 0) {
             claim(owners, parent, index, id, buses)?;
             let scan = Scan::new(buses.secondary(), function.wire_below());
-            try_push(
-                &mut levels,
-                Level {
-                    scan,
-                    parent: Some(index),
-                },
-            )?;
+            try_push(&mut levels, Level { scan, parent: Some(index) })?;
         }
         try_push(functions, function)?;
     }
@@ -142,17 +134,10 @@ fn claim(
     buses: BusNumbers,
 ) -> Result<(), EnumerateError> {
     let (secondary, subordinate) = (buses.secondary(), buses.subordinate());
-    let error = EnumerateError::BadBuses {
-        bridge,
-        secondary,
-        subordinate,
-    };
+    let error = EnumerateError::BadBuses { bridge, secondary, subordinate };
     let from = parent.map_or(Owner::Free, Owner::Bridge);
     let range = usize::from(secondary)..=usize::from(subordinate);
-    let claimed = owners
-        .get_mut(range)
-        .filter(|claimed| !claimed.is_empty())
-        .ok_or(error)?;
+    let claimed = owners.get_mut(range).filter(|claimed| !claimed.is_empty()).ok_or(error)?;
     // The bus that the bridge is on belongs to its parent too, and is not to give.
     if secondary <= bridge.bus() || claimed.iter().any(|owner| *owner != from) {
         return Err(error);

@@ -153,11 +153,7 @@ impl Function {
             vendor: ids as u16,
             device: (ids >> 16) as u16,
             revision: class.revision(),
-            class: Class {
-                base: class.base_class(),
-                sub: class.sub_class(),
-                interface: class.interface(),
-            },
+            class: Class { base: class.base_class(), sub: class.sub_class(), interface: class.interface() },
             header: match header.layout() {
                 0 => Header::Endpoint,
                 1 => Header::Bridge(BusNumbers::from_bits(config.read32(id, offset::BUS_NUMBERS))),

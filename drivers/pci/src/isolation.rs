@@ -76,11 +76,7 @@ fn fused_by(functions: &[Function], index: usize, function: &Function) -> Option
         Some(PortType::DOWNSTREAM) if !function.isolates() => {
             // What comes up here can go down at any other port of the switch.
             let upstream = function.parent.filter(|&parent| parent < index);
-            Some(
-                upstream
-                    .filter(|&parent| parent < functions.len())
-                    .unwrap_or(index),
-            )
+            Some(upstream.filter(|&parent| parent < functions.len()).unwrap_or(index))
         }
         Some(PortType::ROOT_PORT) if !function.isolates() => Some(index),
         Some(PortType::ROOT_PORT | PortType::DOWNSTREAM | PortType::UPSTREAM) => None,
@@ -117,11 +113,7 @@ fn join_devices(functions: &[Function], sets: &mut Sets, fused: &mut [bool]) -> 
 fn device_of(functions: &[Function], index: usize) -> Option<(u16, u8, u8)> {
     let function = functions.get(index)?;
     let parent = function.parent.and_then(|parent| functions.get(parent));
-    let device = if parent.is_some_and(Function::has_link_below) {
-        0
-    } else {
-        function.id.device()
-    };
+    let device = if parent.is_some_and(Function::has_link_below) { 0 } else { function.id.device() };
     Some((function.id.segment(), function.id.bus(), device))
 }
 

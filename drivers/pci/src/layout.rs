@@ -47,13 +47,7 @@ impl Range {
     /// its own.
     pub(crate) fn bar(function: usize, slot: u8, bus: Option<usize>, size: u64) -> Self {
         let size = size.max(PAGE_SIZE);
-        Self {
-            what: What::Bar { function, slot },
-            bus,
-            size,
-            align: size,
-            at: 0,
-        }
+        Self { what: What::Bar { function, slot }, bus, size, align: size, at: 0 }
     }
 
     /// The last address.
@@ -83,9 +77,7 @@ pub(crate) fn place(
 ) -> Result<(), LayoutError> {
     // The ranges of each bus, as list positions; 0 is the root, bridge i is i + 1.
     let mut buses: Vec<Vec<usize>> = Vec::new();
-    buses
-        .try_reserve_exact(parents.len() + 1)
-        .map_err(ListMemory::from)?;
+    buses.try_reserve_exact(parents.len() + 1).map_err(ListMemory::from)?;
     buses.resize_with(parents.len() + 1, Vec::new);
     for (position, range) in ranges.iter().enumerate() {
         if let Some(bus) = buses.get_mut(bus_number(range.bus)) {
@@ -100,16 +92,9 @@ pub(crate) fn place(
             continue;
         }
         let (end, align) = pack(ranges, members, 0)?;
-        let size = end
-            .checked_next_multiple_of(WINDOW_GRAIN)
-            .ok_or(LayoutError::TooSmall)?;
-        let window = Range {
-            what: What::Window { bridge },
-            bus: parent,
-            size,
-            align: align.max(WINDOW_GRAIN),
-            at: 0,
-        };
+        let size = end.checked_next_multiple_of(WINDOW_GRAIN).ok_or(LayoutError::TooSmall)?;
+        let window =
+            Range { what: What::Window { bridge }, bus: parent, size, align: align.max(WINDOW_GRAIN), at: 0 };
         if let Some(bus) = buses.get_mut(bus_number(parent)) {
             try_push(bus, ranges.len())?;
         }
@@ -133,19 +118,14 @@ fn pack(ranges: &mut [Range], mut members: Vec<usize>, start: u64) -> Result<(u6
     members.sort_unstable_by_key(|&position| {
         let range = ranges.get(position);
         // The position keeps equal ones in the order of the devices.
-        (
-            core::cmp::Reverse(range.map(|range| (range.align, range.size))),
-            position,
-        )
+        (core::cmp::Reverse(range.map(|range| (range.align, range.size))), position)
     });
     let (mut end, mut strictest) = (start, 1);
     for position in members {
         let Some(range) = ranges.get_mut(position) else {
             continue;
         };
-        range.at = end
-            .checked_next_multiple_of(range.align)
-            .ok_or(LayoutError::TooSmall)?;
+        range.at = end.checked_next_multiple_of(range.align).ok_or(LayoutError::TooSmall)?;
         end = range.at.checked_add(range.size).ok_or(LayoutError::TooSmall)?;
         strictest = strictest.max(range.align);
     }
@@ -157,11 +137,7 @@ fn make_absolute(ranges: &mut [Range], functions: usize) -> Result<(), LayoutErr
     // Windows were appended from the last bridge to the first, so in reverse each comes after the one around it.
     let mut bases = try_filled(0_u64, functions)?;
     for range in ranges.iter_mut().rev() {
-        let base = range
-            .bus
-            .and_then(|bridge| bases.get(bridge))
-            .copied()
-            .unwrap_or(0);
+        let base = range.bus.and_then(|bridge| bases.get(bridge)).copied().unwrap_or(0);
         range.at = range.at.checked_add(base).ok_or(LayoutError::TooSmall)?;
         if let What::Window { bridge } = range.what
             && let Some(own) = bases.get_mut(bridge)

@@ -91,11 +91,7 @@ impl<M: Mmio> MsixTable<M> {
                 given: *bar,
             });
         }
-        Ok(Self {
-            bar: mmio,
-            offset: capability.table_offset as usize,
-            vectors: capability.vectors,
-        })
+        Ok(Self { bar: mmio, offset: capability.table_offset as usize, vectors: capability.vectors })
     }
 
     /// How many vectors there are.
@@ -105,10 +101,7 @@ impl<M: Mmio> MsixTable<M> {
 
     fn entry(&self, vector: u16) -> Result<usize, MsiError> {
         if vector >= self.vectors {
-            return Err(MsiError::NoSuchVector {
-                vector,
-                vectors: self.vectors,
-            });
+            return Err(MsiError::NoSuchVector { vector, vectors: self.vectors });
         }
         Ok(self.offset + usize::from(vector) * msix::ENTRY_SIZE)
     }
@@ -129,8 +122,7 @@ impl<M: Mmio> MsixTable<M> {
         // An entry may change only while it is masked (6.1.4.2).
         self.mask(vector)?;
         self.bar.write32(entry + msix::ADDRESS, address.get() as u32);
-        self.bar
-            .write32(entry + msix::ADDRESS_UPPER, (address.get() >> 32) as u32);
+        self.bar.write32(entry + msix::ADDRESS_UPPER, (address.get() >> 32) as u32);
         self.bar.write32(entry + msix::DATA, data);
         Ok(())
     }

@@ -65,9 +65,6 @@ impl PowerCapability {
         while hal.now_ns().saturating_sub(start) <= D3_RECOVERY_NS {
             hal.relax();
         }
-        wait::until(hal, "PMCSR", 0x3, 0, 0, || {
-            u64::from(self.control(config).into_bits())
-        })
-        .map(drop)
+        wait::until(hal, "PMCSR", 0x3, 0, 0, || u64::from(self.control(config).into_bits())).map(drop)
     }
 }

@@ -56,10 +56,7 @@ impl Scan {
 
     fn advance<M: Mmio>(&mut self, config: &ConfigSpace<M>, function: RequesterId, present: bool) {
         if self.wire == Wire::AriLink {
-            if let Some(next) = Some(function)
-                .filter(|_| present)
-                .and_then(|id| next_ari(config, id))
-            {
+            if let Some(next) = Some(function).filter(|_| present).and_then(|id| next_ari(config, id)) {
                 self.next = next;
                 return;
             }

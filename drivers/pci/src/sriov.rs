@@ -27,11 +27,7 @@ impl SrIov {
         Ok(Self {
             function: place.function,
             total: vfs.total(),
-            enabled: if control.enable() {
-                count.min(vfs.total())
-            } else {
-                0
-            },
+            enabled: if control.enable() { count.min(vfs.total()) } else { 0 },
             first_offset: placement.first_offset(),
             stride: placement.stride(),
         })

@@ -86,11 +86,7 @@ impl AtsCapability {
         let register = AtsRegister::from_bits(config.read_at(place, CONTROL_WORD));
         Ok(Self {
             place,
-            queue_depth: if register.queue_depth() == 0 {
-                32
-            } else {
-                register.queue_depth()
-            },
+            queue_depth: if register.queue_depth() == 0 { 32 } else { register.queue_depth() },
             page_aligned: register.page_aligned(),
             global_invalidate: register.global_invalidate(),
         })
@@ -186,10 +182,7 @@ impl PasidCapability {
             return Err(TranslationError::Enabled);
         }
         if !self.features.contains(features) {
-            return Err(TranslationError::Features {
-                wanted: features,
-                supported: self.features,
-            });
+            return Err(TranslationError::Features { wanted: features, supported: self.features });
         }
         let value = register
             .with_enable(true)
@@ -212,10 +205,7 @@ impl PasidCapability {
         ats: Option<&AtsCapability>,
     ) -> Result<(), TranslationError> {
         let register = self.changeable(config, ats)?;
-        let value = register
-            .with_enable(false)
-            .with_execute(false)
-            .with_privileged(false);
+        let value = register.with_enable(false).with_execute(false).with_privileged(false);
         config.write_at(self.place, CONTROL_WORD, value.into_bits());
         Ok(())
     }
@@ -278,10 +268,7 @@ impl PriCapability {
             return Err(TranslationError::NotStopped);
         }
         if outstanding == 0 || outstanding > self.capacity {
-            return Err(TranslationError::Allocation {
-                wanted: outstanding,
-                capacity: self.capacity,
-            });
+            return Err(TranslationError::Allocation { wanted: outstanding, capacity: self.capacity });
         }
         let reset = PriRegister::new().with_reset(true).into_bits();
         config.write_at(self.place, pri::REGISTER, reset);
@@ -291,10 +278,7 @@ impl PriCapability {
         // The status half and the reset bit read back as they like; only enable matters.
         let read = self.register(config);
         if read.into_bits() == u32::MAX || !read.enable() {
-            return Err(TranslationError::Ignored {
-                written: value,
-                read: read.into_bits(),
-            });
+            return Err(TranslationError::Ignored { written: value, read: read.into_bits() });
         }
         Ok(())
     }
@@ -326,9 +310,5 @@ impl PriCapability {
 
 /// Checks that a register holds what was written.
 fn taken(written: u32, read: u32) -> Result<(), TranslationError> {
-    if read == written {
-        Ok(())
-    } else {
-        Err(TranslationError::Ignored { written, read })
-    }
+    if read == written { Ok(()) } else { Err(TranslationError::Ignored { written, read }) }
 }

@@ -66,11 +66,7 @@ impl HostWindow {
         let distance = len.checked_sub(1).ok_or(error)?;
         let last = bus.0.checked_add(distance).ok_or(error)?;
         phys.checked_add(distance).ok_or(error)?;
-        Ok(Self {
-            first: bus.0,
-            last,
-            phys,
-        })
+        Ok(Self { first: bus.0, last, phys })
     }
 
     /// The first bus address.
@@ -106,9 +102,6 @@ impl HostWindows {
     /// The CPU's view of `len` bytes from `address`, if they lie in one of the windows.
     pub fn to_phys(&self, address: BusAddress, len: u64) -> Option<PhysAddr> {
         let windows = [self.low, self.high];
-        windows
-            .iter()
-            .flatten()
-            .find_map(|window| window.to_phys(address, len))
+        windows.iter().flatten().find_map(|window| window.to_phys(address, len))
     }
 }

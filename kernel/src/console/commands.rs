@@ -6,6 +6,7 @@ use super::Next;
 use super::state::{State, length, number, range};
 use crate::devices::edu::{Completion, Direction};
 use crate::report::text;
+use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -173,7 +174,7 @@ fn domains(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
         let info = domain.info();
         let stage = info.stage.map_or_else(|| "-".to_string(), |stage| stage.to_string().replace(' ', ""));
         let mut tags = String::new();
-        domain.describe(&mut tags).map_err(|error| error.to_string())?;
+        domain.describe(&mut tags).map_err(words)?;
         text(format_args!(
             "domain: d{index} kind={} stage={stage} aperture={} page-sizes={:#x} {tags}",
             info.kind,
@@ -206,8 +207,8 @@ fn domain(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         _ => return usage("domain"),
     };
     let unit = state.machine.iommu.unit(unit).ok_or("no unit")?;
-    let domain = unit.new_domain(&spec).map_err(|error| error.to_string())?;
-    state.domains.try_reserve(1).map_err(|error| error.to_string())?;
+    let domain = unit.new_domain(&spec).map_err(words)?;
+    state.domains.try_reserve(1).map_err(words)?;
     state.domains.push(domain);
     text(format_args!("domain: d{}", state.domains.len() - 1));
     Ok(Next::Continue)
@@ -274,8 +275,8 @@ fn map(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let memory = state.memory(&name, len)?;
     let mapping = Mapping { iova, memory, attributes: Attributes { access, memory: kind } };
     // SAFETY: the console's frames are never freed and hold nothing but bytes; the windows that `memory` gives are
-    // those of devices whose registers cannot harm the kernel.
-    unsafe { domain.map(&[mapping]) }.map_err(|error| error.to_string())?;
+    // those of devices that cannot master the bus any more.
+    unsafe { domain.map(&[mapping]) }.map_err(words)?;
     text(format_args!("mapped: {name} phys={} at {iova} len={len:#x} access={access}", memory.start()));
     Ok(Next::Continue)
 }
@@ -288,8 +289,8 @@ fn unmap(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let domain = state.domain(domain)?;
     let mut gather = Gather::new();
     // SAFETY: all mappings are the console's own, or reserved regions, whose memory nobody waits for.
-    let bytes = unsafe { domain.unmap(range, &mut gather) }.map_err(|error| error.to_string())?;
-    domain.sync(&mut gather).map_err(|error| error.to_string()).map(drop)?;
+    let bytes = unsafe { domain.unmap(range, &mut gather) }.map_err(words)?;
+    domain.sync(&mut gather).map_err(words).map(drop)?;
     text(format_args!("unmapped: {bytes:#x} bytes"));
     Ok(Next::Continue)
 }
@@ -299,8 +300,7 @@ fn attach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         return usage("attach");
     };
     let device = state.device(device)?;
-    let transition =
-        state.machine.iommu.attach(&device, state.domain(domain)?).map_err(|error| error.to_string())?;
+    let transition = state.machine.iommu.attach(&device, state.domain(domain)?).map_err(words)?;
     text(format_args!("attached: {transition:?}"));
     Ok(Next::Continue)
 }
@@ -310,7 +310,7 @@ fn detach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         return usage("detach");
     };
     let device = state.device(device)?;
-    state.machine.iommu.detach(&device).map_err(|error| error.to_string())?;
+    state.machine.iommu.detach(&device).map_err(words)?;
     Ok(Next::Continue)
 }
 
@@ -346,11 +346,12 @@ fn dma(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     {
         return Err("with pass-through, only the console's own frames".to_string());
     }
+    let is_retired =
+        |index| if state.machine.is_retired(index) { Err("its registers were given away") } else { Ok(()) };
     if let Some(rig) = state.machine.edus.iter().find(|rig| rig.device.id() == device.id()) {
+        is_retired(rig.function)?;
         state.machine.enable_bus_master(rig.function);
-        rig.edu
-            .transfer(direction, range.start(), range.len(), Completion::Poll)
-            .map_err(|error| error.to_string())?;
+        rig.edu.transfer(direction, range.start(), range.len(), Completion::Poll).map_err(words)?;
         text(format_args!("dma: done, the device does not tell whether memory was reached"));
         return Ok(Next::Continue);
     }
@@ -358,6 +359,7 @@ fn dma(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         if direction == Direction::FromMemory {
             return Err("this device only writes".to_string());
         }
+        is_retired(rig.function)?;
         state.machine.enable_bus_master(rig.function);
         let target = device.domain().and_then(|domain| domain.iova_to_phys(range.start()));
         let phys = target.map_or(portcullis_hal::PhysAddr::new(range.start().get()), |found| found.phys);
@@ -391,8 +393,8 @@ fn dump(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let mut found = false;
     for endpoint in device.endpoints() {
         let mut out = String::new();
-        unit.describe_entry(*endpoint, &mut out).map_err(|error| error.to_string())?;
-        for line in out.lines().filter(|line| *what == "all" || line.starts_with(what)) {
+        unit.describe_entry(*endpoint, &mut out).map_err(words)?;
+        for line in out.lines().filter(|line| *what == "all" || line.to_ascii_lowercase().starts_with(what)) {
             text(format_args!("{line}"));
             found = true;
         }
@@ -405,7 +407,7 @@ fn registers(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let id = state.unit(name)?;
     let unit = state.machine.iommu.unit(id).ok_or("no unit")?;
     let mut out = String::new();
-    unit.describe_registers(&mut out).map_err(|error| error.to_string())?;
+    unit.describe_registers(&mut out).map_err(words)?;
     out.lines().for_each(|line| text(format_args!("{line}")));
     Ok(Next::Continue)
 }

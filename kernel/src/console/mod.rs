@@ -26,6 +26,8 @@ enum Next {
 /// Reads and runs commands until `poweroff`.
 pub(crate) fn serve(machine: &'static Machine) -> ! {
     let mut state = State::new(machine);
+    // What start-up provoked is not the user's doing.
+    crate::job::drain_faults(machine.iommu);
     report::text(format_args!("console ready, try `help`"));
     loop {
         report::prompt("> ");

@@ -2,6 +2,7 @@
 
 use crate::machine::Machine;
 use crate::memory::KernelHal;
+use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -53,8 +54,8 @@ impl State {
         if self.allocated + order.bytes() > FRAME_BUDGET {
             return Err("the console's memory is used up".to_string());
         }
-        let frames = Frames::zeroed(&KernelHal, order).map_err(|error| error.to_string())?;
-        self.frames.try_reserve(1).map_err(|error| error.to_string())?;
+        let frames = Frames::zeroed(&KernelHal, order).map_err(words)?;
+        self.frames.try_reserve(1).map_err(words)?;
         self.frames.push(frames);
         self.allocated += order.bytes();
         Ok(format!("f{}", self.frames.len() - 1))
@@ -85,14 +86,14 @@ impl State {
         let range = match name.split_once("/bar") {
             Some((device, bar)) => {
                 let device = self.device(device)?;
-                self.machine.window(&device, number(bar)? as u8)?
+                self.machine.window(&device, u8::try_from(number(bar)?).map_err(|_| "no such window")?)?
             }
             None => self.frame(name)?.range(),
         };
         if len > range.len() {
             return Err(format!("{name} has only {:#x} bytes", range.len()));
         }
-        PhysRange::new(range.start(), len).map_err(|error| error.to_string())
+        PhysRange::new(range.start(), len).map_err(words)
     }
 }
 
@@ -123,5 +124,5 @@ pub(super) fn length(text: &str) -> Result<u64, String> {
 
 /// A range of I/O virtual addresses.
 pub(super) fn range(iova: &str, len: &str) -> Result<IovaRange, String> {
-    IovaRange::new(Iova::new(number(iova)?), length(len)?).map_err(|error| error.to_string())
+    IovaRange::new(Iova::new(number(iova)?), length(len)?).map_err(words)
 }

@@ -52,6 +52,14 @@ pub(crate) fn use_space(space: DmaSpace) {
     DISK_DMA.call_once(|| DiskDma { space, live: Mutex::new(Vec::new()) });
 }
 
+/// What the disk was last given to write to: the memory behind its address, and the caller's buffer.
+static LAST_SHARED: Mutex<Option<(PhysAddr, PhysAddr)>> = Mutex::new(None);
+
+/// The memory that the disk last wrote to, and the buffer it was for.
+pub(crate) fn last_shared() -> Option<(PhysAddr, PhysAddr)> {
+    *LAST_SHARED.lock()
+}
+
 /// How many buffers the disk can reach now.
 pub(crate) fn live_buffers() -> usize {
     DISK_DMA.get().map_or(0, |dma| dma.live.lock().len())
@@ -83,15 +91,18 @@ impl DiskDma {
     fn map_in_place(&self, memory: PhysRange, attributes: Attributes) -> Result<Iova, dma::DmaError> {
         let range = self.space.take_iova(memory.len())?;
         let mapping = Mapping { iova: range.start(), memory, attributes };
-        // SAFETY: the pages are the caller's buffer alone, which virtio-drivers leaves untouched until `unshare`,
-        // and `unshare` returns only after the unmap was synced.
-        let mapped = unsafe { self.space.domain().map(&[mapping]) };
+        let mapped = match self.remember(range.start(), LiveKind::InPlace(range)) {
+            // SAFETY: the pages are the caller's buffer alone, which virtio-drivers leaves untouched until `unshare`,
+            // and `unshare` returns only after the unmap was synced.
+            Ok(()) => unsafe { self.space.domain().map(&[mapping]) },
+            Err(error) => Err(error.into()),
+        };
         if let Err(error) = mapped {
+            self.forget(range.start());
             self.space.give_back_iova(range);
             return Err(error.into());
         }
         dma::count_mapping();
-        self.remember(range.start(), LiveKind::InPlace(range))?;
         Ok(range.start())
     }
 
@@ -160,7 +171,14 @@ unsafe impl VirtioHal for DiskHal {
             None => dma.bounce(unsafe { buffer.as_ref() }, direction),
         };
         match shared {
-            Ok(iova) => iova.get(),
+            Ok(iova) => {
+                // The status byte comes after the data, and is shared on its own.
+                if direction == BufferDirection::DeviceToDriver && buffer.len() > 1 {
+                    let behind = dma.space.domain().iova_to_phys(iova).map(|found| found.phys);
+                    *LAST_SHARED.lock() = behind.zip(paging::virt_to_phys(buffer.cast::<u8>()));
+                }
+                iova.get()
+            }
             Err(reason) => {
                 // The trait has no way to refuse; at address 0 nothing is mapped, so the request fails harmlessly.
                 error!("a disk buffer could not be mapped: {reason}");

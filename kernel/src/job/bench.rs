@@ -7,6 +7,7 @@
 
 use crate::machine::Machine;
 use crate::report::Report;
+use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -151,10 +152,8 @@ struct Bench<'a> {
 impl<'a> Bench<'a> {
     fn new(machine: &'a Machine, device: &'a Device, overhead: u64) -> Result<Self, String> {
         let unit = machine.iommu.unit(device.unit()).ok_or("no unit")?;
-        let domain = machine
-            .iommu
-            .new_domain(device, &DomainSpec::Paging(PagingSpec::default()))
-            .map_err(|error| error.to_string())?;
+        let domain =
+            machine.iommu.new_domain(device, &DomainSpec::Paging(PagingSpec::default())).map_err(words)?;
         Ok(Self { machine, device, unit, domain, overhead })
     }
 
@@ -167,7 +166,7 @@ impl<'a> Bench<'a> {
         self.attach()?;
         // A page between the one measured and the end of its table keeps that table in use.
         let neighbour = [mapping(0, PAGE, MEMORY)];
-        self.map(&neighbour).map_err(|error| error.to_string())?;
+        self.map(&neighbour).map_err(words)?;
         self.pair(report, "page", MANY, &[mapping(PAGE, PAGE, MEMORY)])?;
         self.pair(report, "leaf-2m", MANY, &[mapping(GIB, TWO_MIB, MEMORY)])?;
         // Memory that begins a page too late leaves only small pages.
@@ -191,7 +190,8 @@ impl<'a> Bench<'a> {
             maps.add(cost, &idle, &mapped);
             self.expect(list, Expect::Mapped).map_err(|error| format!("{name}: {error}"))?;
             let (cost, result) = self.time(|| {
-                let bytes = self.domain.unmap(range, &mut gather);
+                // SAFETY: all mappings here are the benchmark's own.
+                let bytes = unsafe { self.domain.unmap(range, &mut gather) };
                 (bytes, self.domain.sync(&mut gather))
             });
             unmaps.add(cost, &mapped, &self.unit.stats());
@@ -233,11 +233,11 @@ impl<'a> Bench<'a> {
         for _ in 0..SOME {
             let idle = self.unit.stats();
             let (cost, result) = self.time(|| self.machine.iommu.attach(self.device, &self.domain));
-            result.map_err(|error| error.to_string())?;
+            result.map_err(words)?;
             let attached = self.unit.stats();
             attaches.add(cost, &idle, &attached);
             let (cost, result) = self.time(|| self.machine.iommu.detach(self.device));
-            result.map_err(|error| error.to_string())?;
+            result.map_err(words)?;
             detaches.add(cost, &attached, &self.unit.stats());
         }
         attaches.print(report, "attach");
@@ -246,11 +246,11 @@ impl<'a> Bench<'a> {
     }
 
     fn attach(&self) -> Result<(), String> {
-        self.machine.iommu.attach(self.device, &self.domain).map(drop).map_err(|error| error.to_string())
+        self.machine.iommu.attach(self.device, &self.domain).map(drop).map_err(words)
     }
 
     fn detach(&self) -> Result<(), String> {
-        self.machine.iommu.detach(self.device).map_err(|error| error.to_string())
+        self.machine.iommu.detach(self.device).map_err(words)
     }
 }
 
@@ -263,9 +263,7 @@ enum Expect {
 
 /// All addresses from the first to the last of a list.
 fn hull(list: &[Mapping]) -> Result<IovaRange, String> {
-    let range = |mapping: &Mapping| {
-        IovaRange::new(mapping.iova, mapping.memory.len()).map_err(|error| error.to_string())
-    };
+    let range = |mapping: &Mapping| IovaRange::new(mapping.iova, mapping.memory.len()).map_err(words);
     let (first, last) = (list.first().ok_or("empty list")?, list.last().ok_or("empty list")?);
     Ok(range(first)?.hull(&range(last)?))
 }

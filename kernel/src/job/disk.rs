@@ -6,11 +6,12 @@ use crate::dma::DmaSpace;
 use crate::machine::Machine;
 use crate::memory::KernelHal;
 use crate::report::Report;
+use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Write;
-use portcullis_hal::Hal;
+use portcullis_hal::{Hal, PAGE_SIZE, PhysAddr};
 use sha2::{Digest, Sha256};
 
 /// Bytes per request: whole pages, mapped in place.
@@ -48,20 +49,19 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
 
 fn open(machine: &Machine) -> Result<Disk, String> {
     let function = machine.function(disk::ID).ok_or("gone")?;
-    let space =
-        DmaSpace::attached(machine.iommu, &function.device, None).map_err(|error| error.to_string())?;
+    let space = DmaSpace::attached(machine.iommu, &function.device, None).map_err(words)?;
     if let Some(now) = space.domain().iova_to_phys(space.domain().aperture().last()) {
         return Err(format!("the fresh domain maps {:?}", now.phys));
     }
     disk::use_space(space);
     machine.enable_bus_master(function.index);
-    Disk::new(&machine.config, &function.function).map_err(|error| error.to_string())
+    Disk::new(&machine.config, &function.function).map_err(words)
 }
 
 fn read_all(disk: &mut Disk, report: &mut Report) -> Outcome {
     let start = KernelHal.now_ns();
     let mut buffer = Vec::new();
-    buffer.try_reserve_exact(CHUNK).map_err(|error| error.to_string())?;
+    buffer.try_reserve_exact(CHUNK).map_err(words)?;
     buffer.resize(CHUNK, 0);
     let mut hash = Sha256::new();
     let sectors = disk.sectors() as usize;
@@ -83,10 +83,10 @@ fn read_all(disk: &mut Disk, report: &mut Report) -> Outcome {
 fn write(disk: &mut Disk, report: &mut Report) -> Outcome {
     let bytes: Vec<u8> =
         (0..WRITE_COUNT * SECTOR).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
-    disk.write(WRITE_FIRST, &bytes).map_err(|error| error.to_string())?;
-    disk.flush().map_err(|error| error.to_string())?;
+    disk.write(WRITE_FIRST, &bytes).map_err(words)?;
+    disk.flush().map_err(words)?;
     let mut back = alloc::vec![0; bytes.len()];
-    disk.read(WRITE_FIRST, &mut back).map_err(|error| error.to_string())?;
+    disk.read(WRITE_FIRST, &mut back).map_err(words)?;
     if back != bytes {
         return Err("what was read back differs".to_string());
     }
@@ -101,10 +101,16 @@ fn read_across_pages(disk: &mut Disk) -> Outcome {
     neighbourhood.resize(3 * 4096, 0xaa_u8);
     let offset = 4096 - 256 - neighbourhood.as_ptr().addr() % 4096 % 256;
     let part = neighbourhood.get_mut(offset..offset + SECTOR).ok_or("no room")?;
-    disk.read(WRITE_FIRST, part).map_err(|error| error.to_string())?;
+    disk.read(WRITE_FIRST, part).map_err(words)?;
+    let (behind, buffer) = disk::last_shared().ok_or("nothing was shared")?;
+    let first = PhysAddr::new(buffer.get() - offset as u64).align_down(PAGE_SIZE).get();
+    let pages = first..buffer.get() - offset as u64 + neighbourhood.len() as u64;
+    if pages.contains(&behind.get()) {
+        return Err(format!("the disk was given {behind}, in a page of the buffer at {buffer}"));
+    }
     let mut expected = [0; SECTOR];
-    disk.read(WRITE_FIRST, &mut expected).map_err(|error| error.to_string())?;
-    if *part != expected {
+    disk.read(WRITE_FIRST, &mut expected).map_err(words)?;
+    if neighbourhood.get(offset..offset + SECTOR) != Some(&expected) {
         return Err("the copy differs".to_string());
     }
     let untouched = neighbourhood
@@ -112,7 +118,7 @@ fn read_across_pages(disk: &mut Disk) -> Outcome {
         .enumerate()
         .all(|(i, &byte)| (offset..offset + SECTOR).contains(&i) || byte == 0xaa);
     if untouched {
-        Ok("a sector across a page border, by a copy".to_string())
+        Ok(format!("a sector for {buffer}, by a copy at {behind}"))
     } else {
         Err("neighbours changed".to_string())
     }
@@ -131,7 +137,7 @@ fn nothing_left() -> Outcome {
 fn hex(bytes: &[u8]) -> Result<String, String> {
     let mut text = String::new();
     for byte in bytes {
-        write!(text, "{byte:02x}").map_err(|error| error.to_string())?;
+        write!(text, "{byte:02x}").map_err(words)?;
     }
     Ok(text)
 }

@@ -3,9 +3,10 @@
 use super::{Outcome, drain_faults, holds, pattern};
 use crate::devices::edu::{BUFFER_SIZE, Completion, Direction};
 use crate::devices::test_device::{Outcome as Written, PATTERN};
-use crate::dma::DmaSpace;
+use crate::dma::{DmaSpace, count_bytes};
 use crate::machine::{EduRig, Machine, TestRig};
 use crate::report::Report;
+use crate::report::words;
 use alloc::format;
 use alloc::string::ToString;
 use portcullis_hal::{Attributes, FrameOrder};
@@ -28,11 +29,10 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
 
 /// Memory to device to other memory, both ends mapped, the end of each transfer told by MSI.
 fn both_ways(machine: &Machine, rig: &EduRig) -> Outcome {
-    let text = |error: crate::dma::DmaError| error.to_string();
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
     machine.enable_bus_master(rig.function);
-    let source = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(text)?;
-    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
+    let source = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(words)?;
+    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(words)?;
     let data: [u8; BUFFER_SIZE as usize] = pattern(0x5a);
     source.memory().write(0, &data);
     for buffer in [&source, &target] {
@@ -44,14 +44,15 @@ fn both_ways(machine: &Machine, rig: &EduRig) -> Outcome {
     let moved = [(Direction::FromMemory, &source), (Direction::ToMemory, &target)]
         .into_iter()
         .try_for_each(|(way, buffer)| rig.edu.transfer(way, buffer.range().start(), BUFFER_SIZE, completion));
-    moved.map_err(|error| error.to_string())?;
+    moved.map_err(words)?;
     if !holds(target.memory(), &data) {
         return Err("the data did not arrive".to_string());
     }
+    count_bytes(2 * BUFFER_SIZE);
     let (from, to) = (source.range(), target.range());
-    space.unmap(source).map_err(text)?;
-    space.unmap(target).map_err(text)?;
-    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
+    space.unmap(source).map_err(words)?;
+    space.unmap(target).map_err(words)?;
+    machine.iommu.detach(&rig.device).map_err(words)?;
     let how = match completion {
         Completion::Interrupt => "told by MSI",
         Completion::Poll => return Err("the device has no MSI here".to_string()),
@@ -60,10 +61,9 @@ fn both_ways(machine: &Machine, rig: &EduRig) -> Outcome {
 }
 
 fn write_at_once(machine: &Machine, rig: &TestRig) -> Outcome {
-    let text = |error: crate::dma::DmaError| error.to_string();
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
     machine.enable_bus_master(rig.function);
-    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
+    let target = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(words)?;
     let (iova, phys) = (target.range().start(), target.memory().phys());
     match rig.test.write(iova, 64, phys) {
         Written::Arrived => {}
@@ -74,7 +74,7 @@ fn write_at_once(machine: &Machine, rig: &TestRig) -> Outcome {
     if u32::from_le_bytes(word) != PATTERN {
         return Err("the pattern is not in memory".to_string());
     }
-    space.unmap(target).map_err(text)?;
-    machine.iommu.detach(&rig.device).map_err(|error| error.to_string())?;
+    space.unmap(target).map_err(words)?;
+    machine.iommu.detach(&rig.device).map_err(words)?;
     Ok(format!("{iova} is {phys}"))
 }

@@ -7,6 +7,7 @@ use crate::dma::DmaSpace;
 use crate::machine::{EduRig, Machine};
 use crate::memory::KernelHal;
 use crate::report::Report;
+use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
 use portcullis_hal::{Access, Attributes, FrameOrder, Frames, Iova};
@@ -32,39 +33,36 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
 }
 
 fn write(rig: &EduRig, iova: Iova) -> Result<(), String> {
-    rig.edu
-        .transfer(Direction::ToMemory, iova, BUFFER_SIZE, Completion::Poll)
-        .map_err(|error| error.to_string())
+    rig.edu.transfer(Direction::ToMemory, iova, BUFFER_SIZE, Completion::Poll).map_err(words)
 }
 
 /// Loads the device's own buffer through a domain of its own, so that what it writes can be recognised.
 fn load(machine: &Machine, rig: &EduRig, data: &[u8; PAGE]) -> Result<(), String> {
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
-    let source = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(|error| error.to_string())?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
+    let source = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(words)?;
     source.memory().write(0, data);
     drain_faults(machine.iommu);
     rig.edu
         .transfer(Direction::FromMemory, source.range().start(), BUFFER_SIZE, Completion::Poll)
-        .map_err(|error| error.to_string())?;
-    space.unmap(source).map_err(|error| error.to_string())?;
+        .map_err(words)?;
+    space.unmap(source).map_err(words)?;
     Ok(())
 }
 
 /// Write, unmap, write again (refused), map another page there, write (arrives in the new page only).
 fn page(machine: &Machine, rig: &EduRig) -> Outcome {
-    let text = |error: crate::dma::DmaError| error.to_string();
     let data: [u8; PAGE] = pattern(0x44);
     let canary: [u8; PAGE] = pattern(0x99);
     load(machine, rig, &data)?;
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
 
-    let first = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(text)?;
+    let first = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(words)?;
     let iova = first.range().start();
     write(rig, iova)?;
     if !holds(first.memory(), &data) {
         return Err("the first write did not arrive".to_string());
     }
-    let old = space.unmap(first).map_err(text)?;
+    let old = space.unmap(first).map_err(words)?;
     old.write(0, &canary);
     drain_faults(machine.iommu);
     write(rig, iova)?;
@@ -73,27 +71,26 @@ fn page(machine: &Machine, rig: &EduRig) -> Outcome {
     if !holds(&old, &canary) {
         return Err("the page was written after its unmap".to_string());
     }
-    let fresh = Frames::zeroed(&KernelHal, FrameOrder::SINGLE).map_err(|error| error.to_string())?;
-    let second = space.map_at(iova, fresh, Attributes::READ_WRITE).map_err(text)?;
+    let fresh = Frames::zeroed(&KernelHal, FrameOrder::SINGLE).map_err(words)?;
+    let second = space.map_at(iova, fresh, Attributes::READ_WRITE).map_err(words)?;
     write(rig, iova)?;
     if !holds(second.memory(), &data) || !holds(&old, &canary) {
         return Err("the write after the remap landed elsewhere".to_string());
     }
-    second.unmap().map_err(|quarantined| quarantined.reason.to_string())?;
+    second.unmap().map_err(|quarantined| words(quarantined.reason))?;
     Ok(format!("{line}; then {iova} led to another page"))
 }
 
 /// The same with one large leaf; `None` where the unit has none of this size.
 fn large(machine: &Machine, rig: &EduRig, order: u8) -> Result<Option<String>, String> {
-    let text = |error: crate::dma::DmaError| error.to_string();
     let data: [u8; PAGE] = pattern(0x55 ^ order);
     load(machine, rig, &data)?;
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(text)?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
     let order = FrameOrder::new(order).ok_or("order out of range")?;
     if space.domain().page_sizes() & order.bytes() == 0 {
         return Ok(None);
     }
-    let buffer = space.buffer(order, Attributes::READ_WRITE).map_err(text)?;
+    let buffer = space.buffer(order, Attributes::READ_WRITE).map_err(words)?;
     let range = buffer.range();
     // The last page of the leaf, so that all of it must be right.
     let offset = order.bytes() - BUFFER_SIZE;
@@ -110,7 +107,7 @@ fn large(machine: &Machine, rig: &EduRig, order: u8) -> Result<Option<String>, S
     if found != data {
         return Err("the write did not arrive".to_string());
     }
-    let frames = space.unmap(buffer).map_err(text)?;
+    let frames = space.unmap(buffer).map_err(words)?;
     let canary: [u8; PAGE] = pattern(0x66);
     frames.write(offset as usize, &canary);
     drain_faults(machine.iommu);

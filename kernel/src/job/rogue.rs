@@ -5,6 +5,7 @@ use crate::devices::edu::{BUFFER_SIZE, Completion, Direction};
 use crate::dma::DmaSpace;
 use crate::machine::{EduRig, Machine};
 use crate::report::Report;
+use crate::report::words;
 use alloc::format;
 use alloc::string::ToString;
 use portcullis_hal::{Access, Attributes, FrameOrder, Iova};
@@ -59,9 +60,8 @@ pub(super) fn fits(found: FaultReason, reason: FaultReason) -> bool {
 
 /// Reads and writes where nothing is mapped, next to a buffer that is.
 fn outside(machine: &Machine, rig: &EduRig) -> Outcome {
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
-    let buffer =
-        space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(|error| error.to_string())?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
+    let buffer = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(words)?;
     let canary: [u8; PAGE] = pattern(0x11);
     buffer.memory().write(0, &canary);
     let beyond = buffer.range().start().get() - BUFFER_SIZE;
@@ -69,43 +69,37 @@ fn outside(machine: &Machine, rig: &EduRig) -> Outcome {
     let mut line = Err("nothing tried".to_string());
     for (way, access) in [(Direction::ToMemory, Access::WRITE), (Direction::FromMemory, Access::READ)] {
         drain_faults(machine.iommu);
-        rig.edu.transfer(way, wrong, BUFFER_SIZE, Completion::Poll).map_err(|error| error.to_string())?;
+        rig.edu.transfer(way, wrong, BUFFER_SIZE, Completion::Poll).map_err(words)?;
         let fault = await_fault(machine.iommu, &rig.device)?;
         line = Ok(expect(&fault, rig, wrong, access, FaultReason::NotMapped)?);
     }
     // The physical address of the buffer is not an address of the device's either.
     drain_faults(machine.iommu);
     let physical = Iova::new(buffer.memory().phys().get());
-    rig.edu
-        .transfer(Direction::ToMemory, physical, 64, Completion::Poll)
-        .map_err(|error| error.to_string())?;
+    rig.edu.transfer(Direction::ToMemory, physical, 64, Completion::Poll).map_err(words)?;
     let fault = await_fault(machine.iommu, &rig.device)?;
     expect(&fault, rig, physical, Access::WRITE, FaultReason::NotMapped)?;
     if !holds(buffer.memory(), &canary) {
         return Err("memory changed".to_string());
     }
-    space.unmap(buffer).map_err(|error| error.to_string())?;
+    space.unmap(buffer).map_err(words)?;
     line
 }
 
 /// Writes to a page that it may only read. The write comes first: once the read's translation is cached, some units
 /// refuse a write without a record.
 fn read_only(machine: &Machine, rig: &EduRig) -> Outcome {
-    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
-    let buffer = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(|error| error.to_string())?;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
+    let buffer = space.buffer(FrameOrder::SINGLE, Attributes::READ).map_err(words)?;
     let canary: [u8; PAGE] = pattern(0x22);
     buffer.memory().write(0, &canary);
     let iova = buffer.range().start();
-    let write = || {
-        rig.edu.transfer(Direction::ToMemory, iova, 64, Completion::Poll).map_err(|error| error.to_string())
-    };
+    let write = || rig.edu.transfer(Direction::ToMemory, iova, 64, Completion::Poll).map_err(words);
     drain_faults(machine.iommu);
     write()?;
     let fault = await_fault(machine.iommu, &rig.device)?;
     let line = expect(&fault, rig, iova, Access::WRITE, FaultReason::Permission)?;
-    rig.edu
-        .transfer(Direction::FromMemory, iova, BUFFER_SIZE, Completion::Poll)
-        .map_err(|error| error.to_string())?;
+    rig.edu.transfer(Direction::FromMemory, iova, BUFFER_SIZE, Completion::Poll).map_err(words)?;
     // Hardware may split the write and report each piece; what must not be among them is a read.
     while let Some(fault) = machine.iommu.next_fault() {
         if fault.record.access.is_some_and(|access| !access.contains(Access::WRITE)) {
@@ -116,35 +110,29 @@ fn read_only(machine: &Machine, rig: &EduRig) -> Outcome {
     if !holds(buffer.memory(), &canary) {
         return Err("memory changed".to_string());
     }
-    space.unmap(buffer).map_err(|error| error.to_string())?;
+    space.unmap(buffer).map_err(words)?;
     Ok(line)
 }
 
 /// Uses another device's addresses.
 fn neighbour(machine: &Machine, rig: &EduRig, owner: &EduRig) -> Outcome {
-    let mine = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(|error| error.to_string())?;
-    let theirs = DmaSpace::attached(machine.iommu, &owner.device, None).map_err(|error| error.to_string())?;
+    let mine = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
+    let theirs = DmaSpace::attached(machine.iommu, &owner.device, None).map_err(words)?;
     machine.enable_bus_master(owner.function);
-    let buffer =
-        theirs.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(|error| error.to_string())?;
+    let buffer = theirs.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(words)?;
     let canary: [u8; PAGE] = pattern(0x33);
     buffer.memory().write(0, &canary);
     let iova = buffer.range().start();
     // The owner itself gets through, so that the address is a good one and cached by now.
-    owner
-        .edu
-        .transfer(Direction::FromMemory, iova, BUFFER_SIZE, Completion::Poll)
-        .map_err(|error| error.to_string())?;
+    owner.edu.transfer(Direction::FromMemory, iova, BUFFER_SIZE, Completion::Poll).map_err(words)?;
     drain_faults(machine.iommu);
-    rig.edu
-        .transfer(Direction::ToMemory, iova, BUFFER_SIZE, Completion::Poll)
-        .map_err(|error| error.to_string())?;
+    rig.edu.transfer(Direction::ToMemory, iova, BUFFER_SIZE, Completion::Poll).map_err(words)?;
     let fault = await_fault(machine.iommu, &rig.device)?;
     let line = expect(&fault, rig, iova, Access::WRITE, FaultReason::NotMapped)?;
     if !holds(buffer.memory(), &canary) {
         return Err("memory changed".to_string());
     }
-    theirs.unmap(buffer).map_err(|error| error.to_string())?;
+    theirs.unmap(buffer).map_err(words)?;
     drop(mine);
     Ok(line)
 }

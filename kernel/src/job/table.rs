@@ -21,10 +21,11 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
         "doorbells",
         "errors"
     ));
-    let mut faults = 0;
+    let (mut faults, mut errors) = (0, 0);
     machine.iommu.for_each_unit(|id, unit| {
         let stats = unit.stats();
         faults += stats.faults;
+        errors += stats.queue_errors;
         report::text(format_args!(
             "  {:<8} {:<12} {:>8} {:>8} {:>7} {:>9} {:>14} {:>8} {:>9} {:>7}",
             id,
@@ -50,4 +51,6 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
     let outcome =
         if faults > 0 { Ok("counted by the hardware's own records") } else { Err("no fault was counted") };
     report.check("summary.faults", outcome);
+    let outcome = if errors == 0 { Ok("none") } else { Err("a command queue stopped at an error") };
+    report.check("summary.queue-errors", outcome);
 }

@@ -2,7 +2,8 @@
 
 #![expect(unsafe_code, reason = "maps configuration space and device registers")]
 
-use alloc::string::{String, ToString};
+use crate::report::words;
+use alloc::string::String;
 use alloc::vec::Vec;
 use log::info;
 use portcullis_arch::paging;
@@ -24,7 +25,7 @@ pub(crate) struct Bus {
 
 /// Registers at a physical address that firmware or a BAR named.
 pub(crate) fn registers(range: PhysRange) -> Result<MmioRegion, String> {
-    let base = paging::map_device(range).map_err(|error| error.to_string())?;
+    let base = paging::map_device(range).map_err(words)?;
     // SAFETY: the range is a device's register window, just mapped as such, and each device has one driver here.
     Ok(unsafe { MmioRegion::new(base, range.len() as usize) })
 }
@@ -43,22 +44,22 @@ impl Bus {
     pub(crate) fn discover(topology: &mut Topology) -> Result<Self, String> {
         let bridge = topology.host_bridges.first().ok_or("no PCI host bridge")?;
         let (first, last) = (bridge.buses.first, bridge.buses.last);
-        let buses = BusRange::new(first, last).map_err(|error| error.to_string())?;
+        let buses = BusRange::new(first, last).map_err(words)?;
         let config = ConfigSpace::new(registers(bridge.ecam)?, bridge.segment, buses);
         let windows = windows(bridge);
-        match portcullis_pci::assign(&config, &windows).map_err(|error| error.to_string())? {
+        match portcullis_pci::assign(&config, &windows).map_err(words)? {
             Assignment::Kept => info!("PCI: bus numbers and addresses are firmware's"),
             Assignment::Assigned { bridges, bars } => {
                 info!("PCI: numbered {bridges} bridges, assigned {bars} BARs")
             }
         }
-        let mut functions = portcullis_pci::enumerate(&config).map_err(|error| error.to_string())?;
+        let mut functions = portcullis_pci::enumerate(&config).map_err(words)?;
         let behind = |id| {
             let bridge = functions.iter().find(|function: &&Function| function.id == id)?;
             let buses = bridge.buses()?;
             Some(portcullis_firmware::BusRange { first: buses.secondary(), last: buses.subordinate() })
         };
-        topology.resolve_scopes(behind).map_err(|error| error.to_string())?;
+        topology.resolve_scopes(behind).map_err(words)?;
         let policy = |function: &Function| {
             if topology.reserved_for(function.id).next().is_some_and(|region| {
                 matches!(
@@ -72,14 +73,13 @@ impl Bus {
                 BusMaster::Clear
             }
         };
-        portcullis_pci::clear_bus_master_everywhere(&config, &functions, policy)
-            .map_err(|error| error.to_string())?;
+        portcullis_pci::clear_bus_master_everywhere(&config, &functions, policy).map_err(words)?;
         portcullis_pci::enable_acs(&config, &mut functions);
-        let groups = portcullis_pci::isolation_groups(&functions).map_err(|error| error.to_string())?;
+        let groups = portcullis_pci::isolation_groups(&functions).map_err(words)?;
         let mut bars = Vec::new();
-        bars.try_reserve_exact(functions.len()).map_err(|error| error.to_string())?;
+        bars.try_reserve_exact(functions.len()).map_err(words)?;
         for function in &functions {
-            bars.push(Bars::probe(&config, function).map_err(|error| error.to_string())?);
+            bars.push(Bars::probe(&config, function).map_err(words)?);
         }
         Ok(Self { config, functions, groups, bars, windows })
     }

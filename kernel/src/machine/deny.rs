@@ -4,6 +4,7 @@ use super::{Bus, Machine};
 use crate::devices::edu::{BUFFER_SIZE, Completion, Direction, Edu, ID};
 use crate::job::{Outcome, await_fault, drain_faults, holds, pattern};
 use crate::memory::KernelHal;
+use crate::report::words;
 use crate::units::Prepared;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -20,7 +21,7 @@ pub(super) struct Canary {
 
 impl Canary {
     pub(super) fn new() -> Result<Self, String> {
-        let frames = Frames::zeroed(&KernelHal, FrameOrder::SINGLE).map_err(|error| error.to_string())?;
+        let frames = Frames::zeroed(&KernelHal, FrameOrder::SINGLE).map_err(words)?;
         let content = pattern(0xc5);
         frames.write(0, &content);
         Ok(Self { frames, content })
@@ -29,8 +30,7 @@ impl Canary {
     /// Lets an `edu` try to write the page at its physical address.
     fn attack(&self, edu: &Edu) -> Result<(), String> {
         let target = Iova::new(self.frames.phys().get());
-        edu.transfer(Direction::ToMemory, target, BUFFER_SIZE, Completion::Poll)
-            .map_err(|error| error.to_string())?;
+        edu.transfer(Direction::ToMemory, target, BUFFER_SIZE, Completion::Poll).map_err(words)?;
         if holds(&self.frames, &self.content) {
             Ok(())
         } else {

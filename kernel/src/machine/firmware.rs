@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "firmware tables are raw memory")]
 
+use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
 use portcullis_arch::{BootInfo, Firmware, paging};
@@ -20,11 +21,11 @@ fn bytes(range: PhysRange) -> Option<&'static [u8]> {
 /// The machine as its firmware describes it.
 pub(super) fn read(boot: &BootInfo) -> Result<Topology, String> {
     match boot.firmware {
-        Firmware::Acpi(Some(rsdp)) => acpi::from_rsdp(&bytes, rsdp).map_err(|error| error.to_string()),
+        Firmware::Acpi(Some(rsdp)) => acpi::from_rsdp(&bytes, rsdp).map_err(words),
         Firmware::Acpi(None) => Err("the loader gave no ACPI root pointer".to_string()),
         Firmware::DeviceTree(range) => {
             let blob = bytes(range).ok_or("the device tree is not mapped")?;
-            devicetree::parse(blob).map_err(|error| error.to_string())
+            devicetree::parse(blob).map_err(words)
         }
     }
 }

@@ -11,6 +11,7 @@ mod vm;
 
 use crate::devices::{edu, test_device};
 use crate::memory::KernelHal;
+use crate::report::words;
 use crate::report::{self, Report};
 use crate::units::{self, Units};
 use alloc::boxed::Box;
@@ -20,7 +21,9 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use portcullis_arch::{BootInfo, interrupts, smp};
-use portcullis_firmware::{CpuState, ReservedKind as FirmwareReserved, Topology, UnitKind, VirtioTransport};
+use portcullis_firmware::{
+    CpuState, ReservedKind as FirmwareReserved, StreamRange, Topology, UnitKind, VirtioTransport,
+};
 use portcullis_hal::{
     Arc, Attributes, FixedMapping, Iova, IovaRange, Mapping, MmioRegion, MsiMessage, PAGE_SIZE, PhysAddr,
     PhysRange, RequesterId,
@@ -80,6 +83,8 @@ pub(crate) struct Machine {
     devices: Vec<PciDevice>,
     windows: Vec<[Option<PhysRange>; 6]>,
     second_cpu: Option<smp::CpuId>,
+    /// Functions whose registers have been given to other devices; one bit each.
+    retired: AtomicU64,
 }
 
 /// Units without an interrupt, by number; one bit each.
@@ -111,7 +116,7 @@ impl Machine {
         report: &mut Report,
     ) -> Result<&'static Self, String> {
         report.section("Discovery");
-        let mut topology = firmware::read(boot).map_err(|error| error.to_string())?;
+        let mut topology = firmware::read(boot).map_err(words)?;
         for warning in &topology.warnings {
             report::text(format_args!("  firmware: {warning}"));
         }
@@ -182,6 +187,7 @@ impl Machine {
             devices,
             windows,
             second_cpu,
+            retired: AtomicU64::new(0),
         })
     }
 
@@ -191,12 +197,20 @@ impl Machine {
     }
 
     /// Lets a function, by its place in the enumeration, master the bus.
+    /// Nothing happens for one whose registers another device may write.
     pub(crate) fn enable_bus_master(&self, index: usize) {
-        portcullis_pci::enable_bus_master(&self.config, &self.functions, index);
+        if !self.is_retired(index) {
+            portcullis_pci::enable_bus_master(&self.config, &self.functions, index);
+        }
     }
 
-    /// The window of a device that another device may be allowed to write to: not one that holds an MSI-X table,
-    /// through which any interrupt could be sent.
+    /// Whether a function's registers have been given away, so that it must never issue DMA again.
+    pub(crate) fn is_retired(&self, index: usize) -> bool {
+        self.retired.load(Ordering::Relaxed) >> index.min(63) & 1 != 0
+    }
+
+    /// The window of a device, for another device to write to. Whoever writes its registers commands it, so from then on
+    /// it may not master the bus: no DMA, no interrupts.
     pub(crate) fn window(&self, device: &Device, bar: u8) -> Result<PhysRange, String> {
         let known =
             self.devices.iter().find(|known| known.device.id() == device.id()).ok_or("not a PCI device")?;
@@ -204,7 +218,13 @@ impl Machine {
             return Err("windows of this device are not to be mapped".to_string());
         }
         let windows = self.windows.get(known.index).ok_or("no such function")?;
-        windows.get(usize::from(bar)).copied().flatten().ok_or_else(|| "no such window".to_string())
+        let window = windows.get(usize::from(bar)).copied().flatten().ok_or("no such window")?;
+        if known.index >= 63 {
+            return Err("too many functions to keep track of".to_string());
+        }
+        self.retired.fetch_or(1 << known.index, Ordering::Relaxed);
+        portcullis_pci::disable_bus_master(&self.config, known.function.id);
+        Ok(window)
     }
 
     /// A device's ids and class, for humans.
@@ -217,7 +237,7 @@ impl Machine {
     pub(crate) fn start_second_cpu(&self, entry: fn(usize) -> !) -> Result<String, String> {
         let cpu = self.second_cpu.ok_or("firmware describes one CPU only")?;
         let stack: &'static mut [u8] = Box::leak(alloc::vec![0; STACK].into_boxed_slice());
-        smp::start(cpu, 1, stack, entry).map_err(|error| error.to_string())?;
+        smp::start(cpu, 1, stack, entry).map_err(words)?;
         Ok(format!("CPU 1 ({:#x}) runs", cpu.0))
     }
 }
@@ -311,10 +331,9 @@ fn connect_edu(
         return Ok(edu::Completion::Poll);
     };
     let controller_id = topology.msi_device_id(device.function.id).map_or(0, |target| target.device_id);
-    let message =
-        interrupts::allocate_msi(controller_id, edu_interrupt, number).map_err(|error| error.to_string())?;
+    let message = interrupts::allocate_msi(controller_id, edu_interrupt, number).map_err(words)?;
     let address = msi_address(&device.device, message);
-    msi.program(&bus.config, address, message.data).map_err(|error| error.to_string())?;
+    msi.program(&bus.config, address, message.data).map_err(words)?;
     msi.enable(&bus.config);
     Ok(edu::Completion::Interrupt)
 }
@@ -351,7 +370,7 @@ fn register_devices(topology: &Topology, bus: &Bus, units: &Units) -> Result<Vec
             group: GroupId(group.get()),
             reserved: reserved(topology, bus, function)?,
         };
-        let device = IOMMU.add_device(description).map_err(|error| error.to_string())?;
+        let device = IOMMU.add_device(description).map_err(words)?;
         devices.push(PciDevice { index, function: function.clone(), device });
     }
     let first_group = bus.functions.len() as u32;
@@ -370,11 +389,34 @@ fn register_devices(topology: &Topology, bus: &Bus, units: &Units) -> Result<Vec
             unit,
             endpoints,
             group: GroupId(first_group + index as u32),
-            reserved: Vec::new(),
+            reserved: reserved_streams(topology, stream)?,
         };
-        IOMMU.add_device(description).map_err(|error| error.to_string())?;
+        IOMMU.add_device(description).map_err(words)?;
     }
     Ok(devices)
+}
+
+/// What firmware set aside for the first stream of a platform device, which it shares with its others.
+fn reserved_streams(topology: &Topology, stream: &StreamRange) -> Result<Vec<ReservedRegion>, String> {
+    let mut regions = Vec::new();
+    for region in topology.reserved_for_stream(stream.unit, stream.first) {
+        let kind = match region.kind {
+            FirmwareReserved::Direct | FirmwareReserved::DirectRelaxable => {
+                ReservedKind::Direct(direct(region.range)?)
+            }
+            FirmwareReserved::Msi | FirmwareReserved::Reserved => ReservedKind::Excluded,
+        };
+        regions.push(ReservedRegion { range: region.range, kind });
+    }
+    Ok(regions)
+}
+
+/// Memory that firmware set aside, at its own address.
+fn direct(range: IovaRange) -> Result<FixedMapping, String> {
+    let memory = PhysRange::new(PhysAddr::new(range.start().get()), range.len()).map_err(words)?;
+    let mapping = Mapping { iova: range.start(), memory, attributes: Attributes::READ_WRITE };
+    // SAFETY: firmware set the memory aside for this device; it is not in the memory map.
+    Ok(unsafe { FixedMapping::new(mapping) })
 }
 
 /// What firmware set aside for a function.
@@ -384,14 +426,7 @@ pub(crate) fn direct_mappings(topology: &Topology, id: RequesterId) -> Result<Ve
         if !matches!(region.kind, FirmwareReserved::Direct | FirmwareReserved::DirectRelaxable) {
             continue;
         }
-        let memory = PhysRange::new(PhysAddr::new(region.range.start().get()), region.range.len());
-        let mapping = Mapping {
-            iova: region.range.start(),
-            memory: memory.map_err(|error| error.to_string())?,
-            attributes: Attributes::READ_WRITE,
-        };
-        // SAFETY: firmware set the memory aside for this device; it is not in the memory map.
-        mappings.push(unsafe { FixedMapping::new(mapping) });
+        mappings.push(direct(region.range)?);
     }
     Ok(mappings)
 }
@@ -415,8 +450,7 @@ fn reserved(topology: &Topology, bus: &Bus, function: &Function) -> Result<Vec<R
         regions.push(ReservedRegion { range: mapping.range(), kind: ReservedKind::Msi(mapping) });
     }
     for (first, last) in bus.peer_addresses().into_iter().flatten() {
-        let range =
-            IovaRange::from_bounds(Iova::new(first), Iova::new(last)).map_err(|error| error.to_string())?;
+        let range = IovaRange::from_bounds(Iova::new(first), Iova::new(last)).map_err(words)?;
         regions.push(ReservedRegion { range, kind: ReservedKind::Excluded });
     }
     Ok(regions)

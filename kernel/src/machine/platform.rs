@@ -1,6 +1,7 @@
 //! What differs between the architectures in how the machine is put together.
 
-use alloc::string::{String, ToString};
+use crate::report::words;
+use alloc::string::String;
 use portcullis_arch::{interrupts, smp};
 use portcullis_firmware::{CpuId, Topology};
 use portcullis_hal::{PhysAddr, RequesterId};
@@ -11,7 +12,7 @@ use crate::memory::KernelHal;
 #[cfg(target_arch = "x86_64")]
 pub(super) fn start_interrupts(topology: &Topology) -> Result<(), String> {
     let local_apic = topology.local_apic.ok_or("firmware describes no local APIC")?;
-    interrupts::init(&KernelHal, &interrupts::Config { local_apic }).map_err(|error| error.to_string())
+    interrupts::init(&KernelHal, &interrupts::Config { local_apic }).map_err(words)
 }
 
 /// Starts the interrupt controller that firmware describes.
@@ -23,7 +24,7 @@ pub(super) fn start_interrupts(topology: &Topology) -> Result<(), String> {
         redistributors: &gic.redistributors,
         its: gic.translation_services.first().map(|its| its.registers),
     };
-    interrupts::init(&KernelHal, &config).map_err(|error| error.to_string())
+    interrupts::init(&KernelHal, &config).map_err(words)
 }
 
 /// A CPU's id, as the architecture's code wants it.

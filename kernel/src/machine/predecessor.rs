@@ -7,6 +7,7 @@ use super::{Bus, KernelIommu};
 use crate::devices::edu::{Edu, ID};
 use crate::job::Outcome;
 use crate::memory::KernelHal;
+use crate::report::words;
 use crate::units;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -41,11 +42,11 @@ pub(super) fn leave_open(topology: &Topology, bus: &Bus, edus: &[Edu], canary: &
         group: GroupId(0),
         reserved: Vec::new(),
     };
-    let device = REGISTRY.add_device(description).map_err(|error| error.to_string())?;
+    let device = REGISTRY.add_device(description).map_err(words)?;
     // SAFETY: the device writes to the canary page only.
     let spec = DomainSpec::Identity(unsafe { IdentityAccess::new() });
-    let identity = REGISTRY.new_domain(&device, &spec).map_err(|error| error.to_string())?;
-    REGISTRY.attach(&device, &identity).map_err(|error| error.to_string())?;
+    let identity = REGISTRY.new_domain(&device, &spec).map_err(words)?;
+    REGISTRY.attach(&device, &identity).map_err(words)?;
     portcullis_pci::enable_bus_master(&bus.config, &bus.functions, index);
     let reached = canary.is_reached(edus.first().ok_or("no edu device")?);
     portcullis_pci::disable_bus_master(&bus.config, function.id);

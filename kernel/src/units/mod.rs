@@ -4,6 +4,7 @@ mod virtio;
 
 use crate::machine::{self, Bus, KernelIommu};
 use crate::memory::KernelHal;
+use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -74,23 +75,21 @@ fn prepare_smmu(unit: &Smmuv3Unit) -> Result<SmmuSetup, String> {
         WalkCoherency::AsReported => Coherency::Detect,
     };
     let registers = machine::registers(unit.registers)?;
-    SmmuSetup::new(KernelHal, registers, options).map_err(|error| error.to_string())
+    SmmuSetup::new(KernelHal, registers, options).map_err(words)
 }
 
 fn prepare_vtd(unit: &VtdUnit, topology: &Topology) -> Result<VtdSetup, String> {
     let width = topology.dmar.as_ref().map_or(u16::MAX, |dmar| dmar.host_address_width);
     let options = portcullis_vtd::Options::new(u8::try_from(width).unwrap_or(u8::MAX));
     let registers = machine::registers(unit.registers)?;
-    VtdSetup::new(&KernelHal, registers, options).map_err(|error| error.to_string())
+    VtdSetup::new(&KernelHal, registers, options).map_err(words)
 }
 
 impl PreparedUnit {
     fn reserve_direct(&mut self, endpoints: &[EndpointId], mappings: &[FixedMapping]) -> Result<(), String> {
         match self {
-            Self::Smmu(setup, _) => {
-                setup.reserve_direct(endpoints, mappings).map_err(|error| error.to_string())
-            }
-            Self::Vtd(setup) => setup.reserve_direct(endpoints, mappings).map_err(|error| error.to_string()),
+            Self::Smmu(setup, _) => setup.reserve_direct(endpoints, mappings).map_err(words),
+            Self::Vtd(setup) => setup.reserve_direct(endpoints, mappings).map_err(words),
             Self::Virtio(_) => Err("virtio-iommu states reserved memory itself".to_string()),
         }
     }
@@ -99,11 +98,11 @@ impl PreparedUnit {
     fn enable(self, iommu: &'static KernelIommu, bus: &Bus) -> Result<(UnitId, Enabled), String> {
         match self {
             Self::Smmu(setup, description) => {
-                let unit = setup.enable().map_err(|error| error.to_string())?;
+                let unit = setup.enable().map_err(words)?;
                 Ok((register(iommu, unit.clone())?, Enabled::Smmu(unit, description)))
             }
             Self::Vtd(setup) => {
-                let unit = setup.enable().map_err(|error| error.to_string())?;
+                let unit = setup.enable().map_err(words)?;
                 Ok((register(iommu, unit.clone())?, Enabled::Vtd(unit)))
             }
             Self::Virtio(prepared) => {
@@ -130,13 +129,12 @@ impl Enabled {
                 for line in [lines.event, lines.gerror, lines.pri, lines.combined].into_iter().flatten() {
                     connect(line, id)?;
                 }
-                unit.enable_interrupts(portcullis_smmuv3::Interrupts::Wired)
-                    .map_err(|error| error.to_string())
+                unit.enable_interrupts(portcullis_smmuv3::Interrupts::Wired).map_err(words)
             }
             Self::Vtd(unit) => {
                 let message = interrupts::allocate_msi(0, unit_interrupt, usize::from(id.0));
-                let message = message.map_err(|error| error.to_string())?;
-                unit.enable_interrupts(message).map_err(|error| error.to_string())
+                let message = message.map_err(words)?;
+                unit.enable_interrupts(message).map_err(words)
             }
             Self::Virtio(unit) => unit.connect_interrupts(id, bus),
         }
@@ -179,8 +177,8 @@ impl Prepared {
 }
 
 fn register<U: Unit>(iommu: &'static KernelIommu, unit: U) -> Result<UnitId, String> {
-    let unit = Arc::try_new(unit).map_err(|error| error.to_string())?;
-    iommu.add_unit(unsize_arc!(unit => dyn Unit)).map_err(|error| error.to_string())
+    let unit = Arc::try_new(unit).map_err(words)?;
+    iommu.add_unit(unsize_arc!(unit => dyn Unit)).map_err(words)
 }
 
 fn connect(line: Interrupt, unit: UnitId) -> Result<(), String> {
@@ -189,7 +187,7 @@ fn connect(line: Interrupt, unit: UnitId) -> Result<(), String> {
         Trigger::LevelHigh | Trigger::LevelLow => interrupts::Trigger::Level,
     };
     let connected = interrupts::connect_wired(line.intid, trigger, unit_interrupt, usize::from(unit.0));
-    connected.map_err(|error| error.to_string())
+    connected.map_err(words)
 }
 
 /// The handler of every unit's interrupts.

@@ -5,6 +5,7 @@
 use super::unit_interrupt;
 use crate::machine::{self, Bus};
 use crate::memory::KernelHal;
+use crate::report::words;
 use alloc::string::{String, ToString};
 use log::info;
 use portcullis_arch::{interrupts, paging};
@@ -36,8 +37,7 @@ impl Prepared {
         let index =
             bus.functions.iter().position(|function| function.id == id).ok_or("no such PCI function")?;
         let transport = probe(bus, id, index)?;
-        let setup =
-            Setup::new(KernelHal, transport, Options::default()).map_err(|error| error.to_string())?;
+        let setup = Setup::new(KernelHal, transport, Options::default()).map_err(words)?;
         let msi_device = topology.msi_device_id(id).map_or(0, |target| target.device_id);
         Ok(Self { setup, index, msi_device })
     }
@@ -45,7 +45,7 @@ impl Prepared {
     pub(super) fn enable(self, bus: &Bus) -> Result<Enabled, String> {
         // Its queues are in memory, which it reaches by physical address.
         portcullis_pci::enable_bus_master(&bus.config, &bus.functions, self.index);
-        let unit = self.setup.enable().map_err(|error| error.to_string())?;
+        let unit = self.setup.enable().map_err(words)?;
         Ok(Enabled { unit, index: self.index, msi_device: self.msi_device })
     }
 }
@@ -70,16 +70,16 @@ impl Enabled {
             return Ok(());
         };
         let message = interrupts::allocate_msi(self.msi_device, unit_interrupt, usize::from(id.0));
-        let message = message.map_err(|error| error.to_string())?;
+        let message = message.map_err(words)?;
         let bar = bus.bar(self.index, msix.table_bar).ok_or("no BAR for the MSI-X table")?;
         let registers = bus.registers(self.index, msix.table_bar)?;
-        let table = MsixTable::new(registers, bar, msix).map_err(|error| error.to_string())?;
+        let table = MsixTable::new(registers, bar, msix).map_err(words)?;
         let address = Iova::new(message.address.get());
-        table.program(VECTOR, address, message.data).map_err(|error| error.to_string())?;
-        table.unmask(VECTOR).map_err(|error| error.to_string())?;
+        table.program(VECTOR, address, message.data).map_err(words)?;
+        table.unmask(VECTOR).map_err(words)?;
         msix.enable(&bus.config);
         let vectors = Vectors { config: None, events: Some(MsixVector(VECTOR)) };
-        self.unit.enable_interrupts(&vectors).map_err(|error| error.to_string())
+        self.unit.enable_interrupts(&vectors).map_err(words)
     }
 }
 
@@ -94,5 +94,5 @@ fn probe(bus: &Bus, id: RequesterId, index: usize) -> Result<PciTransport<Regist
         // SAFETY: just mapped as device memory for this length; nobody else drives this function.
         Some(unsafe { RegisterWindow::new(base, len as usize) })
     };
-    PciTransport::probe(read, map).map_err(|error| error.to_string())
+    PciTransport::probe(read, map).map_err(words)
 }

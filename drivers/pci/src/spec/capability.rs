@@ -256,10 +256,7 @@ mod tests {
     fn golden_words() {
         // A root port with a slot, version 2, next capability at 48h.
         let express = ExpressHeader::from_bits(0x0142_4810);
-        assert_eq!(
-            (express.version(), express.port_type(), express.slot()),
-            (2, PortType::ROOT_PORT, true)
-        );
+        assert_eq!((express.version(), express.port_type(), express.slot()), (2, PortType::ROOT_PORT, true));
         assert!(DeviceCapabilities::from_bits(1 << 28).function_level_reset());
         assert!(DeviceCapabilities2::from_bits(0x20).ari_forwarding());
         assert_eq!(DeviceControl2::new().with_ari_forwarding(true).into_bits(), 0x20);
@@ -268,20 +265,11 @@ mod tests {
         // 64-bit, maskable, four messages wanted, enabled.
         let msi = MsiControl::from_bits(0x0185_0005);
         assert_eq!(
-            (
-                msi.enable(),
-                msi.capable(),
-                msi.enabled(),
-                msi.wide(),
-                msi.maskable()
-            ),
+            (msi.enable(), msi.capable(), msi.enabled(), msi.wide(), msi.maskable()),
             (true, 2, 0, true, true)
         );
         let msix = MsixControl::from_bits(0xc003_0011);
-        assert_eq!(
-            (msix.last_entry(), msix.function_mask(), msix.enable()),
-            (3, true, true)
-        );
+        assert_eq!((msix.last_entry(), msix.function_mask(), msix.enable()), (3, true, true));
         let place = MsixLocation::from_bits(0x0000_1804);
         assert_eq!((place.bar(), place.units() * 8), (4, 0x1800));
         assert_eq!(MsixVectorControl::new().with_masked(true).into_bits(), 1);

@@ -250,33 +250,18 @@ mod tests {
         assert_eq!(AriRegister::from_bits(0x0000_0500).next_function(), 5);
 
         // STU 0 and enable are bits 4:0 and 15 of the control half.
-        assert_eq!(
-            AtsRegister::new().with_enable(true).with_stu(9).into_bits(),
-            0x8009_0000
-        );
+        assert_eq!(AtsRegister::new().with_enable(true).with_stu(9).into_bits(), 0x8009_0000);
         let ats = AtsRegister::from_bits(0x0000_0060);
-        assert_eq!(
-            (ats.queue_depth(), ats.page_aligned(), ats.global_invalidate()),
-            (0, true, true)
-        );
+        assert_eq!((ats.queue_depth(), ats.page_aligned(), ats.global_invalidate()), (0, true, true));
 
         let pasid = PasidRegister::from_bits(0x0000_1406);
         assert_eq!((pasid.width(), pasid.supported()), (20, 6));
-        assert_eq!(
-            PasidRegister::new()
-                .with_enable(true)
-                .with_execute(true)
-                .into_bits(),
-            0x0003_0000
-        );
+        assert_eq!(PasidRegister::new().with_enable(true).with_execute(true).into_bits(), 0x0003_0000);
 
         let pri = PriRegister::from_bits(0x8100_0000);
         assert_eq!((pri.stopped(), pri.response_pasid()), (true, true));
         assert_eq!(
-            PriRegister::new()
-                .with_response_failure(true)
-                .with_unexpected_group(true)
-                .into_bits(),
+            PriRegister::new().with_response_failure(true).with_unexpected_group(true).into_bits(),
             0x0003_0000
         );
 

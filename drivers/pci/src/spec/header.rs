@@ -116,21 +116,13 @@ mod tests {
         // 8086:244e, 06.04.01 revision 0x92.
         let class = ClassRegister::from_bits(0x0604_0192);
         assert_eq!(
-            (
-                class.base_class(),
-                class.sub_class(),
-                class.interface(),
-                class.revision()
-            ),
+            (class.base_class(), class.sub_class(), class.interface(), class.revision()),
             (6, 4, 1, 0x92)
         );
         let header = HeaderRegister::from_bits(0x0081_0010);
         assert_eq!((header.layout(), header.multi_function()), (1, true));
         let buses = BusNumbers::from_bits(0x0004_0201);
-        assert_eq!(
-            (buses.primary(), buses.secondary(), buses.subordinate()),
-            (1, 2, 4)
-        );
+        assert_eq!((buses.primary(), buses.secondary(), buses.subordinate()), (1, 2, 4));
         // Base 0xfe80_0000, limit 0xfe9f_ffff.
         let window = MemoryWindow::new().with_base(0xfe8).with_limit(0xfe9);
         assert_eq!(window.into_bits(), 0xfe90_fe80);

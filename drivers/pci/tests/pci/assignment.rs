@@ -15,10 +15,7 @@ fn window(first: u64, len: u64) -> Option<HostWindow> {
 
 /// As on QEMU's `virt` machine.
 fn windows() -> HostWindows {
-    HostWindows {
-        low: window(0x1000_0000, 0x2eff_0000),
-        high: window(0x80_0000_0000, 0x80_0000_0000),
-    }
+    HostWindows { low: window(0x1000_0000, 0x2eff_0000), high: window(0x80_0000_0000, 0x80_0000_0000) }
 }
 
 /// Checks a fabric after assignment, by its own decoding.
@@ -29,16 +26,9 @@ fn check(fabric: &Fabric, windows: &HostWindows) {
         assert_ne!(bar.first, 0, "{bar:?} has no address");
         let size = bar.last - bar.first + 1;
         assert_eq!(bar.first % size, 0, "{bar:?} is not aligned");
-        assert!(
-            windows.to_phys(BusAddress::new(bar.first), size).is_some(),
-            "{bar:?} is out of reach"
-        );
+        assert!(windows.to_phys(BusAddress::new(bar.first), size).is_some(), "{bar:?} is out of reach");
         for address in [bar.first, bar.last, bar.first + size / 2] {
-            assert_eq!(
-                decoders(&nodes, address, &[]),
-                core::slice::from_ref(bar),
-                "at {address:#x}"
-            );
+            assert_eq!(decoders(&nodes, address, &[]), core::slice::from_ref(bar), "at {address:#x}");
         }
         // Nobody else is on its pages.
         let page = |address: u64| address / 4096;
@@ -74,10 +64,7 @@ fn a_root_port_with_a_virtio_device_is_set_up() {
         ],
         Takers::One,
     );
-    assert_eq!(
-        assign(&config, &windows()),
-        Ok(Assignment::Assigned { bridges: 1, bars: 5 })
-    );
+    assert_eq!(assign(&config, &windows()), Ok(Assignment::Assigned { bridges: 1, bars: 5 }));
     check(&fabric, &windows());
     let bar = |function, at| config.read32(function, at);
     // Largest first: the two of 1 MiB and the bridge's window of 1 MiB, then the bridge's own page.
@@ -98,11 +85,7 @@ fn what_firmware_configured_is_kept() {
     let open = Node::port(2, ROOT_PORT, vec![]);
     let decoding = Node::conventional(3, 0).bar32(0, 0x1000).command(2);
     let port_decoding = Node::conventional(3, 0).bar_io(0, 0x20).command(1);
-    for nodes in [
-        vec![numbered, open.clone()],
-        vec![open.clone(), decoding],
-        vec![open, port_decoding],
-    ] {
+    for nodes in [vec![numbered, open.clone()], vec![open.clone(), decoding], vec![open, port_decoding]] {
         let (fabric, config) = Fabric::with_config(nodes.clone(), Takers::One);
         assert_eq!(assign(&config, &windows()), Ok(Assignment::Kept));
         for (before, after) in nodes.iter().zip(fabric.nodes()) {
@@ -111,10 +94,7 @@ fn what_firmware_configured_is_kept() {
     }
     // A host bridge that decodes says nothing.
     let config = Fabric::config(vec![Node::host_bridge().command(2), Node::conventional(1, 0)]);
-    assert_eq!(
-        assign(&config, &windows()),
-        Ok(Assignment::Assigned { bridges: 0, bars: 0 })
-    );
+    assert_eq!(assign(&config, &windows()), Ok(Assignment::Assigned { bridges: 0, bars: 0 }));
 }
 
 #[test]
@@ -130,24 +110,16 @@ fn buses_are_numbered_depth_first_over_stale_numbers() {
     )
     .buses(7, 1, 255);
     let bridge = Node::port(0, EXPRESS_TO_PCI, vec![Node::conventional(1, 0)]);
-    let config = Fabric::config(vec![
-        Node::port(1, ROOT_PORT, vec![switch]),
-        Node::port(2, ROOT_PORT, vec![bridge]),
-    ]);
-    assert_eq!(
-        assign(&config, &windows()),
-        Ok(Assignment::Assigned { bridges: 6, bars: 0 })
-    );
+    let config =
+        Fabric::config(vec![Node::port(1, ROOT_PORT, vec![switch]), Node::port(2, ROOT_PORT, vec![bridge])]);
+    assert_eq!(assign(&config, &windows()), Ok(Assignment::Assigned { bridges: 6, bars: 0 }));
     let numbers: Vec<_> = enumerate(&config)
         .unwrap()
         .iter()
         .filter_map(|function| function.buses())
         .map(|buses| (buses.primary(), buses.secondary(), buses.subordinate()))
         .collect();
-    assert_eq!(
-        numbers,
-        [(0, 1, 4), (1, 2, 4), (2, 3, 3), (2, 4, 4), (0, 5, 6), (5, 6, 6)]
-    );
+    assert_eq!(numbers, [(0, 1, 4), (1, 2, 4), (2, 3, 3), (2, 4, 4), (0, 5, 6), (5, 6, 6)]);
 }
 
 #[test]
@@ -157,10 +129,7 @@ fn more_bridges_than_bus_numbers_are_refused() {
         nodes = vec![Node::bridge(0, 0, nodes)];
     }
     let config = Fabric::config_from(nodes, 0, 0, 3);
-    assert_eq!(
-        assign(&config, &windows()),
-        Err(AssignError::NoBusNumber(id(3, 0, 0)))
-    );
+    assert_eq!(assign(&config, &windows()), Err(AssignError::NoBusNumber(id(3, 0, 0))));
 }
 
 #[test]
@@ -170,13 +139,7 @@ fn the_deepest_hierarchy_that_has_numbers_is_set_up() {
         nodes = vec![Node::bridge(0, 0, nodes)];
     }
     let (fabric, config) = Fabric::with_config(nodes, Takers::One);
-    assert_eq!(
-        assign(&config, &windows()),
-        Ok(Assignment::Assigned {
-            bridges: 255,
-            bars: 2
-        })
-    );
+    assert_eq!(assign(&config, &windows()), Ok(Assignment::Assigned { bridges: 255, bars: 2 }));
     check(&fabric, &windows());
     assert_eq!(enumerate(&config).unwrap().len(), 256);
 }
@@ -200,42 +163,21 @@ fn a_window_that_is_too_small_leaves_everything_off() {
     refused(low(None), Space::Low);
     let (fabric, config) = Fabric::with_config(nodes.clone(), Takers::One);
     let exact = low(window(0x1000_0000, 0x20_0000));
-    assert_eq!(
-        assign(&config, &exact),
-        Ok(Assignment::Assigned { bridges: 1, bars: 2 })
-    );
+    assert_eq!(assign(&config, &exact), Ok(Assignment::Assigned { bridges: 1, bars: 2 }));
     check(&fabric, &exact);
 
     let config = Fabric::config(vec![Node::conventional(1, 0).bar64(0, 1 << 33)]);
-    let small = HostWindows {
-        low: window(0x1000_0000, 0x1000_0000),
-        high: window(1 << 40, 1 << 32),
-    };
-    assert_eq!(
-        assign(&config, &small),
-        Err(AssignError::WindowTooSmall(Space::High))
-    );
+    let small = HostWindows { low: window(0x1000_0000, 0x1000_0000), high: window(1 << 40, 1 << 32) };
+    assert_eq!(assign(&config, &small), Err(AssignError::WindowTooSmall(Space::High)));
     assert_eq!(
         assign(&config, &HostWindows { high: None, ..small }),
         Err(AssignError::WindowTooSmall(Space::Low))
     );
-    let above = HostWindows {
-        low: window(0xffff_0000, 0x2_0000),
-        high: None,
-    };
-    assert_eq!(
-        assign(&config, &above),
-        Err(AssignError::WindowTooHigh(BusAddress::new(0x1_0000_ffff)))
-    );
+    let above = HostWindows { low: window(0xffff_0000, 0x2_0000), high: None };
+    assert_eq!(assign(&config, &above), Err(AssignError::WindowTooHigh(BusAddress::new(0x1_0000_ffff))));
     let config = Fabric::config(vec![Node::conventional(1, 0).bar64(0, 1 << 63)]);
-    let whole = HostWindows {
-        high: window(0x1000, u64::MAX - 0x1000),
-        ..small
-    };
-    assert_eq!(
-        assign(&config, &whole),
-        Err(AssignError::WindowTooSmall(Space::High))
-    );
+    let whole = HostWindows { high: window(0x1000, u64::MAX - 0x1000), ..small };
+    assert_eq!(assign(&config, &whole), Err(AssignError::WindowTooSmall(Space::High)));
 }
 
 #[test]
@@ -252,10 +194,7 @@ fn what_a_bridge_cannot_forward_goes_low() {
         assert_eq!(bars[0].first >= 1 << 32, high, "{bars:?}");
     }
     // Without a high window, everything is low.
-    let low = HostWindows {
-        high: None,
-        ..windows()
-    };
+    let low = HostWindows { high: None, ..windows() };
     let (fabric, config) = Fabric::with_config(vec![below(1)], Takers::One);
     assign(&config, &low).unwrap();
     check(&fabric, &low);
@@ -263,28 +202,13 @@ fn what_a_bridge_cannot_forward_goes_low() {
 
 #[test]
 fn a_function_with_a_bad_bar_stays_off_and_the_others_are_set_up() {
-    let bad = Node::endpoint(0, 0)
-        .bar32(0, 0x1000)
-        .writable(0x14, 0xfffe_f000)
-        .with(0x14, 0);
+    let bad = Node::endpoint(0, 0).bar32(0, 0x1000).writable(0x14, 0xfffe_f000).with(0x14, 0);
     let (fabric, config) = Fabric::with_config(
-        vec![
-            Node::port(1, ROOT_PORT, vec![bad]),
-            Node::conventional(2, 0).bar32(0, 0x1000),
-        ],
+        vec![Node::port(1, ROOT_PORT, vec![bad]), Node::conventional(2, 0).bar32(0, 0x1000)],
         Takers::One,
     );
-    assert_eq!(
-        assign(&config, &windows()),
-        Ok(Assignment::Assigned { bridges: 1, bars: 1 })
-    );
-    assert_eq!(
-        (
-            config.read32(id(1, 0, 0), 4) & 3,
-            config.read32(id(1, 0, 0), 0x10)
-        ),
-        (0, 0)
-    );
+    assert_eq!(assign(&config, &windows()), Ok(Assignment::Assigned { bridges: 1, bars: 1 }));
+    assert_eq!((config.read32(id(1, 0, 0), 4) & 3, config.read32(id(1, 0, 0), 0x10)), (0, 0));
     assert_eq!(config.read32(id(0, 2, 0), 4) & 2, 2);
     // The bridge above the bad one forwards nothing.
     let nodes = fabric.nodes();
@@ -294,10 +218,7 @@ fn a_function_with_a_bad_bar_stays_off_and_the_others_are_set_up() {
 #[test]
 fn address_0_is_not_given_away() {
     let (fabric, config) = Fabric::with_config(vec![Node::conventional(1, 0).bar32(0, 0x1000)], Takers::One);
-    let from_zero = HostWindows {
-        low: window(0, 0x10_0000),
-        high: None,
-    };
+    let from_zero = HostWindows { low: window(0, 0x10_0000), high: None };
     assign(&config, &from_zero).unwrap();
     check(&fabric, &from_zero);
 }
@@ -305,16 +226,10 @@ fn address_0_is_not_given_away() {
 #[test]
 fn a_shifted_window_gives_the_cpus_view() {
     let shifted = HostWindow::new(BusAddress::new(0x1000), PhysAddr::new(0x9000_1000), 0x2000).unwrap();
-    let windows = HostWindows {
-        low: Some(shifted),
-        high: None,
-    };
+    let windows = HostWindows { low: Some(shifted), high: None };
     let phys = |address, len| windows.to_phys(BusAddress::new(address), len);
     assert_eq!(phys(0x2000, 0x1000), Some(PhysAddr::new(0x9000_2000)));
-    assert_eq!(
-        (phys(0x2000, 0x1001), phys(0xfff, 1), phys(0x1000, 0)),
-        (None, None, None)
-    );
+    assert_eq!((phys(0x2000, 0x1001), phys(0xfff, 1), phys(0x1000, 0)), (None, None, None));
     assert!(HostWindow::new(BusAddress::new(1), PhysAddr::new(0), 0).is_err());
     assert!(HostWindow::new(BusAddress::new(1), PhysAddr::new(0), u64::MAX).is_ok());
     assert!(HostWindow::new(BusAddress::new(1), PhysAddr::new(1), u64::MAX).is_ok());
@@ -328,11 +243,8 @@ fn endpoint() -> impl Strategy<Value = Node> {
         let mut node = Node::endpoint(0, 0);
         for (slot, (log2, wide)) in bars.into_iter().enumerate() {
             // 256 bytes to 512 KiB low, 32 KiB to 64 MiB high.
-            node = if wide {
-                node.bar64(2 * slot, 0x8000 << log2)
-            } else {
-                node.bar32(2 * slot, 0x100 << log2)
-            };
+            node =
+                if wide { node.bar64(2 * slot, 0x8000 << log2) } else { node.bar32(2 * slot, 0x100 << log2) };
         }
         node
     })

@@ -14,39 +14,23 @@ use std::sync::Mutex;
 
 #[test]
 fn a_loop_of_capabilities_is_reported_and_what_came_before_it_is_kept() {
-    let mut node = Node::conventional(1, 0)
-        .capability(0x09, 0, &[0])
-        .capability(0x05, 0x0080, &[0; 3]);
+    let mut node = Node::conventional(1, 0).capability(0x09, 0, &[0]).capability(0x05, 0x0080, &[0; 3]);
     let (first, last) = (node.newest(), 0x40);
     node.set(last, 0x09 | (first as u32) << 8);
     let functions = enumerate(&Fabric::config(vec![node, Node::conventional(2, 0)])).unwrap();
     let offset = first as u16;
-    assert_eq!(
-        functions[0].damage,
-        Some(CapabilityError::Loop {
-            function: id(0, 1, 0),
-            offset
-        })
-    );
+    assert_eq!(functions[0].damage, Some(CapabilityError::Loop { function: id(0, 1, 0), offset }));
     assert!(functions[0].msi.is_some());
     assert_eq!((functions.len(), functions[1].damage), (2, None));
 }
 
 #[test]
 fn a_loop_of_extended_capabilities_is_reported() {
-    let node = Node::endpoint(1, 0)
-        .with(0x100, 0x1101_0003)
-        .with(0x110, 0x1001_0003);
+    let node = Node::endpoint(1, 0).with(0x100, 0x1101_0003).with(0x110, 0x1001_0003);
     let config = Fabric::config(vec![node]);
-    let expected = CapabilityError::Loop {
-        function: id(0, 1, 0),
-        offset: 0x100,
-    };
+    let expected = CapabilityError::Loop { function: id(0, 1, 0), offset: 0x100 };
     assert_eq!(enumerate(&config).unwrap()[0].damage, Some(expected));
-    assert_eq!(
-        extended_capability(&config, id(0, 1, 0), ExtendedId::ACS),
-        Err(expected)
-    );
+    assert_eq!(extended_capability(&config, id(0, 1, 0), ExtendedId::ACS), Err(expected));
 }
 
 #[test]
@@ -57,19 +41,13 @@ fn pointers_out_of_their_list_are_reported() {
     let config = Fabric::config(vec![node]);
     assert_eq!(
         standard_capability(&config, function, CapabilityId::MSI),
-        Err(CapabilityError::Stray {
-            function,
-            offset: 0x10
-        })
+        Err(CapabilityError::Stray { function, offset: 0x10 })
     );
     // An extended capability that points into the first 256 bytes.
     let config = Fabric::config(vec![Node::endpoint(1, 0).with(0x100, 0x0401_0003)]);
     assert_eq!(
         enumerate(&config).unwrap()[0].damage,
-        Some(CapabilityError::Stray {
-            function,
-            offset: 0x40
-        })
+        Some(CapabilityError::Stray { function, offset: 0x40 })
     );
 }
 
@@ -82,10 +60,7 @@ fn a_capability_that_reads_as_ones_ends_the_walk() {
     let config = Fabric::config(vec![node]);
     assert_eq!(
         enumerate(&config).unwrap()[0].damage,
-        Some(CapabilityError::Vanished {
-            function,
-            offset: 0x80
-        })
+        Some(CapabilityError::Vanished { function, offset: 0x80 })
     );
 }
 
@@ -97,23 +72,15 @@ fn a_capability_that_runs_over_the_end_is_refused() {
         node.set(pointer as usize, word);
         let functions = enumerate(&Fabric::config(vec![node])).unwrap();
         let (function, offset) = (id(0, 1, 0), pointer as u16);
-        assert_eq!(
-            functions[0].damage,
-            Some(CapabilityError::Truncated { function, offset })
-        );
+        assert_eq!(functions[0].damage, Some(CapabilityError::Truncated { function, offset }));
         let found = (functions[0].msi, functions[0].msix, functions[0].express);
         assert_eq!(found, (None, None, None));
     }
-    let node = Node::endpoint(1, 0)
-        .with(0x100, 0xff81_0003)
-        .with(0xff8, 0x0001_0013);
+    let node = Node::endpoint(1, 0).with(0x100, 0xff81_0003).with(0xff8, 0x0001_0013);
     let functions = enumerate(&Fabric::config(vec![node])).unwrap();
     assert_eq!(
         functions[0].damage,
-        Some(CapabilityError::Truncated {
-            function: id(0, 1, 0),
-            offset: 0xff8
-        })
+        Some(CapabilityError::Truncated { function: id(0, 1, 0), offset: 0xff8 })
     );
 }
 
@@ -122,65 +89,30 @@ fn bars_that_make_no_sense_are_refused_and_left_as_they_were() {
     let function = id(0, 1, 0);
     let probe = |node: Node| {
         let config = Fabric::config(vec![node.command(2)]);
-        let before: Vec<_> = (0x04..0x28)
-            .step_by(4)
-            .map(|at| config.read32(function, at))
-            .collect();
+        let before: Vec<_> = (0x04..0x28).step_by(4).map(|at| config.read32(function, at)).collect();
         let error = Bars::probe(&config, &enumerate(&config).unwrap()[0]).unwrap_err();
-        let after: Vec<_> = (0x04..0x28)
-            .step_by(4)
-            .map(|at| config.read32(function, at))
-            .collect();
+        let after: Vec<_> = (0x04..0x28).step_by(4).map(|at| config.read32(function, at)).collect();
         assert_eq!(before, after);
         error
     };
     // A hole among the writable bits.
-    let odd = Node::conventional(1, 0)
-        .with(0x10, 0xfe00_0000)
-        .writable(0x10, 0xfffe_f000);
-    assert_eq!(
-        probe(odd),
-        BarError::Size {
-            function,
-            index: 0,
-            mask: 0xffff_ffff_fffe_f000
-        }
-    );
+    let odd = Node::conventional(1, 0).with(0x10, 0xfe00_0000).writable(0x10, 0xfffe_f000);
+    assert_eq!(probe(odd), BarError::Size { function, index: 0, mask: 0xffff_ffff_fffe_f000 });
     // Nothing writable, though the type is not zero.
     let fixed = Node::conventional(1, 0).with(0x14, 0x8);
     assert!(matches!(probe(fixed), BarError::Size { index: 1, .. }));
     let fixed = Node::conventional(1, 0).with(0x14, 0xc);
-    assert!(matches!(
-        probe(fixed),
-        BarError::Size {
-            index: 1,
-            mask: 0,
-            ..
-        }
-    ));
+    assert!(matches!(probe(fixed), BarError::Size { index: 1, mask: 0, .. }));
     // The two reserved types.
     for word in [0x2, 0x6] {
-        let node = Node::conventional(1, 0)
-            .with(0x18, word)
-            .writable(0x18, 0xffff_f000);
-        assert_eq!(
-            probe(node),
-            BarError::Type {
-                function,
-                index: 2,
-                word
-            }
-        );
+        let node = Node::conventional(1, 0).with(0x18, word).writable(0x18, 0xffff_f000);
+        assert_eq!(probe(node), BarError::Type { function, index: 2, word });
     }
     // 64 bits in the last register.
-    let last = Node::conventional(1, 0)
-        .with(0x24, 0x4)
-        .writable(0x24, 0xffff_f000);
+    let last = Node::conventional(1, 0).with(0x24, 0x4).writable(0x24, 0xffff_f000);
     assert_eq!(probe(last), BarError::NoUpperHalf { function, index: 5 });
     // An upper half with a hole.
-    let hole = Node::conventional(1, 0)
-        .bar64(0, 0x1000)
-        .writable(0x14, 0xffff_fff7);
+    let hole = Node::conventional(1, 0).bar64(0, 0x1000).writable(0x14, 0xffff_fff7);
     assert!(matches!(probe(hole), BarError::Size { index: 0, .. }));
 }
 

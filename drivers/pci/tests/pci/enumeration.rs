@@ -8,18 +8,11 @@ use portcullis_pci::spec::{AcsFlags, PasidFeatures, PortType};
 use portcullis_pci::{ConfigSpace, EnumerateError, Function, enumerate, enumerate_roots};
 
 fn ids(functions: &[Function]) -> Vec<String> {
-    functions
-        .iter()
-        .map(|function| function.id.to_string()[5..].to_string())
-        .collect()
+    functions.iter().map(|function| function.id.to_string()[5..].to_string()).collect()
 }
 
 fn bad_buses(bridge: RequesterId, secondary: u8, subordinate: u8) -> EnumerateError {
-    EnumerateError::BadBuses {
-        bridge,
-        secondary,
-        subordinate,
-    }
+    EnumerateError::BadBuses { bridge, secondary, subordinate }
 }
 
 #[test]
@@ -41,19 +34,13 @@ fn functions_are_listed_depth_first_with_their_bridge() {
     let functions = enumerate(&config).unwrap();
     assert_eq!(
         ids(&functions),
-        [
-            "00:00.0", "00:03.0", "01:00.0", "02:00.0", "03:00.0", "02:01.0", "00:04.0"
-        ]
+        ["00:00.0", "00:03.0", "01:00.0", "02:00.0", "03:00.0", "02:01.0", "00:04.0"]
     );
     let parents: Vec<_> = functions.iter().map(|function| function.parent).collect();
     assert_eq!(parents, [None, None, Some(1), Some(2), Some(3), Some(2), None]);
     assert_eq!(functions[3].port_type(), Some(PortType::DOWNSTREAM));
     assert_eq!(functions[6].port_type(), None);
-    assert!(
-        functions
-            .iter()
-            .all(|function| function.alias.is_none() && function.damage.is_none())
-    );
+    assert!(functions.iter().all(|function| function.alias.is_none() && function.damage.is_none()));
 }
 
 #[test]
@@ -68,10 +55,7 @@ fn functions_above_0_are_tried_only_where_function_0_says_so() {
         Node::conventional(31, 0),
     ]);
     let functions = enumerate(&config).unwrap();
-    assert_eq!(
-        ids(&functions),
-        ["00:01.0", "00:01.2", "00:01.7", "00:02.0", "00:1f.0"]
-    );
+    assert_eq!(ids(&functions), ["00:01.0", "00:01.2", "00:01.7", "00:02.0", "00:1f.0"]);
 }
 
 #[test]
@@ -101,11 +85,7 @@ fn a_device_without_ari_below_an_ari_port_has_its_usual_functions() {
     let mut root = Node::port(
         1,
         ROOT_PORT,
-        vec![
-            Node::endpoint(0, 0).multi(),
-            Node::endpoint(0, 3),
-            Node::endpoint(1, 0),
-        ],
+        vec![Node::endpoint(0, 0).multi(), Node::endpoint(0, 3), Node::endpoint(1, 0)],
     )
     .buses(0, 1, 1);
     let at = root.newest();
@@ -130,16 +110,10 @@ fn bus_numbers_that_are_no_tree_are_refused() {
     assert_eq!(enumerate(&config), Err(bad_buses(id(0, 1, 0), 5, 4)));
     // A bus of an ancestor: a loop.
     let looping = bridge(1, (0, 1, 3), vec![bridge(0, (1, 1, 3), vec![])]);
-    assert_eq!(
-        enumerate(&Fabric::config(vec![looping])),
-        Err(bad_buses(id(1, 0, 0), 1, 3))
-    );
+    assert_eq!(enumerate(&Fabric::config(vec![looping])), Err(bad_buses(id(1, 0, 0), 1, 3)));
     // Past the parent's last bus.
     let past = bridge(1, (0, 1, 2), vec![bridge(0, (1, 2, 3), vec![])]);
-    assert_eq!(
-        enumerate(&Fabric::config(vec![past])),
-        Err(bad_buses(id(1, 0, 0), 2, 3))
-    );
+    assert_eq!(enumerate(&Fabric::config(vec![past])), Err(bad_buses(id(1, 0, 0), 2, 3)));
     // A number given twice, to siblings whose first buses differ.
     let twice = vec![bridge(1, (0, 1, 3), vec![]), bridge(2, (0, 3, 4), vec![])];
     let config = Fabric::config(twice);
@@ -157,23 +131,14 @@ fn a_segment_may_begin_later_than_bus_0() {
     assert_eq!(functions[1].id, RequesterId::new(7, 0x41, 0, 0).unwrap());
     let elsewhere = RequesterId::new(0, 0x41, 0, 0).unwrap();
     assert_eq!(config.read32(elsewhere, 0), u32::MAX);
-    assert_eq!(
-        enumerate_roots(&config, &[0x40, 0x3f]),
-        Err(EnumerateError::BadRoot(0x3f))
-    );
-    assert_eq!(
-        enumerate_roots(&config, &[0x40, 0x40]),
-        Err(EnumerateError::BadRoot(0x40))
-    );
+    assert_eq!(enumerate_roots(&config, &[0x40, 0x3f]), Err(EnumerateError::BadRoot(0x3f)));
+    assert_eq!(enumerate_roots(&config, &[0x40, 0x40]), Err(EnumerateError::BadRoot(0x40)));
 }
 
 #[test]
 fn a_bridge_cannot_claim_another_root_bus() {
     let config = Fabric::config(vec![Node::bridge(1, 0, vec![]).buses(0, 1, 0x80)]);
-    assert_eq!(
-        enumerate_roots(&config, &[0, 0x80]),
-        Err(bad_buses(id(0, 1, 0), 1, 0x80))
-    );
+    assert_eq!(enumerate_roots(&config, &[0, 0x80]), Err(bad_buses(id(0, 1, 0), 1, 0x80)));
 }
 
 #[test]
@@ -187,16 +152,11 @@ fn behind_conventional_bridges_requests_carry_another_id() {
     let functions = enumerate(&Fabric::config(vec![port, legacy])).unwrap();
     assert_eq!(
         ids(&functions),
-        [
-            "00:01.0", "01:00.0", "02:01.0", "02:03.0", "03:05.0", "00:02.0", "04:06.0"
-        ]
+        ["00:01.0", "01:00.0", "02:01.0", "02:03.0", "03:05.0", "00:02.0", "04:06.0"]
     );
     let aliases: Vec<_> = functions.iter().map(|function| function.alias).collect();
     let taken = Some(id(2, 0, 0));
-    assert_eq!(
-        aliases,
-        [None, None, taken, taken, taken, None, Some(id(0, 2, 0))]
-    );
+    assert_eq!(aliases, [None, None, taken, taken, taken, None, Some(id(0, 2, 0))]);
 }
 
 #[test]
@@ -212,10 +172,7 @@ fn capabilities_are_read_with_their_data() {
         .extended(0x10, &[0, 1, 0x0008_0008, 3, 0x0002_0080]);
     let functions = enumerate(&Fabric::config(vec![node])).unwrap();
     let function = &functions[0];
-    assert_eq!(
-        (function.vendor, function.device, function.class.base),
-        (0x1234, 0x11e8, 0xff)
-    );
+    assert_eq!((function.vendor, function.device, function.class.base), (0x1234, 0x11e8, 0xff));
     assert_eq!(function.express.unwrap().port_type, PortType::ENDPOINT);
     assert!(function.power.is_some());
     let msi = function.msi.unwrap();
@@ -224,16 +181,10 @@ fn capabilities_are_read_with_their_data() {
     assert_eq!((msix.vectors, msix.table_bar, msix.table_offset), (64, 4, 0x2000));
     assert_eq!((msix.pending_bar, msix.pending_offset), (4, 0x3000));
     let acs = function.acs.unwrap();
-    assert_eq!(
-        acs.supported,
-        AcsFlags::REQUEST_REDIRECT | AcsFlags::COMPLETION_REDIRECT
-    );
+    assert_eq!(acs.supported, AcsFlags::REQUEST_REDIRECT | AcsFlags::COMPLETION_REDIRECT);
     assert_eq!(acs.enabled, AcsFlags::REQUEST_REDIRECT);
     let ats = function.ats.unwrap();
-    assert_eq!(
-        (ats.queue_depth, ats.page_aligned, ats.global_invalidate),
-        (5, true, true)
-    );
+    assert_eq!((ats.queue_depth, ats.page_aligned, ats.global_invalidate), (5, true, true));
     let pasid = function.pasid.unwrap();
     assert_eq!((pasid.width, pasid.features), (20, PasidFeatures::all()));
     let pri = function.pri.unwrap();

@@ -90,11 +90,7 @@ impl Node {
 
     /// The type of the prefetchable window: 0 for 32 bits, 1 for 64.
     pub(crate) fn prefetchable_window(mut self, kind: u32) -> Self {
-        *self.word(0x24) = Word {
-            value: kind | kind << 16,
-            writable: 0xfff0_fff0,
-            clearing: 0,
-        };
+        *self.word(0x24) = Word { value: kind | kind << 16, writable: 0xfff0_fff0, clearing: 0 };
         self
     }
 
@@ -143,37 +139,21 @@ impl Node {
 
     /// A memory BAR of 32 bits.
     pub(crate) fn bar32(mut self, slot: usize, size: u64) -> Self {
-        *self.word(0x10 + 4 * slot) = Word {
-            value: 0,
-            writable: !(size as u32 - 1),
-            clearing: 0,
-        };
+        *self.word(0x10 + 4 * slot) = Word { value: 0, writable: !(size as u32 - 1), clearing: 0 };
         self
     }
 
     /// A prefetchable memory BAR of 64 bits.
     pub(crate) fn bar64(mut self, slot: usize, size: u64) -> Self {
         let mask = !(size - 1);
-        *self.word(0x10 + 4 * slot) = Word {
-            value: 0xc,
-            writable: mask as u32,
-            clearing: 0,
-        };
-        *self.word(0x14 + 4 * slot) = Word {
-            value: 0,
-            writable: (mask >> 32) as u32,
-            clearing: 0,
-        };
+        *self.word(0x10 + 4 * slot) = Word { value: 0xc, writable: mask as u32, clearing: 0 };
+        *self.word(0x14 + 4 * slot) = Word { value: 0, writable: (mask >> 32) as u32, clearing: 0 };
         self
     }
 
     /// An I/O BAR.
     pub(crate) fn bar_io(mut self, slot: usize, size: u32) -> Self {
-        *self.word(0x10 + 4 * slot) = Word {
-            value: 1,
-            writable: !(size - 1) & 0xffff,
-            clearing: 0,
-        };
+        *self.word(0x10 + 4 * slot) = Word { value: 1, writable: !(size - 1) & 0xffff, clearing: 0 };
         self
     }
 
@@ -323,18 +303,12 @@ fn windows(bridge: &Node) -> Vec<(u64, u64)> {
     let low = bridge.value(0x20);
     let high = bridge.value(0x24);
     let upper = |offset| u64::from(bridge.value(offset)) << 32;
-    let (mut base, mut limit) = (
-        u64::from(high & 0xfff0) << 16,
-        u64::from(high & 0xfff0_0000) | 0xf_ffff,
-    );
+    let (mut base, mut limit) = (u64::from(high & 0xfff0) << 16, u64::from(high & 0xfff0_0000) | 0xf_ffff);
     if high & 0xf == 1 {
         base |= upper(0x28);
         limit |= upper(0x2c);
     }
-    let memory = (
-        u64::from(low & 0xfff0) << 16,
-        u64::from(low & 0xfff0_0000) | 0xf_ffff,
-    );
+    let memory = (u64::from(low & 0xfff0) << 16, u64::from(low & 0xfff0_0000) | 0xf_ffff);
     let open = |window: &(u64, u64)| window.0 <= window.1 && bridge.value(4) & 2 != 0;
     [memory, (base, limit)].into_iter().filter(open).collect()
 }
@@ -347,12 +321,7 @@ pub(crate) fn decoders(nodes: &[Node], address: u64, path: &[u8]) -> Vec<Decoder
         for (slot, first, size) in bars(node) {
             let last = first + (size - 1);
             if node.value(4) & 2 != 0 && (first..=last).contains(&address) {
-                found.push(Decoder {
-                    path: path.clone(),
-                    slot,
-                    first,
-                    last,
-                });
+                found.push(Decoder { path: path.clone(), slot, first, last });
             }
         }
         for (first, last) in windows(node) {
@@ -370,12 +339,7 @@ pub(crate) fn all_bars(nodes: &[Node], path: &[u8]) -> Vec<Decoder> {
     for node in nodes {
         let path = [path, &[node.devfn]].concat();
         for (slot, first, size) in bars(node) {
-            found.push(Decoder {
-                path: path.clone(),
-                slot,
-                first,
-                last: first + (size - 1),
-            });
+            found.push(Decoder { path: path.clone(), slot, first, last: first + (size - 1) });
         }
         found.extend(all_bars(&node.below, &path));
     }
@@ -393,11 +357,7 @@ pub(crate) struct Fabric {
 impl Fabric {
     pub(crate) fn new(nodes: Vec<Node>, takers: Takers) -> Self {
         let nodes = Arc::new(Mutex::new(nodes));
-        Self {
-            first_bus: 0,
-            takers,
-            nodes,
-        }
+        Self { first_bus: 0, takers, nodes }
     }
 
     /// A configuration space of all 256 buses.
@@ -414,11 +374,7 @@ impl Fabric {
 
     /// A configuration space that begins later than bus 0.
     pub(crate) fn config_from(nodes: Vec<Node>, segment: u16, first: u8, last: u8) -> ConfigSpace<Self> {
-        let fabric = Self {
-            first_bus: first,
-            takers: Takers::One,
-            nodes: Arc::new(Mutex::new(nodes)),
-        };
+        let fabric = Self { first_bus: first, takers: Takers::One, nodes: Arc::new(Mutex::new(nodes)) };
         ConfigSpace::new(fabric, segment, BusRange::new(first, last).unwrap())
     }
 

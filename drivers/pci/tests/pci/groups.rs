@@ -11,10 +11,7 @@ use proptest::prelude::*;
 fn grouped(nodes: Vec<Node>) -> (Vec<Function>, Vec<u32>) {
     let config = Fabric::config(nodes);
     let none = HostWindows::default();
-    assert!(matches!(
-        assign(&config, &none).unwrap(),
-        Assignment::Assigned { .. }
-    ));
+    assert!(matches!(assign(&config, &none).unwrap(), Assignment::Assigned { .. }));
     let mut functions = enumerate(&config).unwrap();
     enable_acs(&config, &mut functions);
     // What the functions say now is what the registers say.
@@ -71,20 +68,13 @@ fn a_switch_isolates_if_all_its_ports_and_those_above_do() {
     assert_eq!(groups(under(acs, [acs, acs])), [0, 1, 2, 3, 4, 5]);
     assert_eq!(groups(under(acs, [acs, |port| port])), [0, 1, 1, 1, 1, 1]);
     // A downstream port has to have all four services.
-    assert_eq!(
-        groups(under(acs, [acs, |port| port.acs(0x0d, 0)])),
-        [0, 1, 1, 1, 1, 1]
-    );
+    assert_eq!(groups(under(acs, [acs, |port| port.acs(0x0d, 0)])), [0, 1, 1, 1, 1, 1]);
     assert_eq!(groups(under(|root| root, [acs, acs])), [0; 6]);
 }
 
 #[test]
 fn conventional_buses_are_one_group_with_their_bridge() {
-    let bridge = Node::port(
-        0,
-        EXPRESS_TO_PCI,
-        vec![Node::conventional(1, 0), Node::conventional(2, 0)],
-    );
+    let bridge = Node::port(0, EXPRESS_TO_PCI, vec![Node::conventional(1, 0), Node::conventional(2, 0)]);
     let port = acs(Node::port(1, ROOT_PORT, vec![bridge]));
     let legacy = Node::bridge(2, 0, vec![Node::conventional(1, 0), Node::bridge(2, 0, vec![])]);
     let (functions, groups) = grouped(vec![port, legacy, Node::conventional(3, 0)]);
@@ -96,9 +86,7 @@ fn conventional_buses_are_one_group_with_their_bridge() {
 #[test]
 fn root_ports_of_one_device_need_acs_each() {
     let port = |function, node: fn(Node) -> Node| {
-        let bridge = Node::bridge(1, function, vec![Node::endpoint(0, 0)])
-            .express(ROOT_PORT)
-            .multi();
+        let bridge = Node::bridge(1, function, vec![Node::endpoint(0, 0)]).express(ROOT_PORT).multi();
         node(bridge)
     };
     assert_eq!(groups(vec![port(0, acs), port(1, acs)]), [0, 1, 2, 3]);
@@ -108,17 +96,12 @@ fn root_ports_of_one_device_need_acs_each() {
 #[test]
 fn functions_of_an_endpoint_need_acs_each() {
     let device = |nodes: [fn(Node) -> Node; 2]| {
-        let functions = nodes
-            .iter()
-            .enumerate()
-            .map(|(function, node)| node(Node::endpoint(0, function as u8).multi()));
+        let functions =
+            nodes.iter().enumerate().map(|(function, node)| node(Node::endpoint(0, function as u8).multi()));
         vec![acs(Node::port(1, ROOT_PORT, functions.collect()))]
     };
     assert_eq!(groups(device([acs, acs])), [0, 1, 2]);
-    assert_eq!(
-        groups(device([|node| node.acs(0x0c, 0), |node| node.acs(0, 0)])),
-        [0, 1, 2]
-    );
+    assert_eq!(groups(device([|node| node.acs(0x0c, 0), |node| node.acs(0, 0)])), [0, 1, 2]);
     assert_eq!(groups(device([acs, |node| node])), [0, 1, 1]);
 }
 
@@ -130,48 +113,31 @@ fn functions_of_an_ari_device_are_one_device_whatever_their_numbers() {
         node
     };
     let mut port = acs(Node::port(1, ROOT_PORT, vec![function(0, 9), function(9, 0)])).buses(0, 1, 1);
-    let at = (0x40..0x100)
-        .step_by(4)
-        .find(|&at| port.value(at) & 0xff == 0x10)
-        .unwrap();
+    let at = (0x40..0x100).step_by(4).find(|&at| port.value(at) & 0xff == 0x10).unwrap();
     port.set(at + 0x28, 0x20);
     let config = Fabric::config(vec![port]);
     let mut functions = enumerate(&config).unwrap();
     enable_acs(&config, &mut functions);
     let groups = isolation_groups(&functions).unwrap();
-    assert_eq!(
-        groups.iter().map(|group| group.get()).collect::<Vec<_>>(),
-        [0, 1, 1]
-    );
+    assert_eq!(groups.iter().map(|group| group.get()).collect::<Vec<_>>(), [0, 1, 1]);
 }
 
 #[test]
 fn acs_with_holes_does_not_count() {
     for (enabled, expected) in [(0x1d, [0, 1, 2]), (0x3d, [0, 1, 1]), (0x5d, [0, 1, 1])] {
-        let port = Node::port(0, DOWNSTREAM, vec![])
-            .acs(0x7f, enabled)
-            .buses(2, 3, 3);
+        let port = Node::port(0, DOWNSTREAM, vec![]).acs(0x7f, enabled).buses(2, 3, 3);
         let upstream = Node::port(0, UPSTREAM, vec![port]).buses(1, 2, 3);
-        let root = Node::port(1, ROOT_PORT, vec![upstream])
-            .acs(ACS_FULL, ACS_FULL)
-            .buses(0, 1, 3);
+        let root = Node::port(1, ROOT_PORT, vec![upstream]).acs(ACS_FULL, ACS_FULL).buses(0, 1, 3);
         let functions = enumerate(&Fabric::config(vec![root])).unwrap();
         let groups = isolation_groups(&functions).unwrap();
-        assert_eq!(
-            groups.iter().map(|group| group.get()).collect::<Vec<_>>(),
-            expected
-        );
+        assert_eq!(groups.iter().map(|group| group.get()).collect::<Vec<_>>(), expected);
     }
 }
 
 #[test]
 fn acs_counts_only_where_it_is_on_and_has_no_holes() {
     let with = |supported, enabled| {
-        let ports = vec![
-            Node::port(0, DOWNSTREAM, vec![])
-                .acs(supported, enabled)
-                .buses(2, 3, 3),
-        ];
+        let ports = vec![Node::port(0, DOWNSTREAM, vec![]).acs(supported, enabled).buses(2, 3, 3)];
         let upstream = Node::port(0, UPSTREAM, ports).buses(1, 2, 3);
         let (_, config) = Fabric::with_config(
             vec![acs(Node::port(1, ROOT_PORT, vec![upstream])).buses(0, 1, 3)],
@@ -181,11 +147,7 @@ fn acs_counts_only_where_it_is_on_and_has_no_holes() {
         let before = isolation_groups(&functions).unwrap()[2];
         enable_acs(&config, &mut functions);
         let enabled = functions[2].acs.unwrap().enabled;
-        (
-            before.get(),
-            isolation_groups(&functions).unwrap()[2].get(),
-            enabled.bits(),
-        )
+        (before.get(), isolation_groups(&functions).unwrap()[2].get(), enabled.bits())
     };
     // Off, then on; before, the root port does not isolate either.
     assert_eq!(with(0x5f, 0), (0, 2, 0x1d));
@@ -220,11 +182,7 @@ fn reached(functions: &[Function], from: usize) -> Vec<usize> {
         })
     };
     let on = |index: usize| functions[index].acs.map_or(AcsFlags::empty(), |acs| acs.enabled);
-    let has = |index: usize| {
-        functions[index]
-            .acs
-            .map_or(AcsFlags::empty(), |acs| acs.supported)
-    };
+    let has = |index: usize| functions[index].acs.map_or(AcsFlags::empty(), |acs| acs.supported);
     let full = AcsFlags::from_bits_retain(0x1d);
     let mut found = Vec::new();
     let mut at = from;
@@ -236,9 +194,7 @@ fn reached(functions: &[Function], from: usize) -> Vec<usize> {
         let peers = (0..functions.len()).filter(|&peer| {
             let other = &functions[peer];
             let link = function.parent.is_some_and(|parent| {
-                let kind = functions[parent]
-                    .express
-                    .map(|express| u32::from(express.port_type.0));
+                let kind = functions[parent].express.map(|express| u32::from(express.port_type.0));
                 kind == Some(ROOT_PORT) || kind == Some(DOWNSTREAM)
             });
             peer != at
@@ -280,10 +236,7 @@ fn closure(functions: &[Function]) -> Vec<u32> {
     for from in 0..functions.len() {
         for to in reached(functions, from) {
             let (old, new) = (label[from].max(label[to]), label[from].min(label[to]));
-            label
-                .iter_mut()
-                .filter(|entry| **entry == old)
-                .for_each(|entry| *entry = new);
+            label.iter_mut().filter(|entry| **entry == old).for_each(|entry| *entry = new);
         }
     }
     let mut names: Vec<usize> = Vec::new();
@@ -300,19 +253,10 @@ fn closure(functions: &[Function]) -> Vec<u32> {
 }
 
 fn fabric() -> impl Strategy<Value = Vec<Node>> {
-    let acs = prop_oneof![
-        Just(None),
-        Just(Some(ACS_FULL)),
-        Just(Some(0x01)),
-        Just(Some(0x0c)),
-        Just(Some(0x7f))
-    ];
+    let acs =
+        prop_oneof![Just(None), Just(Some(ACS_FULL)), Just(Some(0x01)), Just(Some(0x0c)), Just(Some(0x7f))];
     let leaf = (acs.clone(), any::<bool>()).prop_map(|(acs, express)| {
-        let node = if express {
-            Node::endpoint(0, 0)
-        } else {
-            Node::conventional(0, 0)
-        };
+        let node = if express { Node::endpoint(0, 0) } else { Node::conventional(0, 0) };
         acs.map_or(node.clone(), |services| node.acs(services, 0))
     });
     let node = leaf.prop_recursive(4, 30, 4, move |inner| {

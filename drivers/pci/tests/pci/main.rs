@@ -1,9 +1,5 @@
 //! The crate against a fake fabric: bridges that route by their registers, BARs that size, capabilities, damage.
-#![allow(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    reason = "a test may end in a panic"
-)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may end in a panic")]
 
 mod assignment;
 mod damage;

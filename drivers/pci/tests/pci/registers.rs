@@ -35,9 +35,7 @@ fn the_command_register_changes_and_the_status_does_not() {
 fn two_ports() -> (ConfigSpace<Fabric>, Vec<Function>) {
     let port = |device: u8| {
         let bus = u32::from(device);
-        Node::port(device, ROOT_PORT, vec![Node::endpoint(0, 0).command(4)])
-            .buses(0, bus, bus)
-            .command(4)
+        Node::port(device, ROOT_PORT, vec![Node::endpoint(0, 0).command(4)]).buses(0, bus, bus).command(4)
     };
     let config = Fabric::config(vec![port(1), port(2), Node::conventional(3, 0)]);
     let functions = enumerate(&config).unwrap();
@@ -45,10 +43,7 @@ fn two_ports() -> (ConfigSpace<Fabric>, Vec<Function>) {
 }
 
 fn masters(config: &ConfigSpace<Fabric>, functions: &[Function]) -> Vec<bool> {
-    functions
-        .iter()
-        .map(|function| config.read32(function.id, 4) & 4 != 0)
-        .collect()
+    functions.iter().map(|function| config.read32(function.id, 4) & 4 != 0).collect()
 }
 
 #[test]
@@ -60,10 +55,7 @@ fn bus_mastering_is_cleared_except_for_what_is_kept_and_its_bridges() {
     };
     assert_eq!(clear_bus_master_everywhere(&config, &functions, policy), Ok(2));
     assert_eq!(masters(&config, &functions), [false, false, true, true, false]);
-    assert_eq!(
-        clear_bus_master_everywhere(&config, &functions, |_| BusMaster::Clear),
-        Ok(2)
-    );
+    assert_eq!(clear_bus_master_everywhere(&config, &functions, |_| BusMaster::Clear), Ok(2));
     assert_eq!(masters(&config, &functions), [false; 5]);
     // A bridge that is kept needs nothing behind it.
     enable_bus_master(&config, &functions, 1);
@@ -98,19 +90,12 @@ fn bars_are_sized_and_left_as_they_were() {
         .bar32(5, 16)
         .command(0xf900_0003);
     let (config, function) = single(node);
-    let words = || {
-        (4..0x28)
-            .step_by(4)
-            .map(|at| config.read32(function.id, at))
-            .collect::<Vec<_>>()
-    };
+    let words = || (4..0x28).step_by(4).map(|at| config.read32(function.id, at)).collect::<Vec<_>>();
     let before = words();
     let bars = Bars::probe(&config, &function).unwrap();
     assert_eq!(words(), before);
-    let found: Vec<_> = bars
-        .iter()
-        .map(|bar| (bar.index, bar.kind, bar.prefetchable, bar.address.get(), bar.size))
-        .collect();
+    let found: Vec<_> =
+        bars.iter().map(|bar| (bar.index, bar.kind, bar.prefetchable, bar.address.get(), bar.size)).collect();
     assert_eq!(
         found,
         [
@@ -121,10 +106,7 @@ fn bars_are_sized_and_left_as_they_were() {
         ]
     );
     assert!(bars.get(3).is_none() && bars.get(6).is_none());
-    assert_eq!(
-        bars.get(2).unwrap().to_string(),
-        "BAR 2 (Memory64, 0x400000000 bytes at 0x8400000000)"
-    );
+    assert_eq!(bars.get(2).unwrap().to_string(), "BAR 2 (Memory64, 0x400000000 bytes at 0x8400000000)");
 }
 
 #[test]
@@ -138,10 +120,7 @@ fn nothing_decodes_while_a_bar_is_sized() {
         fn write32(&self, offset: usize, value: u32) {
             let register = offset & 0xfff;
             let decoding = self.0.read32(offset - register + 4) & 3 != 0;
-            assert!(
-                !(decoding && (0x10..0x28).contains(&register)),
-                "{register:#x} written"
-            );
+            assert!(!(decoding && (0x10..0x28).contains(&register)), "{register:#x} written");
             self.0.write32(offset, value);
         }
         fn read64(&self, offset: usize) -> u64 {
@@ -151,21 +130,12 @@ fn nothing_decodes_while_a_bar_is_sized() {
             self.0.write64(offset, value);
         }
     }
-    let node = Node::conventional(1, 0)
-        .bar32(0, 0x1000)
-        .bar64(2, 0x1000)
-        .command(3);
-    let watch = Watch(Fabric::new(
-        vec![node, Node::host_bridge().bar32(0, 16).command(2)],
-        Takers::One,
-    ));
+    let node = Node::conventional(1, 0).bar32(0, 0x1000).bar64(2, 0x1000).command(3);
+    let watch = Watch(Fabric::new(vec![node, Node::host_bridge().bar32(0, 16).command(2)], Takers::One));
     let config = ConfigSpace::new(watch, 0, portcullis_pci::BusRange::new(0, 0).unwrap());
     for function in enumerate(&config).unwrap() {
         let bars = Bars::probe(&config, &function).unwrap();
-        assert_eq!(
-            bars.iter().count(),
-            if function.class.is_host_bridge() { 0 } else { 2 }
-        );
+        assert_eq!(bars.iter().count(), if function.class.is_host_bridge() { 0 } else { 2 });
     }
 }
 
@@ -174,9 +144,7 @@ fn msi_node(control: u32) -> Node {
     let at = node.newest();
     // Enable and messages enabled; the registers after it as a 64-bit maskable function has them.
     let node = node.writable(at, 0x0071_0000).writable(at + 4, 0xffff_fffc);
-    node.writable(at + 8, u32::MAX)
-        .writable(at + 12, u32::MAX)
-        .writable(at + 16, u32::MAX)
+    node.writable(at + 8, u32::MAX).writable(at + 12, u32::MAX).writable(at + 16, u32::MAX)
 }
 
 #[test]
@@ -193,19 +161,9 @@ fn an_msi_of_each_layout_is_programmed() {
         // Four messages were enabled by somebody.
         let (config, function) = single(msi_node(control | 0x21));
         let msi = function.msi.unwrap();
-        msi.program(&config, Iova::new(upper << 32 | 0x0808_0040), 0xa5)
-            .unwrap();
-        assert_eq!(
-            msi.mask(&config),
-            if msi.maskable {
-                Ok(())
-            } else {
-                Err(MsiError::NoMask)
-            }
-        );
-        let words: Vec<_> = (1..5)
-            .map(|word| config.read32(function.id, 0x40 + 4 * word))
-            .collect();
+        msi.program(&config, Iova::new(upper << 32 | 0x0808_0040), 0xa5).unwrap();
+        assert_eq!(msi.mask(&config), if msi.maskable { Ok(()) } else { Err(MsiError::NoMask) });
+        let words: Vec<_> = (1..5).map(|word| config.read32(function.id, 0x40 + 4 * word)).collect();
         assert_eq!(words, expected[1..], "control {control:#x}");
         let control_now = || config.read32(function.id, 0x40) >> 16;
         assert_eq!(control_now(), control);
@@ -228,10 +186,7 @@ fn an_msi_that_does_not_fit_is_refused_and_nothing_is_written() {
     assert_eq!(msi.program(&config, high, 0), Err(MsiError::AddressTooHigh(high)));
     let odd = Iova::new(2);
     assert_eq!(msi.program(&config, odd, 0), Err(MsiError::Unaligned(odd)));
-    assert_eq!(
-        msi.program(&config, Iova::new(4), 0x1_0000),
-        Err(MsiError::DataTooWide(0x1_0000))
-    );
+    assert_eq!(msi.program(&config, Iova::new(4), 0x1_0000), Err(MsiError::DataTooWide(0x1_0000)));
     assert_eq!(config.read32(function.id, 0x40) >> 16, 1);
 }
 
@@ -255,9 +210,7 @@ impl Mmio for &Memory {
 
 #[test]
 fn an_msix_vector_is_programmed_while_masked() {
-    let node = Node::endpoint(1, 0)
-        .bar32(1, 0x1000)
-        .capability(0x11, 0x0002, &[0x801, 0xc01]);
+    let node = Node::endpoint(1, 0).bar32(1, 0x1000).capability(0x11, 0x0002, &[0x801, 0xc01]);
     let at = node.newest();
     let (config, function) = single(node.writable(at, 0xc000_0000));
     let msix = function.msix.unwrap();
@@ -283,22 +236,10 @@ fn an_msix_vector_is_programmed_while_masked() {
     msix.disable(&config);
     assert_eq!(config.read32(function.id, at as u16) >> 16, 0x0002);
 
-    let past = Err(MsiError::NoSuchVector {
-        vector: 3,
-        vectors: 3,
-    });
-    assert_eq!(
-        (table.program(3, Iova::new(0), 0), table.mask(3), table.unmask(3)),
-        (past, past, past)
-    );
-    assert_eq!(
-        table.program(0, Iova::new(1), 0),
-        Err(MsiError::Unaligned(Iova::new(1)))
-    );
-    assert_eq!(
-        memory.0.lock().unwrap().iter().filter(|&&word| word != 0).count(),
-        4
-    );
+    let past = Err(MsiError::NoSuchVector { vector: 3, vectors: 3 });
+    assert_eq!((table.program(3, Iova::new(0), 0), table.mask(3), table.unmask(3)), (past, past, past));
+    assert_eq!(table.program(0, Iova::new(1), 0), Err(MsiError::Unaligned(Iova::new(1))));
+    assert_eq!(memory.0.lock().unwrap().iter().filter(|&&word| word != 0).count(), 4);
 }
 
 #[test]
@@ -312,15 +253,10 @@ fn an_msix_table_outside_its_bar_is_refused() {
         MsixTable::new(&memory, &bar, &function.msix.unwrap()).map(|table| table.vectors())
     };
     assert_eq!(table(256, 1), Ok(256));
-    assert_eq!(
-        table(1, 0xff1),
-        Err(MsiError::Unaligned(Iova::new(0))).or(table(1, 0xff1))
-    );
+    assert_eq!(table(1, 0xff1), Err(MsiError::Unaligned(Iova::new(0))).or(table(1, 0xff1)));
     for (vectors, place) in [(257, 1), (1, 0xff9), (2048, 1), (1, 0xffff_fff9), (1, 2), (1, 7)] {
         let refused = table(vectors, place);
-        let Err(MsiError::TableOutside { bar, bytes, .. }) = refused else {
-            panic!("{refused:?}")
-        };
+        let Err(MsiError::TableOutside { bar, bytes, .. }) = refused else { panic!("{refused:?}") };
         assert_eq!((u32::from(bar), bytes), (place & 7, vectors * 16));
     }
 }
@@ -335,10 +271,7 @@ fn ats_takes_its_unit_while_off() {
     ats.enable(&config, unit).unwrap();
     assert_eq!(config.read32(function.id, 0x104), 0x8009_0060);
     let again = ats.enable(&config, SmallestTranslationUnit::PAGE_4K);
-    assert_eq!(
-        (again, ats.is_enabled(&config)),
-        (Err(TranslationError::Enabled), true)
-    );
+    assert_eq!((again, ats.is_enabled(&config)), (Err(TranslationError::Enabled), true));
     ats.disable(&config);
     assert_eq!(config.read32(function.id, 0x104), 0x0009_0060);
     ats.enable(&config, SmallestTranslationUnit::PAGE_4K).unwrap();
@@ -353,19 +286,13 @@ fn a_setting_that_does_not_stick_is_reported_and_undone() {
     let ats = function.ats.unwrap();
     assert_eq!(
         ats.enable(&config, SmallestTranslationUnit::new(1).unwrap()),
-        Err(TranslationError::Ignored {
-            written: 0x8001_0000,
-            read: 0x8000_0000
-        })
+        Err(TranslationError::Ignored { written: 0x8001_0000, read: 0x8000_0000 })
     );
     assert!(!ats.is_enabled(&config));
     // PASID without an enable bit.
     let node = Node::endpoint(1, 0).extended(0x1b, &[0x1406]);
     let (config, function) = single(node);
-    let refused = function
-        .pasid
-        .unwrap()
-        .enable(&config, None, PasidFeatures::empty());
+    let refused = function.pasid.unwrap().enable(&config, None, PasidFeatures::empty());
     assert!(matches!(refused, Err(TranslationError::Ignored { .. })));
     // Page requests without one.
     let (config, function) = single(Node::endpoint(1, 0).extended(0x13, &[0x0100_0000, 4, 0]));
@@ -375,19 +302,14 @@ fn a_setting_that_does_not_stick_is_reported_and_undone() {
 
 #[test]
 fn pasid_changes_only_while_ats_is_off() {
-    let node = Node::endpoint(1, 0)
-        .extended(0x0f, &[0])
-        .extended(0x1b, &[0x1402]);
+    let node = Node::endpoint(1, 0).extended(0x0f, &[0]).extended(0x1b, &[0x1402]);
     let (config, function) = single(node.writable(0x104, 0x801f_0000).writable(0x10c, 0x0007_0000));
     let (ats, pasid) = (function.ats.unwrap(), function.pasid.unwrap());
     let word = || config.read32(function.id, 0x10c);
     let all = PasidFeatures::all();
     assert_eq!(
         pasid.enable(&config, Some(&ats), all),
-        Err(TranslationError::Features {
-            wanted: all,
-            supported: PasidFeatures::EXECUTE
-        })
+        Err(TranslationError::Features { wanted: all, supported: PasidFeatures::EXECUTE })
     );
     assert_eq!(word(), 0x1402);
     pasid.enable(&config, Some(&ats), PasidFeatures::EXECUTE).unwrap();
@@ -396,15 +318,9 @@ fn pasid_changes_only_while_ats_is_off() {
     assert_eq!(again, Err(TranslationError::Enabled));
 
     ats.enable(&config, SmallestTranslationUnit::PAGE_4K).unwrap();
-    assert_eq!(
-        pasid.disable(&config, Some(&ats)),
-        Err(TranslationError::AtsEnabled)
-    );
+    assert_eq!(pasid.disable(&config, Some(&ats)), Err(TranslationError::AtsEnabled));
     let refused = pasid.enable(&config, Some(&ats), PasidFeatures::empty());
-    assert_eq!(
-        (refused, word()),
-        (Err(TranslationError::AtsEnabled), 0x0003_1402)
-    );
+    assert_eq!((refused, word()), (Err(TranslationError::AtsEnabled), 0x0003_1402));
     ats.disable(&config);
     pasid.disable(&config, Some(&ats)).unwrap();
     assert_eq!(word(), 0x1402);
@@ -425,13 +341,7 @@ fn page_requests_start_from_a_stopped_interface_and_stop_in_bounded_time() {
         assert_eq!(pri.enable(&config, wanted), refused);
     }
     pri.enable(&config, 64).unwrap();
-    assert_eq!(
-        (
-            config.read32(function.id, 0x104),
-            config.read32(function.id, 0x10c)
-        ),
-        (0x0103_0001, 64)
-    );
+    assert_eq!((config.read32(function.id, 0x104), config.read32(function.id, 0x10c)), (0x0103_0001, 64));
     assert_eq!(pri.enable(&config, 1), Err(TranslationError::Enabled));
     assert!(pri.is_enabled(&config));
     pri.disable(&config);
