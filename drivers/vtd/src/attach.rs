@@ -4,11 +4,9 @@ use crate::domain::PagingDomain;
 use crate::entry::{Plan, Step, plan};
 use crate::invalidate::{Descriptor, context_changed, everything, pasid_entry_changed};
 use crate::spec::entries::{Context0, Directory, RootHalf};
-use crate::spec::registers::{FSTS, FaultStatus};
 use crate::tables::{Table, quantum, words};
 use crate::unit::{Attachment, Endpoint, Inner, Memory, State, concrete, context_place, pasid_used};
 use core::sync::atomic::Ordering;
-use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Arc, DomainId, EndpointId, Hal, Mmio, OutOfMemory, SyncError, barrier};
 use portcullis_iommu::{AttachError, Domain, DomainKind, Missing, Transition};
 
@@ -182,7 +180,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let context = Context0::new().with_present(true).with_pasiddirptr(endpoint.directory.publish());
         contexts.store(number * 2, quantum(context.into_bits(), 0));
         if self.features.cap.cm() {
-            self.run(&context_changed(&self.features, sid, did))?;
+            self.run_or_forget(&context_changed(&self.features, sid, did))?;
         } else if self.features.cap.rwbf() {
             self.registers.flush_write_buffer().map_err(|timeout| self.failed(timeout.into()))?;
         }
@@ -211,7 +209,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         for step in plan.steps() {
             match step {
                 Step::Write { quantum, value } => table.store(quantum, value),
-                Step::Sync => self.run(batch)?,
+                Step::Sync => self.run_or_forget(batch)?,
             }
         }
         Ok(())
@@ -238,6 +236,10 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         for &endpoint in endpoints {
             let sid = source_id(endpoint)?;
             let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachment.take()) else {
+                // An earlier call may have ended before hardware confirmed it.
+                if let Err(error) = this.confirm_forgotten(&mut state, sid) {
+                    result = Err(this.unconfirmed(error));
+                }
                 continue;
             };
             if let Err(error) = Self::forget(this, &mut state, sid, &old) {
@@ -260,7 +262,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 
     /// Makes hardware forget an endpoint whose context entry was taken away, and clears its PASID entry.
     fn forget(this: &Arc<Self>, state: &mut State<H>, sid: u16, old: &Attachment) -> Result<(), SyncError> {
-        this.run(&context_changed(&this.features, sid, old.did))?;
+        this.run_or_forget(&context_changed(&this.features, sid, old.did))?;
         if let Some(endpoint) = state.endpoint(sid) {
             for index in 0..4 {
                 endpoint.pasids.store(index, 0);
@@ -293,12 +295,12 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
     }
 
-    /// Makes sure that hardware does not use an endpoint's tables, before they are filled.
+    /// Makes sure that hardware does not use the tables of an endpoint that is not attached.
     fn confirm_forgotten(&self, state: &mut State<H>, sid: u16) -> Result<(), SyncError> {
         if let Some(endpoint) = state.endpoint_mut(sid)
             && endpoint.memory == Memory::Unknown
         {
-            self.run(&everything(&self.features))?;
+            self.run_or_forget(&everything(&self.features))?;
             endpoint.memory = Memory::Nothing;
         }
         Ok(())
@@ -306,14 +308,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 
     /// What to say of a change that the hardware did not confirm.
     fn unconfirmed(&self, error: SyncError) -> AttachError {
-        AttachError::Timeout(match error {
-            SyncError::Timeout(timeout) => timeout,
-            SyncError::Faulted | SyncError::Gather(_) => self.fault().unwrap_or(Timeout {
-                register: FSTS.name,
-                mask: u64::from(FaultStatus::new().with_iqe(true).into_bits()),
-                expected: 0,
-                last: u64::from(FaultStatus::new().with_iqe(true).into_bits()),
-            }),
-        })
+        match error {
+            SyncError::Timeout(timeout) => AttachError::Timeout(timeout),
+            SyncError::Faulted | SyncError::Gather(_) => {
+                self.fault().map_or(AttachError::Lost, AttachError::Timeout)
+            }
+        }
     }
 }

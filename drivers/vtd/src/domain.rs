@@ -249,15 +249,15 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             }
         }
         let Some(range) = range else { return Ok(()) };
-        self.targets.try_for_each(|unit, did| {
+        self.targets.sync_all(|unit, did| {
             if unit.features.cap.cm() && self.tag() != Tag::First {
                 let batch = RangeInvalidation::new(&unit.features, self.tag(), did, range, Changed::Tables);
-                unit.run(batch.descriptors())
-            } else if unit.features.cap.rwbf() {
-                unit.registers.flush_write_buffer().map_err(|timeout| unit.failed(timeout.into()))
-            } else {
-                Ok(())
+                return unit.submit(batch.descriptors()).map(Some);
             }
+            if unit.features.cap.rwbf() {
+                unit.registers.flush_write_buffer().map_err(|timeout| unit.failed(timeout.into()))?;
+            }
+            Ok(None)
         })
     }
 
@@ -282,12 +282,12 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
         barrier::store_then_load();
         let tag = self.tag();
-        self.targets.try_for_each(|unit, did| {
+        self.targets.sync_all(|unit, did| {
             let batch = match range {
                 Some(range) if !shared => RangeInvalidation::new(&unit.features, tag, did, range, changed),
                 _ => RangeInvalidation::whole(&unit.features, tag, did),
             };
-            unit.run(batch.descriptors())
+            unit.submit(batch.descriptors()).map(Some)
         })
     }
 }
@@ -338,8 +338,9 @@ impl<H: Hal, M: Mmio + 'static> Domain for PagingDomain<H, M> {
         if let Some(root) = self.tables.root() {
             writeln!(out, "root: {} ({:?}, {} bits)", root.root, root.format, root.input_bits)?;
         }
-        self.targets.try_for_each(|unit, did| {
-            writeln!(out, "domain id: {did} (unit with queue at {})", unit.queue.phys())
-        })
+        for (unit, did) in self.targets.iter() {
+            writeln!(out, "domain id: {did} (unit with queue at {})", unit.queue.phys())?;
+        }
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use portcullis_hal::wait::Register;
 use portcullis_hal::{Access, EndpointId, Hal, Iova, Mmio, MsiMessage, Pasid};
 use portcullis_iommu::{FaultReason, FaultRecord, Stage, Stages, UnitEvent};
 
-/// How often one call reads the recording registers over before it leaves the rest to the next one.
+/// How often one call reads the recording registers over before it drops what is left.
 const ROUNDS: usize = 64;
 
 impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
@@ -38,45 +38,78 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         Some([info, source])
     }
 
-    /// Reads all faults, and what the status register says of the queue. Never waits.
+    /// Reads all faults, and sets the queue going if it stopped. Never waits for the hardware.
+    ///
+    /// A condition is an event only if no other is pending when it arises (11.4.7.2, IP), whatever the others are.
+    /// So a call ends only when it has seen none: then the next one is an event, and whatever arose before is either
+    /// taken already or makes an event of its own. In a storm that does not let it come to that, the rest is dropped.
     pub(crate) fn drain_faults(&self, report: &mut dyn FnMut(UnitEvent)) {
         self.hal().critical(|| {
             let _draining = self.draining.lock();
-            let records = self.features.fault_records();
-            let mut rounds = 0;
-            loop {
-                let status = FaultStatus::from_bits(self.registers.read32(FSTS));
-                if rounds == 0 && (status.iqe() || status.ice() || status.ite()) {
+            for _ in 0..ROUNDS {
+                let Some(status) = self.pending_conditions() else { return };
+                if queue::is_error(status) {
                     report(UnitEvent::QueueError);
+                    // Its submitter would do it too, but perhaps after a fault that is no event because of it.
+                    self.queue.recover(&self.registers);
+                }
+                if status.ppf() {
+                    self.take_faults(status, report);
                 }
                 if status.pfo() {
-                    self.registers.write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
-                    self.counters.overflows.fetch_add(1, Ordering::Relaxed);
-                    report(UnitEvent::Overflow);
+                    self.clear_overflow();
+                    self.report_overflow(report);
                 }
-                // The event comes again only when PPF rises: all records have to be empty before the end.
-                if !status.ppf() || rounds == ROUNDS {
-                    break;
-                }
-                // The registers are a ring that begins at FRI.
-                for step in 0..records {
-                    let index = (usize::from(status.fri()) + step) % records;
-                    if let Some(raw) = self.take_fault(index) {
-                        self.counters.faults.fetch_add(1, Ordering::Relaxed);
-                        report(UnitEvent::Fault(decode(&self.features, raw)));
-                    }
-                }
-                rounds += 1;
+            }
+            if self.pending_conditions().is_some() {
+                self.report_overflow(report);
+                self.discard_faults();
             }
         });
     }
 
-    /// Empties the recording registers of what happened before start-up.
-    pub(crate) fn discard_faults(&self) {
-        for index in 0..self.features.fault_records() {
-            let _ = self.take_fault(index);
+    /// The fault status, if it holds a condition that keeps others from being events.
+    fn pending_conditions(&self) -> Option<FaultStatus> {
+        let status = FaultStatus::from_bits(self.registers.read32(FSTS));
+        (status.ppf() || status.pfo() || queue::is_error(status)).then_some(status)
+    }
+
+    fn take_faults(&self, status: FaultStatus, report: &mut dyn FnMut(UnitEvent)) {
+        let records = self.features.fault_records();
+        // The registers are a ring that begins at FRI.
+        for step in 0..records {
+            let index = (usize::from(status.fri()) + step) % records;
+            if let Some(raw) = self.take_fault(index) {
+                self.counters.faults.fetch_add(1, Ordering::Relaxed);
+                report(UnitEvent::Fault(decode(&self.features, raw)));
+            }
         }
+    }
+
+    /// Lets hardware record faults again. As long as it does not, the recording registers stay empty once they are.
+    fn clear_overflow(&self) {
         self.registers.write32(FSTS, FaultStatus::new().with_pfo(true).into_bits());
+    }
+
+    fn report_overflow(&self, report: &mut dyn FnMut(UnitEvent)) {
+        self.counters.overflows.fetch_add(1, Ordering::Relaxed);
+        report(UnitEvent::Overflow);
+    }
+
+    /// Drops what the recording registers hold, until no condition is pending that keeps others from being events.
+    pub(crate) fn discard_faults(&self) {
+        for _ in 0..ROUNDS {
+            let Some(status) = self.pending_conditions() else { return };
+            if queue::is_error(status) {
+                self.queue.recover(&self.registers);
+            }
+            for index in 0..self.features.fault_records() {
+                let _ = self.take_fault(index);
+            }
+            if status.pfo() {
+                self.clear_overflow();
+            }
+        }
     }
 
     /// Programs and unmasks the fault event.
@@ -108,7 +141,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 fn decode(features: &Features, [low, high]: [u64; 2]) -> FaultRecord {
     let (info, source) = (FaultInfo::from_bits(low), FaultSource::from_bits(high));
     let code = FaultCode(source.fr());
-    let interrupt = (FaultCode::INTERRUPT_RESERVED..=FaultCode::INTERRUPT_SOURCE).contains(&code);
+    let interrupt = FaultCode::INTERRUPT.contains(&code);
     let access = match (source.t1(), source.t2()) {
         (false, false) => Some(Access::WRITE),
         (true, false) if source.pp() && source.execute() => Some(Access::READ | Access::EXECUTE),
@@ -141,7 +174,7 @@ fn stage(features: &Features, code: FaultCode) -> Option<Stage> {
         | C::SM_USER
         | C::SM_FIRST_UPDATE_NO_SNOOP
         | C::SM_FIRST_UPDATE => Some(Stage::Stage1),
-        C(0x78..=0x7c) | C::SM_ADDRESS_BEYOND_WIDTH => Some(Stage::Stage2),
+        C(0x78..=0x7d) | C::SM_ADDRESS_BEYOND_WIDTH => Some(Stage::Stage2),
         C::SM_NO_EXECUTE | C::SM_NO_WRITE | C::SM_NO_READ => match features.stages() {
             Stages::STAGE_1 => Some(Stage::Stage1),
             Stages::STAGE_2 => Some(Stage::Stage2),
@@ -203,7 +236,10 @@ fn reason(code: FaultCode) -> FaultReason {
         | C::SM_FIRST_ROOT_ACCESS
         | C::SM_SECOND_ACCESS
         | C::SM_SECOND_ROOT_ACCESS => FaultReason::TableUnreadable,
-        C::SM_SECOND_UPDATE | C::SM_FIRST_UPDATE | C::SM_FIRST_UPDATE_NO_SNOOP => FaultReason::AccessFlag,
+        C::SM_SECOND_UPDATE_NO_SNOOP
+        | C::SM_SECOND_UPDATE
+        | C::SM_FIRST_UPDATE
+        | C::SM_FIRST_UPDATE_NO_SNOOP => FaultReason::AccessFlag,
         _ => FaultReason::Other,
     }
 }
@@ -233,7 +269,7 @@ mod tests {
             (R::OutOfRange, &[0x04, 0x74, 0x80, 0x83, 0x84]),
             (R::BadOutput, &[0x0e, 0x87]),
             (R::TableUnreadable, &[0x07, 0x08, 0x09, 0x38, 0x40, 0x50, 0x58, 0x70, 0x73, 0x78, 0x7b]),
-            (R::AccessFlag, &[0x7c, 0x90, 0x91]),
+            (R::AccessFlag, &[0x7c, 0x7d, 0x90, 0x91]),
             (R::Other, &[0x0d, 0x20, 0x21, 0x22, 0x23, 0x24, 0x25, 0x26, 0x31, 0x32, 0x44, 0x47, 0x48]),
         ];
         let mut known = 0;
@@ -272,8 +308,11 @@ mod tests {
 
     #[test]
     fn an_interrupt_request_has_no_address_and_no_access() {
-        let record = decoded(0x22);
-        assert_eq!((record.address, record.access, record.stage), (None, None, None));
+        for code in 0x20..=0x2f {
+            let record = decoded(code);
+            assert_eq!((record.address, record.access, record.stage), (None, None, None), "{code:#x}");
+            assert_eq!(record.reason, R::Other, "{code:#x}");
+        }
         assert_eq!(decoded(0x71).address, Some(Iova::new(0x5_6000)));
     }
 
@@ -281,7 +320,9 @@ mod tests {
     fn the_stage_is_told_where_the_code_or_the_unit_says_it() {
         assert_eq!(decoded(0x85).stage, Some(Stage::Stage1));
         assert_eq!(decoded(0x71).stage, Some(Stage::Stage1));
-        assert_eq!(decoded(0x05).stage, Some(Stage::Stage2));
+        for code in [0x05, 0x78, 0x7c, 0x7d] {
+            assert_eq!(decoded(code).stage, Some(Stage::Stage2), "{code:#x}");
+        }
         assert_eq!(decoded(0x02).stage, None);
         let both = Features::decode(0x81d2_008c_222f_0606, 0x0000_cd9a_20f0_0f4e, 48).unwrap();
         assert_eq!(decode(&both, [0, 0x85 << 32]).stage, None);

@@ -9,6 +9,18 @@ use portcullis_iommu::Stage;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(crate) struct Descriptor(pub(crate) [u64; 4]);
 
+/// The caches of a unit, in the order of their invalidation. What is in an older one tags what enters a younger one, so
+/// the older one has to be invalidated before the younger one's invalidation begins (6.2.3.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cache {
+    /// The context cache.
+    Contexts,
+    /// The PASID cache.
+    Pasids,
+    /// The IOTLB and the paging-structure caches.
+    Translations,
+}
+
 /// The PASID entry that serves requests without PASID: RID_PASID is 0 in all context entries.
 pub(crate) const RID_PASID: u32 = 0;
 
@@ -16,6 +28,16 @@ pub(crate) const RID_PASID: u32 = 0;
 const PAGE_SHIFT: u32 = 12;
 
 impl Descriptor {
+    /// What it invalidates.
+    pub(crate) fn cache(self) -> Cache {
+        let [low, ..] = self.0;
+        match ContextCache0::from_bits(low).kind() {
+            Kind::CONTEXT_CACHE => Cache::Contexts,
+            Kind::PASID_CACHE => Cache::Pasids,
+            _ => Cache::Translations,
+        }
+    }
+
     fn context_cache(granularity: Granularity, sid: u16) -> Self {
         let word =
             ContextCache0::new().with_kind(Kind::CONTEXT_CACHE).with_granularity(granularity).with_sid(sid);

@@ -28,6 +28,8 @@ pub(crate) struct Queue<H: Hal> {
     producer: Mutex<Producer>,
     /// The number of errors so far; changes under the producer's lock.
     errors: AtomicU32,
+    /// FSTS_REG at the latest error.
+    last_error: AtomicU32,
     pub(crate) counters: Counters,
 }
 
@@ -76,6 +78,7 @@ impl<H: Hal> Queue<H> {
                 bad: [Position::default(); REMEMBERED],
             }),
             errors: AtomicU32::new(0),
+            last_error: AtomicU32::new(0),
             counters: Counters::default(),
         })
     }
@@ -116,7 +119,7 @@ impl<H: Hal> Queue<H> {
             patience.spend(self, || Timeout {
                 register: "free invalidation queue slots",
                 mask: u64::from(u32::MAX),
-                expected: batch.len() as u64 + 1,
+                expected: (batch.len() + fences(batch)) as u64 + 1,
                 last: u64::from(done.0),
             })?;
         }
@@ -126,15 +129,20 @@ impl<H: Hal> Queue<H> {
         registers.hal().critical(|| {
             let mut producer = self.producer.lock();
             let first = producer.tail;
-            let count = u32::try_from(batch.len()).ok()?;
+            let count = u32::try_from(batch.len() + fences(batch)).ok()?;
             // One slot more than needed stays free for the recovery's own wait descriptor.
             if self.ring.free(first, self.done()) < count.checked_add(2)? {
                 return None;
             }
-            for (&descriptor, place) in batch.iter().zip(0..) {
-                self.descriptors.write(self.ring.slot(first.plus(place)), descriptor);
+            let mut cache = None;
+            for &descriptor in batch {
+                if cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache()) {
+                    // Hardware may take all between two fences in any order (6.5.2.8).
+                    self.push_wait(&mut producer);
+                }
+                self.descriptors.write(self.ring.slot(producer.tail), descriptor);
+                producer.tail = producer.tail.plus(1);
             }
-            producer.tail = first.plus(count);
             let end = self.push_wait(&mut producer);
             Counters::add(&self.counters.invalidations, batch.len());
             self.ring_doorbell(registers, &producer);
@@ -183,14 +191,15 @@ impl<H: Hal> Queue<H> {
         Ok(())
     }
 
-    /// Submits a batch and waits for it.
-    pub(crate) fn run<M: Mmio>(
-        &self,
-        registers: &Registers<H, M>,
-        batch: &[Descriptor],
-    ) -> Result<(), SyncError> {
-        let ticket = self.submit(registers, batch)?;
-        self.wait(registers, ticket)
+    /// What the hardware said when it last stopped.
+    pub(crate) fn last_error(&self) -> Timeout {
+        let error = FaultStatus::new().with_iqe(true).with_ice(true).with_ite(true);
+        Timeout {
+            register: FSTS.name,
+            mask: u64::from(error.into_bits()),
+            expected: 0,
+            last: u64::from(self.last_error.load(Ordering::Relaxed)),
+        }
     }
 
     /// Whether one of the errors since the ticket was made concerns it. If there were more than are remembered, it is
@@ -209,15 +218,18 @@ impl<H: Hal> Queue<H> {
         })
     }
 
-    /// Looks whether the hardware stopped at an error, and sets it going again. Any number of waiters may call it at
-    /// once; who comes second finds nothing to do.
-    fn recover<M: Mmio>(&self, registers: &Registers<H, M>) {
+    /// Looks whether the hardware stopped at an error, and sets it going again. Any number of waiters and an interrupt
+    /// handler may call it at once; who comes second finds nothing to do. Never waits for the hardware.
+    pub(crate) fn recover<M: Mmio>(&self, registers: &Registers<H, M>) {
         if !has_error(registers) {
             return;
         }
         registers.hal().critical(|| {
             let mut producer = self.producer.lock();
             let status = FaultStatus::from_bits(registers.read32(FSTS));
+            if is_error(status) {
+                self.last_error.store(status.into_bits(), Ordering::Relaxed);
+            }
             if status.iqe() {
                 self.replace_bad(registers, &mut producer);
             }
@@ -262,8 +274,17 @@ impl<H: Hal> Queue<H> {
 
 /// Whether the queue stopped at an error.
 pub(crate) fn has_error<H: Hal, M: Mmio>(registers: &Registers<H, M>) -> bool {
-    let status = FaultStatus::from_bits(registers.read32(FSTS));
+    is_error(FaultStatus::from_bits(registers.read32(FSTS)))
+}
+
+/// Whether a status says that the queue stopped at an error.
+pub(crate) fn is_error(status: FaultStatus) -> bool {
     status.iqe() || status.ite() || status.ice()
+}
+
+/// The number of fences that a batch takes: one where the next cache begins.
+fn fences(batch: &[Descriptor]) -> usize {
+    batch.iter().zip(batch.iter().skip(1)).filter(|(one, next)| one.cache() != next.cache()).count()
 }
 
 /// A bounded wait that attends to errors now and then.

@@ -121,15 +121,29 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         registers.write32(FECTL, masked);
         registers.write32(IECTL, masked);
         let queue_on = Global::new().with_qie(true);
-        if Global::from_bits(registers.read32(GSTS)).qie() {
-            // The hardware has to be idle before the queue is disabled (6.5.2).
-            let tail = registers.read64(IQT);
-            let head = || registers.read64(IQH);
-            wait::until(self.hal(), IQH.name, u64::MAX, tail, registers.timeout_ns(), head)?;
-            registers.turn_off(queue_on)?;
+        let is_on = Global::from_bits(registers.read32(GSTS)).qie();
+        let status = FaultStatus::from_bits(registers.read32(FSTS));
+        if is_on && (status.iqe() || status.ite()) {
+            // It stands (6.5.2.10). What is still in it must not be done when the error is cleared: the memory may be in
+            // other use by now.
+            registers.write64(IQT, registers.read64(IQH));
         }
         let stale = FaultStatus::new().with_iqe(true).with_ice(true).with_ite(true);
         registers.write32(FSTS, stale.into_bits());
+        if is_on {
+            // The hardware should be idle before the queue is disabled (6.5.2).
+            let tail = registers.read64(IQT);
+            let head = || registers.read64(IQH);
+            if let Err(timeout) =
+                wait::until(self.hal(), IQH.name, u64::MAX, tail, registers.timeout_ns(), head)
+            {
+                log::warn!(
+                    "VT-d: firmware's invalidation queue is disabled in the middle of its work: {timeout}"
+                );
+            }
+            registers.turn_off(queue_on)?;
+            registers.write32(FSTS, stale.into_bits());
+        }
         registers.write64(IQT, 0);
         let address = QueueAddress::new()
             .with_iqa(self.queue.publish().get() >> 12)

@@ -1,8 +1,9 @@
 //! Where a domain's translations may be cached.
 
+use crate::queue::Ticket;
 use crate::unit::Inner;
 use alloc::vec::Vec;
-use portcullis_hal::{Arc, DomainId, Hal, Mmio, OutOfMemory};
+use portcullis_hal::{Arc, DomainId, Hal, Mmio, OutOfMemory, SyncError};
 use spin::Mutex;
 
 /// A unit on which a domain is in use, or about to be.
@@ -74,27 +75,53 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
         drop(removed);
     }
 
-    /// Calls `visit` for each target, without holding a lock meanwhile. A target that is added during the walk may be
-    /// missed: then it is the attaching CPU that sees the page table as it is now.
-    pub(crate) fn try_for_each<E>(
-        &self,
-        mut visit: impl FnMut(&Inner<H, M>, DomainId) -> Result<(), E>,
-    ) -> Result<(), E> {
-        for index in 0.. {
-            let target = match self.places.lock().get(index) {
-                None => break,
-                Some(place) => place.as_ref().map(|target| (target.unit.clone(), target.did)),
-            };
-            if let Some((unit, did)) = target {
-                visit(&unit, did)?;
-            }
-        }
-        Ok(())
+    /// The units with the domain's ids there. No lock is held between two of them: a target that is added during the
+    /// walk may be missed, and then it is the attaching CPU that sees the page table as it is now.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Arc<Inner<H, M>>, DomainId)> {
+        let target = |target: &Target<H, M>| (target.unit.clone(), target.did);
+        (0..).map_while(move |index| Some(self.places.lock().get(index)?.as_ref().map(target))).flatten()
     }
 
     fn with<R>(&self, unit: &Arc<Inner<H, M>>, f: impl FnOnce(&mut Target<H, M>) -> R) -> Option<R> {
         let mut places = self.places.lock();
         places.iter_mut().find(|place| is_at(place, unit)).and_then(Option::as_mut).map(f)
+    }
+}
+
+/// How many units work at an invalidation at the same time.
+const AT_ONCE: usize = 8;
+
+impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
+    /// Calls `submit` for each target and then waits for the batches, if it made any. A unit that fails keeps none of
+    /// the others from being told; the result is the last error.
+    pub(crate) fn sync_all(
+        &self,
+        mut submit: impl FnMut(&Inner<H, M>, DomainId) -> Result<Option<Ticket>, SyncError>,
+    ) -> Result<(), SyncError> {
+        let mut result = Ok(());
+        let mut note = |step: Result<(), SyncError>| {
+            if step.is_err() {
+                result = step;
+            }
+        };
+        let mut targets = self.iter();
+        loop {
+            let mut pending = [const { None }; AT_ONCE];
+            let mut visited = 0;
+            for (place, (unit, did)) in pending.iter_mut().zip(targets.by_ref()) {
+                visited += 1;
+                match submit(&unit, did) {
+                    Ok(ticket) => *place = ticket.map(|ticket| (unit, ticket)),
+                    Err(error) => note(Err(error)),
+                }
+            }
+            for (unit, ticket) in pending.into_iter().flatten() {
+                note(unit.wait(ticket));
+            }
+            if visited < AT_ONCE {
+                return result;
+            }
+        }
     }
 }
 

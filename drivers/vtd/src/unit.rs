@@ -3,8 +3,8 @@
 use crate::InterruptError;
 use crate::domain::PagingDomain;
 use crate::features::Features;
-use crate::invalidate::Descriptor;
-use crate::queue::Queue;
+use crate::invalidate::{Descriptor, everything};
+use crate::queue::{Queue, Ticket};
 use crate::registers::Registers;
 use crate::tables::Table;
 use alloc::vec::Vec;
@@ -43,7 +43,8 @@ pub(crate) struct Inner<H: Hal, M: Mmio> {
     pub(crate) state: Mutex<State<H>>,
     /// Held by whoever drains the fault recording registers.
     pub(crate) draining: Mutex<()>,
-    /// Set when the hardware did not answer: the unit takes only blocking from then on.
+    /// Set when the hardware did not answer, or refused to forget what it knew: the unit takes only blocking from
+    /// then on.
     fault: Once<Timeout>,
     pub(crate) counters: Counters,
 }
@@ -173,20 +174,49 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     /// Notes what a failed sync says of the unit, and passes it on.
     pub(crate) fn failed(&self, error: SyncError) -> SyncError {
         if let SyncError::Timeout(timeout) = error {
-            self.fault.call_once(|| {
-                log::error!("VT-d: the unit does not answer, it takes only blocking from now on: {timeout}");
-                timeout
-            });
+            self.out_of_order(timeout);
         }
         error
     }
 
-    /// Submits a batch and waits for it.
-    pub(crate) fn run(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
+    fn out_of_order(&self, timeout: Timeout) {
+        self.fault.call_once(|| {
+            log::error!("VT-d: the unit does not answer, it takes only blocking from now on: {timeout}");
+            timeout
+        });
+    }
+
+    /// Submits a batch.
+    pub(crate) fn submit(&self, batch: &[Descriptor]) -> Result<Ticket, SyncError> {
         if self.is_faulted() {
             return Err(SyncError::Faulted);
         }
-        self.queue.run(&self.registers, batch).map_err(|error| self.failed(error))
+        self.queue.submit(&self.registers, batch).map_err(|timeout| self.failed(timeout.into()))
+    }
+
+    /// Returns when a batch has completed.
+    pub(crate) fn wait(&self, ticket: Ticket) -> Result<(), SyncError> {
+        self.queue.wait(&self.registers, ticket).map_err(|error| self.failed(error))
+    }
+
+    /// Submits a batch and waits for it.
+    pub(crate) fn run(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
+        let ticket = self.submit(batch)?;
+        self.wait(ticket)
+    }
+
+    /// As [`run`](Self::run), for changes of attachments: if the unit refuses a descriptor, it is told to forget
+    /// everything instead. If it refuses that too, it is out of order from then on.
+    pub(crate) fn run_or_forget(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
+        match self.run(batch) {
+            Err(SyncError::Faulted) if !self.is_faulted() => {}
+            result => return result,
+        }
+        let result = self.run(&everything(&self.features));
+        if result == Err(SyncError::Faulted) {
+            self.out_of_order(self.queue.last_error());
+        }
+        result
     }
 }
 

@@ -99,18 +99,37 @@ fn a_refused_descriptor_fails_its_submitter_and_nobody_else() {
 }
 
 #[test]
-fn an_attachment_whose_invalidation_is_refused_ends_denied() {
+fn a_change_of_attachment_whose_invalidation_is_refused_makes_the_unit_forget_everything() {
     let machine = Machine::new(fake::SECOND_STAGE);
     let (one, two) = (machine.paging(), machine.paging());
     map_page(&one, IOVA, 0x1000).unwrap();
+    map_page(&two, IOVA, 0x2000).unwrap();
+    for refused in [1, 2, 5, 7] {
+        machine.driver.attach(&endpoint(0x20), &one).unwrap();
+        assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(0x1000));
+        machine.fake.set_conduct(Conduct::Refuse(refused));
+        machine.driver.attach(&endpoint(0x20), &two).unwrap();
+        assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(0x2000), "{refused}");
+
+        machine.fake.set_conduct(Conduct::Refuse(refused));
+        machine.driver.detach(&endpoint(0x20)).unwrap();
+        assert_eq!(machine.fake.dma(0x20, IOVA, true), Err(0x02), "{refused}");
+        assert_eq!(machine.driver.detach(&endpoint(0x20)), Ok(()));
+    }
+}
+
+#[test]
+fn a_unit_that_refuses_to_forget_even_everything_is_out_of_order() {
+    let machine = Machine::new(fake::SECOND_STAGE);
+    let (one, two, other) = (machine.paging(), machine.paging(), machine.paging());
+    map_page(&one, IOVA, 0x1000).unwrap();
     machine.driver.attach(&endpoint(0x20), &one).unwrap();
-    machine.fake.set_conduct(Conduct::Refuse(7));
+    machine.driver.attach(&endpoint(0x28), &other).unwrap();
+    machine.fake.set_conduct(Conduct::RefuseAll(7));
     let in_use = machine.hal.frames_in_use();
     let error = machine.driver.attach(&endpoint(0x20), &two);
-    assert!(
-        matches!(error, Err(AttachError::Timeout(timeout)) if timeout.register == "FSTS_REG"),
-        "{error:?}"
-    );
+    let Err(AttachError::Timeout(timeout)) = error else { panic!("{error:?}") };
+    assert_eq!((timeout.register, timeout.last), ("FSTS_REG", 0x10), "what the register said");
     // What the unit had cached it may still use; a fresh look finds nothing.
     machine.fake.state.lock().unwrap().contexts.clear();
     machine.fake.state.lock().unwrap().iotlb.clear();
@@ -119,50 +138,79 @@ fn an_attachment_whose_invalidation_is_refused_ends_denied() {
     drop(one);
     assert_eq!(machine.hal.frames_in_use(), in_use, "tables that the unit may walk stay");
 
-    // The unit is in order, so the device can be attached again, to tables that the unit has not seen before.
-    assert!(machine.driver.attach(&endpoint(0x20), &two).is_ok());
-    map_page(&two, IOVA, 0x2000).unwrap();
-    assert_eq!(machine.fake.dma(0x20, IOVA, true), Ok(0x2000));
+    // However well the unit behaves from now on, it takes only blocking, and that unconfirmed.
+    machine.fake.set_conduct(Conduct::Prompt);
+    assert_eq!(machine.driver.attach(&endpoint(0x20), &two), Err(AttachError::Faulted));
+    assert_eq!(machine.driver.detach(&endpoint(0x28)), Err(AttachError::Timeout(timeout)));
+    assert_eq!(machine.fake.dma(0x28, IOVA, true), Err(0x02));
 
     // The id that the failed attempt showed to the unit is not given to another domain.
-    machine.driver.detach(&endpoint(0x20)).unwrap();
     let mut text = String::new();
     two.describe(&mut text).unwrap();
     assert!(text.contains("domain id"), "{text}");
 }
 
 #[test]
-fn a_detach_that_was_refused_is_completed_before_the_next_attachment() {
-    let machine = Machine::new(fake::SECOND_STAGE);
-    let (one, two) = (machine.paging(), machine.paging());
-    map_page(&one, IOVA, 0x1000).unwrap();
-    machine.driver.attach(&endpoint(0x20), &one).unwrap();
-    assert!(machine.fake.dma(0x20, IOVA, true).is_ok());
-    machine.fake.set_conduct(Conduct::Refuse(1));
-    assert!(matches!(machine.driver.detach(&endpoint(0x20)), Err(AttachError::Timeout(_))));
-    assert!(
-        machine.fake.state.lock().unwrap().contexts.contains_key(&0x20),
-        "the context entry is still cached"
-    );
-    machine.driver.attach(&endpoint(0x20), &two).unwrap();
-    assert!(
-        !machine.fake.state.lock().unwrap().contexts.contains_key(&0x20),
-        "and was dropped before its reuse"
-    );
-    assert!(machine.fake.dma(0x20, IOVA, true).is_err());
-    let mut text = String::new();
-    one.describe(&mut text).unwrap();
-    assert!(text.contains("domain id"), "the id is kept for ever: {text}");
+fn a_detach_is_not_confirmed_by_asking_again() {
+    for conduct in [Conduct::RefuseAll(1), Conduct::Dead] {
+        let machine = Machine::new(fake::SECOND_STAGE);
+        let one = machine.paging();
+        map_page(&one, IOVA, 0x1000).unwrap();
+        machine.driver.attach(&endpoint(0x20), &one).unwrap();
+        assert!(machine.fake.dma(0x20, IOVA, true).is_ok());
+        machine.fake.set_conduct(conduct);
+        let error = machine.driver.detach(&endpoint(0x20));
+        assert!(matches!(error, Err(AttachError::Timeout(_))), "{error:?}");
+        assert!(machine.fake.dma(0x20, IOVA, true).is_ok(), "the context entry is still cached");
+        assert_eq!(machine.driver.detach(&endpoint(0x20)), error);
+        assert_eq!(machine.driver.attach(&endpoint(0x20), &machine.blocked()).map(drop), error);
+        assert_eq!(machine.driver.detach(&endpoint(0x30)), Ok(()), "of this one the unit knows nothing");
+        let mut text = String::new();
+        one.describe(&mut text).unwrap();
+        assert!(text.contains("domain id"), "the id is kept for ever: {text}");
+    }
 }
 
 #[test]
-fn the_interrupt_handler_reports_a_queue_error_and_leaves_it_to_the_submitter() {
+fn a_unit_that_fails_keeps_no_other_from_being_told() {
+    let hal = HostHal::new();
+    let fakes: Vec<_> = (0..10).map(|_| FakeUnit::new(&hal, fake::SECOND_STAGE)).collect();
+    let started =
+        fakes.iter().map(|fake| Setup::new(&hal, fake.clone(), options()).unwrap().enable().unwrap());
+    let drivers: Vec<_> = started.collect();
+    for dead in 0..fakes.len() {
+        let domain = drivers[dead].new_domain(&DomainSpec::Paging(PagingSpec::default())).unwrap();
+        map_page(&domain, IOVA, 0x1000).unwrap();
+        let rest = || drivers.iter().zip(&fakes).skip(dead);
+        for (driver, fake) in rest() {
+            driver.attach(&endpoint(1), &domain).unwrap();
+            assert!(fake.dma(1, IOVA, true).is_ok());
+        }
+        let units = fakes.len() - dead;
+        // First, in the middle and last, the later rounds with those behind it only.
+        let failing = &fakes[dead + (units - 1) * (dead % 3) / 2];
+        failing.set_conduct(Conduct::RefuseAll(2));
+        let mut gather = Gather::new();
+        let range = IovaRange::new(Iova::new(IOVA), 0x1000).unwrap();
+        portcullis_hal::host::unmap(&*domain, range, &mut gather).unwrap();
+        assert_eq!(domain.sync(&mut gather).map(drop), Err(SyncError::Faulted));
+        failing.set_conduct(Conduct::Prompt);
+        let reached: Vec<_> = rest().filter(|(_, fake)| fake.dma(1, IOVA, true).is_ok()).collect();
+        assert_eq!(reached.len(), 1, "only the one that refused");
+        failing.state.lock().unwrap().iotlb.clear();
+        for (driver, _) in rest() {
+            driver.detach(&endpoint(1)).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_interrupt_handler_reports_a_queue_error_and_sets_the_queue_going() {
     let machine = Machine::new(fake::SECOND_STAGE);
     machine.fake.set(fake::FSTS, 0x10);
-    machine.fake.accesses();
     assert_eq!(machine.events(), [UnitEvent::QueueError]);
-    assert_eq!(machine.fake.get(fake::FSTS), 0x10);
-    assert_eq!(machine.fake.accesses().1, 0);
+    assert_eq!(machine.fake.get(fake::FSTS), 0);
+    assert_eq!(machine.driver.stats().queue_errors, 1);
 }
 
 #[test]

@@ -103,7 +103,7 @@ fn a_wait_writes_or_interrupts_or_fences() {
 
 /// 7.1.3 and, for interrupts, 5.1.4.1. A code that several conditions share, as 43h, has their common label. 82h is
 /// gone in revision 5.10: its label is VirtualBox's.
-const REASONS: [(Code, u8, &str); 68] = [
+const REASONS: [(Code, u8, &str); 69] = [
     (Code::ROOT_NOT_PRESENT, 0x01, "LRT.2"),
     (Code::CONTEXT_NOT_PRESENT, 0x02, "LCT.2"),
     (Code::CONTEXT_INVALID, 0x03, "LCT.4"),
@@ -140,7 +140,7 @@ const REASONS: [(Code, u8, &str); 68] = [
     (Code::SM_PASID_BEYOND, 0x46, "SCT.7"),
     (Code::SM_NO_PAGE_REQUEST, 0x47, "SCT.8"),
     // A request whose PASID is the one that RID_PASID names.
-    (Code(0x48), 0x48, "SCT.9"),
+    (Code::SM_PASID_IS_RID_PASID, 0x48, "SCT.9"),
     (Code::SM_DIRECTORY_ACCESS, 0x50, "SPD.1"),
     (Code::SM_DIRECTORY_NOT_PRESENT, 0x51, "SPD.2"),
     (Code::SM_DIRECTORY_RESERVED, 0x52, "SPD.3"),
@@ -162,7 +162,8 @@ const REASONS: [(Code, u8, &str); 68] = [
     (Code::SM_SECOND_PERMISSION, 0x79, "SSS.2"),
     (Code::SM_SECOND_RESERVED, 0x7a, "SSS.3"),
     (Code::SM_SECOND_ROOT_ACCESS, 0x7b, "SSS.4"),
-    (Code::SM_SECOND_UPDATE, 0x7c, "SSS.5"),
+    (Code::SM_SECOND_UPDATE_NO_SNOOP, 0x7c, "SSS.5"),
+    (Code::SM_SECOND_UPDATE, 0x7d, "SSS.6"),
     (Code::SM_NOT_CANONICAL, 0x80, "SGN.1"),
     (Code::SM_USER, 0x81, "SGN.2"),
     (Code::SM_NO_EXECUTE, 0x82, "SGN.3"),

@@ -218,29 +218,23 @@ fn memory_is_not_given_back_by_a_sync_that_the_unit_refused() {
 }
 
 #[test]
-fn a_domain_id_that_was_not_forgotten_is_not_given_out_again() {
+fn a_domain_id_is_given_out_again_when_the_unit_has_forgotten_it_and_not_before() {
     let (cap, ecap) = fake::FIRST_STAGE;
-    // Sixteen domain ids, of which 0 is nobody's.
-    let machine = Machine::new((cap & !7, ecap));
-    let lost = machine.paging();
-    machine.driver.attach(&endpoint(SID), &lost).unwrap();
-    let id_of = |domain: &Arc<dyn Domain>| {
+    for (conduct, given_out) in [(Conduct::Refuse(1), 15), (Conduct::RefuseAll(1), 0)] {
+        // Sixteen domain ids, of which 0 is nobody's.
+        let machine = Machine::new((cap & !7, ecap));
+        let left = machine.paging();
+        machine.driver.attach(&endpoint(SID), &left).unwrap();
+        machine.fake.set_conduct(conduct);
+        let forgotten = machine.driver.detach(&endpoint(SID)).is_ok();
+        assert_eq!(forgotten, given_out != 0);
         let mut text = String::new();
-        domain.describe(&mut text).unwrap();
-        let id = text.lines().find_map(|line| line.strip_prefix("domain id: ")).unwrap();
-        id.split(' ').next().unwrap().to_owned()
-    };
-    let kept = id_of(&lost);
-    machine.fake.set_conduct(Conduct::Refuse(1));
-    assert!(machine.driver.detach(&endpoint(SID)).is_err());
-    let mut others = Vec::new();
-    for sid in 0..16 {
-        let domain = machine.paging();
-        if machine.driver.attach(&endpoint(sid), &domain).is_err() {
-            break;
-        }
-        assert_ne!(id_of(&domain), kept);
-        others.push(domain);
+        left.describe(&mut text).unwrap();
+        assert_eq!(text.contains("domain id: "), !forgotten, "{text}");
+        let others: Vec<_> = (0..16).map(|_| machine.paging()).collect();
+        let attached = (0..16)
+            .zip(&others)
+            .filter(|&(sid, domain)| machine.driver.attach(&endpoint(sid), domain).is_ok());
+        assert_eq!(attached.count(), given_out);
     }
-    assert_eq!(others.len(), 15 - 1);
 }

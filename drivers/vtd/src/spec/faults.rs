@@ -1,8 +1,15 @@
 //! Fault reasons (section 7.1.3 and its table of encodings).
 
+use core::ops::RangeInclusive;
+
 /// A fault reason, FRCD_REG.FR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FaultCode(pub u8);
+
+impl FaultCode {
+    /// The codes of interrupt requests (5.1.4.1), known or not.
+    pub const INTERRUPT: RangeInclusive<Self> = Self(0x20)..=Self(0x2f);
+}
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $const:ident = $code:literal, $name:literal;)*) => {
@@ -140,8 +147,10 @@ codes! {
     SM_SECOND_RESERVED = 0x7a, "SSS.3";
     /// The second-stage root table could not be read.
     SM_SECOND_ROOT_ACCESS = 0x7b, "SSS.4";
+    /// A second-stage accessed or dirty bit had to be set while page walks do not snoop.
+    SM_SECOND_UPDATE_NO_SNOOP = 0x7c, "SSS.5";
     /// A second-stage accessed or dirty bit could not be set atomically.
-    SM_SECOND_UPDATE = 0x7c, "SSS.5";
+    SM_SECOND_UPDATE = 0x7d, "SSS.6";
     /// First stage: the address is not canonical.
     SM_NOT_CANONICAL = 0x80, "SGN.1";
     /// First stage: a request without privilege met a supervisor page.

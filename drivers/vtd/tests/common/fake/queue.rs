@@ -59,7 +59,10 @@ impl FakeUnit {
             return;
         }
         if let Some(before) = state.unfenced.replace(kind) {
-            assert!(before == kind || is_iotlb(before) && is_iotlb(kind), "{kind} not fenced off from {before}");
+            assert!(
+                before == kind || is_iotlb(before) && is_iotlb(kind),
+                "{kind} not fenced off from {before}"
+            );
         }
     }
 
