@@ -19,7 +19,8 @@ pub(super) struct Env<'a> {
 /// Memory as it was when the write buffer was last flushed (CAP.RWBF), as far as the unit looked at it.
 ///
 /// A store of software may linger between the CPU and the unit. So every word keeps the value that the unit found
-/// first since the last flush, and hardware may see either all of those or memory as it is.
+/// first since the last flush, and hardware may see either all of those or memory as it is: stores linger in their
+/// order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WriteBuffer {
     words: HashMap<u64, u64>,
@@ -60,9 +61,10 @@ impl Eyes<'_> {
         Some(u128::from(low) | u128::from(high) << 64)
     }
 
-    /// Whether there is anything that a lagging view could show.
-    pub(super) fn can_lag(&self) -> bool {
-        self.env.config.has(Feature::WriteBufferFlush) && !self.buffer.words.is_empty()
+    /// Whether there may be anything that a lagging view could show. It does not depend on what was looked at, so that
+    /// the same choices are there when a run is made again.
+    pub(super) const fn can_lag(&self) -> bool {
+        self.env.config.has(Feature::WriteBufferFlush)
     }
 
     /// How the unit sees root, context and PASID structures (ECAP.C).

@@ -140,7 +140,10 @@ impl Walker<'_> {
     ) -> (Fetches<Q>, Result<E, Flaw>) {
         let mut meanings = vec![decode(&now)];
         let before = fetches.observe(now);
-        for look in fetches.candidates(self.eyes.env.config, &now) {
+        // Stores become visible in their order: who holds a younger entry does not find older ones behind it.
+        let held =
+            if self.eyes.lagging { Vec::new() } else { fetches.candidates(self.eyes.env.config, &now) };
+        for look in held {
             let meaning = decode(&look);
             if !meanings.contains(&meaning) {
                 meanings.push(meaning);

@@ -197,6 +197,10 @@ impl Walker<'_> {
         // A cached pointer that memory agrees with is no alternative.
         let mut held = Vec::new();
         for level in 2..=tables.top {
+            if self.eyes.lagging {
+                // Stores become visible in their order: behind a younger pointer there are no older entries.
+                break;
+            }
             let now = steps.iter().find(|step| step.level == level && !step.leaf).map(|step| step.pointer);
             held.extend(self.caches.walks.get(&key(level)).filter(|v| Some(**v) != now).map(|v| (level, *v)));
         }
