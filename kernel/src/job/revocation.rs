@@ -10,7 +10,8 @@ use crate::report::Report;
 use crate::report::words;
 use alloc::format;
 use alloc::string::{String, ToString};
-use portcullis_hal::{Access, Attributes, FrameOrder, Frames, Iova};
+use alloc::vec::Vec;
+use portcullis_hal::{Access, Attributes, FrameOrder, Frames, Gather, Iova};
 use portcullis_iommu::FaultReason;
 
 const PAGE: usize = BUFFER_SIZE as usize;
@@ -22,6 +23,7 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
         return;
     };
     report.check("revoke.page", page(machine, rig));
+    report.check("revoke.gather", gather(machine, rig));
     for (name, order) in [("revoke.2m", 9), ("revoke.1g", 18)] {
         match large(machine, rig, order) {
             Ok(Some(detail)) => report.pass(name, format_args!("{detail}")),
@@ -79,6 +81,41 @@ fn page(machine: &Machine, rig: &EduRig) -> Outcome {
     }
     second.unmap().map_err(|quarantined| words(quarantined.reason))?;
     Ok(format!("{line}; then {iova} led to another page"))
+}
+
+/// Many pages under one sync: the unit is asked once, and then all of them are gone.
+fn gather(machine: &Machine, rig: &EduRig) -> Outcome {
+    const PAGES: usize = 8;
+    let space = DmaSpace::attached(machine.iommu, &rig.device, None).map_err(words)?;
+    let unit = machine.iommu.unit(rig.device.unit()).ok_or("no unit")?;
+    let mut buffers = Vec::new();
+    for _ in 0..PAGES {
+        let buffer = space.buffer(FrameOrder::SINGLE, Attributes::READ_WRITE).map_err(words)?;
+        write(rig, buffer.range().start())?;
+        buffers.push(buffer);
+    }
+    let addresses: Vec<Iova> = buffers.iter().map(|buffer| buffer.range().start()).collect();
+    let before = unit.stats();
+    let mut gather = Gather::new();
+    let mut unsynced = Vec::new();
+    for buffer in buffers {
+        unsynced.push(buffer.unmap_into(&mut gather).map_err(|quarantined| words(quarantined.reason))?);
+    }
+    let proof = space.domain().sync(&mut gather).map_err(words)?;
+    let syncs = unit.stats().syncs - before.syncs;
+    if syncs != 1 {
+        return Err(format!("{syncs} syncs for one gather"));
+    }
+    for iova in [addresses.first(), addresses.last()].into_iter().flatten() {
+        drain_faults(machine.iommu);
+        write(rig, *iova)?;
+        let fault = await_fault(machine.iommu, &rig.device)?;
+        expect(&fault, rig, *iova, Access::WRITE, FaultReason::NotMapped)?;
+    }
+    for memory in unsynced {
+        memory.reclaim(&proof).map_err(|_| "the proof does not fit")?;
+    }
+    Ok(format!("{PAGES} pages gone with one sync"))
 }
 
 /// The same with one large leaf; `None` where the unit has none of this size.
