@@ -282,6 +282,11 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let Some(from) = self.streams.read(stream) else {
             return Ok(Transition::Hitless);
         };
+        if port.health() == Health::Faulted {
+            // The unit may hold any word that this entry had since its last sync, and must not find others beside it.
+            // The caller clears the valid bit.
+            return Err(SyncError::Faulted);
+        }
         let plan = plan(&from, entry, used_by_ste);
         let mut now = from;
         for step in plan.steps() {
