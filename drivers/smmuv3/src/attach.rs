@@ -73,6 +73,9 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         endpoints: &[EndpointId],
         domain: &Arc<dyn Domain>,
     ) -> Result<Transition, AttachError> {
+        if endpoints.is_empty() {
+            return Ok(Transition::Hitless);
+        }
         self.check(endpoints)?;
         let any: &dyn Any = &**domain;
         let own = any
@@ -146,19 +149,26 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if !missing.is_empty() {
             return Err(AttachError::Incompatible { missing });
         }
-        let format = AttachError::Incompatible { missing: Missing::FORMAT };
         let target = match domain.targets.find(domain.hal(), port) {
             Some(target) => target,
             None => self.new_target(port, domain)?,
         };
         let shape = match (root.format, target.tag) {
             (TableFormat::VmsaStage1 { .. }, Tag::Asid(_)) => {
-                Shape::Stage1 { descriptor: target.descriptor().ok_or(format)?, stall: features.stall }
+                target.descriptor().map(|descriptor| Shape::Stage1 { descriptor, stall: features.stall })
             }
-            (_, Tag::Vmid(vmid)) => stage_2_shape(&root, vmid, features).ok_or(format)?,
-            _ => return Err(format),
+            (_, Tag::Vmid(vmid)) => stage_2_shape(&root, vmid, features),
+            _ => None,
         };
-        Ok(Prepared { entry: shape.entry(), target: Some(target) })
+        match shape {
+            Some(shape) => Ok(Prepared { entry: shape.entry(), target: Some(target) }),
+            None => {
+                if target.users() == 0 {
+                    self.give_back(target.tag);
+                }
+                Err(AttachError::Incompatible { missing: Missing::FORMAT })
+            }
+        }
     }
 
     /// Takes an id for a domain and makes its target. Without memory nothing is kept.
@@ -270,7 +280,8 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         }
         count(&port.counters.attaches);
         match failure {
-            Some(_) if before == Health::Faulted => Err(AttachError::Faulted),
+            // An entry that reads as it should may never have been confirmed.
+            _ if before == Health::Faulted => Err(AttachError::Lost),
             Some(error) => Err(unconfirmed(port, error)),
             None => Ok(transition),
         }
@@ -293,7 +304,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             if *step != now {
                 self.streams.write(stream, step);
                 // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
-                port.execute(&[Command::cfgi_ste(stream)])?;
+                port.forget(Command::cfgi_ste(stream))?;
                 now = *step;
             }
         }
@@ -309,12 +320,17 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                 core::mem::forget(attachment);
                 return;
             }
-            match target.tag {
-                Tag::Asid(asid) => self.asids.give_back(asid.get().into()),
-                Tag::Vmid(vmid) => self.vmids.give_back(vmid.get().into()),
-            }
+            self.give_back(target.tag);
         }
         target.remove_user();
+    }
+
+    /// Lets a tag that the unit has forgotten be taken again.
+    fn give_back(&mut self, tag: Tag) {
+        match tag {
+            Tag::Asid(asid) => self.asids.give_back(asid.get().into()),
+            Tag::Vmid(vmid) => self.vmids.give_back(vmid.get().into()),
+        }
     }
 
     /// After a failure: none of the endpoints is translated any more, and what they used is kept for ever.

@@ -124,6 +124,17 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.complete(&ticket)
     }
 
+    /// Makes the unit forget what `command` names and waits for it. A unit that refuses the command is asked once to
+    /// forget everything.
+    pub(crate) fn forget(&self, command: Command) -> Result<(), SyncError> {
+        match self.execute(&[command]) {
+            Err(SyncError::Faulted) if self.health() == Health::Running => {
+                self.execute(&[Command::cfgi_all(), Command::tlbi_nsnh_all()])
+            }
+            result => result,
+        }
+    }
+
     /// Submits `commands` and a sync behind them, with one write of the doorbell if the queue holds them all.
     ///
     /// On a unit that is off there is nothing to invalidate, and the ticket is done.
@@ -280,7 +291,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.hal().critical(|| {
             let mut producer = self.commands.producer.lock();
             self.acknowledge_errors(|active| {
-                if active.cmdq_err() {
+                if active.cmdq_err() && self.health() == Health::Running {
                     self.recover(&mut producer);
                 }
                 Gerror::new().with_cmdq_err(active.cmdq_err() && self.health() == Health::Running)
@@ -320,10 +331,14 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         barrier::before_doorbell();
     }
 
-    /// How often the queue has stopped since the last call.
-    pub(crate) fn new_queue_errors(&self) -> u64 {
-        let total = self.counters.queue_errors.load(Ordering::Relaxed);
-        let before = self.counters.queue_errors_reported.swap(total, Ordering::Relaxed);
+    /// How often the queue has stopped since the last call. Called as a section of
+    /// [`acknowledge_errors`](Self::acknowledge_errors), as `recover` is, so that an error is either active or counted.
+    pub(crate) fn new_queue_errors(&self, active: Gerror) -> u64 {
+        let counted = self.counters.queue_errors.load(Ordering::Relaxed);
+        // Its submitter has not looked yet. On a unit out of service the error stays active, and nobody looks.
+        let ahead = active.cmdq_err() && self.health() == Health::Running;
+        let total = counted + u64::from(ahead);
+        let before = self.counters.queue_errors_reported.fetch_max(total, Ordering::Relaxed);
         total.saturating_sub(before)
     }
 }

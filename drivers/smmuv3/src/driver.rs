@@ -150,11 +150,37 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.block.write(attributes, DEVICE_NGNRE);
     }
 
+    /// Reports what the event queue holds, one queueful at most: a device that faults without end takes the CPU for a
+    /// bounded time.
+    fn handle_events(&self, report: &mut dyn FnMut(UnitEvent)) {
+        let mut tell = |found| match found {
+            Found::Record(raw) => {
+                count(&self.counters.faults);
+                report(UnitEvent::Fault(fault::decode(raw)));
+            }
+            Found::Overflow => {
+                count(&self.counters.overflows);
+                report(UnitEvent::Overflow);
+            }
+        };
+        for _ in 0..self.events.size().entries() {
+            match self.next_event() {
+                Some(found) => tell(found),
+                None => return,
+            }
+        }
+        if let Some(found) = self.skip_events() {
+            tell(found);
+        }
+    }
+
     /// Reports and acknowledges global errors. Those of the command queue are left to whoever waits for it.
     fn handle_errors(&self, report: &mut dyn FnMut(UnitEvent)) {
         let mut active = Gerror::new();
+        let mut queue_errors = 0;
         self.acknowledge_errors(|now| {
             active = now;
+            queue_errors = self.new_queue_errors(now);
             now.with_cmdq_err(false)
         });
         if active.eventq_abt_err() {
@@ -178,8 +204,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         for (_, name) in named.into_iter().filter(|(active, _)| *active) {
             report(UnitEvent::UnitError { name, value: active.into() });
         }
-        // Its submitter recovers it, and may have done so already.
-        for _ in 0..self.new_queue_errors() {
+        for _ in 0..queue_errors {
             report(UnitEvent::QueueError);
         }
     }
@@ -203,20 +228,8 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
     }
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
-        let port = &self.inner.port;
-        while let Some(found) = port.next_event() {
-            match found {
-                Found::Record(raw) => {
-                    count(&port.counters.faults);
-                    report(UnitEvent::Fault(fault::decode(raw)));
-                }
-                Found::Overflow => {
-                    count(&port.counters.overflows);
-                    report(UnitEvent::Overflow);
-                }
-            }
-        }
-        port.handle_errors(report);
+        self.inner.port.handle_events(report);
+        self.inner.port.handle_errors(report);
     }
 
     fn stats(&self) -> UnitStats {

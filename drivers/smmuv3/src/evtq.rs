@@ -58,12 +58,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.hal().critical(|| {
             let mut consumer = queue.consumer.lock();
             if consumer.position == consumer.produced {
-                let prod = EventqIndex::from(self.block.read(registers::EVENTQ_PROD));
-                // An index out of reach shows no records: nothing there can be trusted.
-                consumer.produced = queue
-                    .size()
-                    .position(consumer.position, prod.index() & queue.size().index_mask())
-                    .unwrap_or(consumer.position);
+                let prod = self.look(&mut consumer);
                 if consumer.position == consumer.produced {
                     if prod.overflow() == consumer.acknowledged {
                         return None;
@@ -81,6 +76,41 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             }
             Some(Found::Record(record))
         })
+    }
+
+    /// Gives up the records that are queued, unread, for a unit that writes them faster than they can be read. Returns
+    /// [`Found::Overflow`] if there were any.
+    ///
+    /// The unit interrupts when a record is written to an empty queue (IHI 0070, 3.18), so what counts is that the
+    /// queue is seen empty after it was told so.
+    pub(crate) fn skip_events(&self) -> Option<Found> {
+        /// How often the unit may be ahead once more. Each time takes two accesses to registers.
+        const ROUNDS: u32 = 64;
+        self.hal().critical(|| {
+            let mut consumer = self.events.consumer.lock();
+            let mut found = None;
+            for _ in 0..ROUNDS {
+                let prod = self.look(&mut consumer);
+                if consumer.position == consumer.produced && prod.overflow() == consumer.acknowledged {
+                    break;
+                }
+                consumer.position = consumer.produced;
+                consumer.acknowledged = prod.overflow();
+                self.release(&consumer);
+                found = Some(Found::Overflow);
+            }
+            found
+        })
+    }
+
+    /// Reads how far the unit has written.
+    fn look(&self, consumer: &mut Consumer) -> EventqIndex {
+        let size = self.events.size();
+        let prod = EventqIndex::from(self.block.read(registers::EVENTQ_PROD));
+        // An index out of reach shows no records: nothing there can be trusted.
+        consumer.produced =
+            size.position(consumer.position, prod.index() & size.index_mask()).unwrap_or(consumer.position);
+        prod
     }
 
     /// Tells the unit how far the queue is read, after the reads.

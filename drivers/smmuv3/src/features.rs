@@ -172,26 +172,24 @@ impl Features {
         }
     }
 
-    /// The capabilities in the common layer's terms.
+    /// What the driver makes of the capabilities, in the common layer's terms: no PASIDs, no recovery from faults and
+    /// no nesting, whatever the hardware can do.
     pub fn unit_info(&self) -> UnitInfo {
         let mut stages = Stages::empty();
         stages.set(Stages::STAGE_1, self.stage_1);
         stages.set(Stages::STAGE_2, self.stage_2);
-        let mut fault_models = FaultModels::empty();
-        fault_models.set(FaultModels::PRI, self.pri);
-        fault_models.set(FaultModels::STALL, self.stall == StallModel::Optional);
         UnitInfo {
             backend: Backend::SmmuV3,
             stages,
             page_sizes: page_sizes(self.own_granule()),
             input_bits: if self.stage_1 { Self::STAGE_1_INPUT_BITS } else { self.stage_2_input_bits() },
             output_bits: self.output_bits(),
-            pasid_bits: self.substream_bits,
-            fault_models,
+            pasid_bits: 0,
+            fault_models: FaultModels::empty(),
             entry_coherency: self.coherency,
             table_coherency: self.coherency,
             identity: true,
-            nesting: self.stage_1 && self.stage_2,
+            nesting: false,
         }
     }
 }
@@ -268,7 +266,20 @@ mod tests {
         assert_eq!((features.output_bits(), features.stage_2_input_bits()), (44, 44));
         assert_eq!((features.stall, features.coherency), (StallModel::None, WalkCoherency::Snooped));
         let info = features.unit_info();
-        assert_eq!((info.page_sizes, info.input_bits, info.nesting), (0x4020_1000, 48, true));
+        assert_eq!((info.page_sizes, info.input_bits), (0x4020_1000, 48));
+    }
+
+    #[test]
+    fn what_the_driver_does_not_drive_is_not_offered() {
+        let mut ids = QEMU;
+        // PRI; stalls at will; 20 bits of SubstreamID.
+        ids[0] = ids[0] & !(0b11 << 24) | 1 << 16;
+        ids[1] |= 20 << 6;
+        let features = Features::read(&Ids(ids), &Options::default()).unwrap();
+        assert!(features.pri && features.stage_1 && features.stage_2);
+        assert_eq!((features.stall, features.substream_bits), (StallModel::Optional, 20));
+        let info = features.unit_info();
+        assert_eq!((info.pasid_bits, info.fault_models, info.nesting), (0, FaultModels::empty(), false));
     }
 
     #[test]

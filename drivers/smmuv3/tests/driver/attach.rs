@@ -234,6 +234,21 @@ fn ids_run_out_as_an_error_and_come_back() {
 }
 
 #[test]
+fn attaching_no_endpoints_takes_no_id() {
+    // 8-bit ASIDs and VMIDs.
+    let bench = Bench::with(options(), |fake| fake.state().ids[0] &= !(1 << 12 | 1 << 18));
+    for stage in [Stage::Stage1, Stage::Stage2] {
+        let domain = bench.paging(stage);
+        let in_use = bench.hal.frames_in_use();
+        for _ in 0..300 {
+            assert_eq!(bench.driver.attach(&[], &domain), Ok(Transition::Hitless));
+        }
+        assert_eq!(bench.hal.frames_in_use(), in_use);
+        bench.driver.attach(&endpoint(5), &domain).unwrap();
+    }
+}
+
+#[test]
 fn a_unit_is_asked_only_for_what_it_has() {
     let bench = Bench::with(options(), |fake| fake.state().ids[0] &= !1);
     let refused = |spec| bench.driver.new_domain(&spec).err();
@@ -342,9 +357,26 @@ fn an_unconfirmed_invalidation_quarantines_the_memory() {
     // The unit is out of service: nothing new, but blocking.
     let other = bench.paging(Stage::Stage1);
     assert_eq!(bench.driver.attach(&endpoint(2), &other), Err(AttachError::Faulted));
-    assert_eq!(bench.driver.detach(&endpoint(1)), Err(AttachError::Faulted));
+    assert_eq!(bench.driver.detach(&endpoint(1)), Err(AttachError::Lost));
     bench.fake.state().forget_all();
     assert_eq!(bench.read(1, 0x1000), Dma::Faulted(0x04), "the entry is invalid even so");
+}
+
+#[test]
+fn a_unit_out_of_order_confirms_no_detaching_or_blocking_however_often_it_is_asked() {
+    let bench = Bench::with(hasty(), |_| {});
+    let domain = bench.paging(Stage::Stage1);
+    let blocked = bench.domain(DomainSpec::Blocked);
+    bench.driver.attach(&endpoint(5), &domain).unwrap();
+    let memory = bench.map(&domain, 0x1000);
+    assert_eq!(bench.read(5, 0x1000), done(&memory));
+    bench.fake.state().pace = crate::fake::Pace::Never;
+    assert!(matches!(bench.driver.detach(&endpoint(5)), Err(AttachError::Timeout(_))));
+    for _ in 0..4 {
+        assert_eq!(bench.driver.detach(&endpoint(5)), Err(AttachError::Lost));
+        assert_eq!(bench.driver.attach(&endpoint(5), &blocked), Err(AttachError::Lost));
+        assert_eq!(bench.read(5, 0x1000), done(&memory), "the unit goes by the entry that it cached");
+    }
 }
 
 #[test]

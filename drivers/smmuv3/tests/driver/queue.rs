@@ -62,15 +62,38 @@ fn a_refused_command_is_told_to_its_submitter_and_the_queue_goes_on() {
 }
 
 #[test]
-fn a_refused_configuration_command_blocks_the_endpoint() {
+fn a_unit_that_refuses_one_configuration_command_is_made_to_forget_everything_and_goes_on() {
+    let bench = Bench::new();
+    let [a, b] = [bench.paging(Stage::Stage1), bench.paging(Stage::Stage1)];
+    bench.driver.attach(&endpoint(1), &a).unwrap();
+    let memory = bench.map(&b, 0x1000);
+    assert_eq!(bench.read(1, 0x1000), Dma::Faulted(0x10));
+    bench.fake.opcodes();
+    bench.fake.state().refuse = Some((0x03, 1));
+    bench.driver.attach(&endpoint(1), &b).unwrap();
+    assert_eq!(bench.fake.opcodes(), [0x04, 0x30, 0x11], "everything, then the old tag");
+    assert_eq!(bench.read(1, 0x1000), done(&memory));
+    bench.fake.state().refuse = Some((0x03, 1));
+    bench.driver.detach(&endpoint(1)).unwrap();
+    assert_eq!(bench.read(1, 0x1000), Dma::Faulted(0x04));
+    bench.driver.attach(&endpoint(2), &b).unwrap();
+}
+
+#[test]
+fn a_unit_that_refuses_to_forget_any_configuration_is_out_of_order_and_the_endpoint_blocked() {
     let bench = Bench::new();
     let domain = bench.paging(Stage::Stage1);
-    bench.fake.state().refuse = Some((0x03, 1));
+    {
+        let mut state = bench.fake.state();
+        state.refuse = Some((0x03, 1));
+        state.refuse_every = Some((0x04, 1));
+    }
     let error = bench.driver.attach(&endpoint(1), &domain).unwrap_err();
     let AttachError::Timeout(timeout) = error else { panic!("{error}") };
     assert_eq!((timeout.register, timeout.last >> 24), ("SMMU_CMDQ_CONS", 1));
     bench.fake.state().forget_all();
     assert_eq!(bench.read(1, 0), Dma::Faulted(0x04));
+    assert_eq!(bench.driver.attach(&endpoint(2), &domain), Err(AttachError::Faulted));
 }
 
 #[test]
@@ -198,6 +221,50 @@ fn a_full_event_queue_is_told_once_and_drained() {
 }
 
 #[test]
+fn a_storm_of_faults_takes_the_handler_one_queueful_and_later_faults_find_an_empty_queue() {
+    const ENTRIES: usize = 8;
+    let options = Options { event_queue_log2: 3, ..options() };
+    let bench = Bench::with(options, |_| {});
+    bench.read(5, 0);
+    let mut events = Vec::new();
+    bench.driver.handle_interrupt(&mut |event| {
+        events.push(event);
+        // The device faults as fast as it is listened to, up to a number that ends the test of an endless handler.
+        if events.len() < 1000 {
+            bench.read(5, 0);
+        }
+    });
+    let faults = events.iter().filter(|event| matches!(event, UnitEvent::Fault(_))).count();
+    assert_eq!((faults, events.len(), events.last()), (ENTRIES, ENTRIES + 1, Some(&UnitEvent::Overflow)));
+    // The one of the last report came after the queue was emptied.
+    let [prod, cons] = [0x1_00a8, 0x1_00ac].map(|offset| bench.fake.state().get(offset));
+    assert_eq!(prod, cons + 1);
+    assert_eq!((bench.events().len(), bench.events()), (1, vec![]));
+    let stats = bench.driver.stats();
+    assert_eq!((stats.faults, stats.overflows), (ENTRIES as u64 + 1, 1));
+}
+
+#[test]
+fn a_queueful_without_more_behind_it_is_no_overflow() {
+    let options = Options { event_queue_log2: 3, ..options() };
+    let bench = Bench::with(options, |_| {});
+    for _ in 0..8 {
+        bench.read(5, 0);
+    }
+    let events = bench.events();
+    assert!(events.len() == 8 && events.iter().all(|event| matches!(event, UnitEvent::Fault(_))));
+    assert_eq!(bench.driver.stats().overflows, 0);
+}
+
+#[test]
+fn a_stopped_command_queue_is_reported_by_the_interrupt_that_it_raises_and_once() {
+    let bench = Bench::new();
+    bench.fake.state().raise(1 << 0);
+    assert_eq!(bench.events(), [UnitEvent::QueueError], "its submitter has not looked yet");
+    assert_eq!(bench.events(), []);
+}
+
+#[test]
 fn an_overflow_that_shows_as_an_abort_is_told_and_acknowledged() {
     let bench = Bench::new();
     bench.fake.state().raise(1 << 2);
@@ -210,7 +277,7 @@ fn an_overflow_that_shows_as_an_abort_is_told_and_acknowledged() {
 fn a_handler_leaves_a_stopped_command_queue_to_whoever_waits_for_it() {
     let bench = Bench::new();
     bench.fake.state().raise(1 << 0 | 1 << 3);
-    assert_eq!(bench.events().len(), 1);
+    let [UnitEvent::UnitError { .. }, UnitEvent::QueueError] = bench.events()[..] else { panic!() };
     let [errors, acknowledged] = [0x60, 0x64].map(|offset| bench.fake.state().get(offset));
     assert_eq!(errors ^ acknowledged, 1 << 0, "still active");
 }
