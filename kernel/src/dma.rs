@@ -58,7 +58,7 @@ pub(crate) fn counts() -> (u64, u64) {
     (MAPPINGS.load(Ordering::Relaxed), BYTES.load(Ordering::Relaxed))
 }
 
-/// A buffer that the CPU fills and a device reaches at [`iova`](Self::iova).
+/// A buffer that the CPU fills and a device reaches at the addresses of its [`range`](Mapped::range).
 pub(crate) type Buffer = Mapped<Frames<KernelHal>, dyn Domain>;
 
 /// A domain with its free addresses.

@@ -81,7 +81,7 @@ pub enum UnitEvent {
     Fault(FaultRecord),
     /// The hardware lost faults, for want of room.
     Overflow,
-    /// The command or invalidation queue stopped at an error; its submitter recovers it.
+    /// The command or invalidation queue stopped at an error; whoever notices it first sets it going again.
     QueueError,
     /// The unit reported an error that concerns no single request.
     UnitError {
