@@ -10,7 +10,7 @@ use crate::requests::{Priority, Refusal, Request};
 use crate::spec::{AttachFlags, HostDomain, Status};
 use crate::transport::Transport;
 use alloc::vec::Vec;
-use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory};
+use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory, SyncError};
 use portcullis_iommu::{AttachError, Missing};
 use spin::Mutex;
 
@@ -100,24 +100,31 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
             before.push((endpoint, self.get(endpoint)));
             if let Err(error) = self.go(endpoint, Some(kind), Priority::Normal) {
                 log::warn!("virtio-iommu: endpoint {endpoint} was not attached: {}", error.error);
+                let mut restored = true;
                 for (endpoint, kind) in before.iter().rev() {
-                    self.restore(*endpoint, kind.as_ref());
+                    restored &= self.restore(*endpoint, kind.as_ref());
                 }
-                return Err(error.into());
+                return Err(match error.into() {
+                    late @ AttachError::Timeout(_) => late,
+                    error if restored => error,
+                    _ => AttachError::Lost,
+                });
             }
         }
         Counters::count(&self.link.counters.attaches);
         Ok(())
     }
 
-    /// Brings an endpoint back to what it was attached to, or, if that cannot be, blocks it.
-    fn restore(&self, endpoint: EndpointId, kind: Option<&Kind<H, T>>) {
+    /// Brings an endpoint back to what it was attached to, or, if that cannot be, blocks it. Returns whether it is
+    /// back.
+    fn restore(&self, endpoint: EndpointId, kind: Option<&Kind<H, T>>) -> bool {
         let restored = !self.link.is_faulted() && self.go(endpoint, kind, Priority::Normal).is_ok();
         if !restored {
             log::error!("virtio-iommu: endpoint {endpoint} stays blocked");
             // The error that brought this about is reported; a device that does not answer cannot be told more.
             let _ = self.go(endpoint, Some(&Kind::Blocked), Priority::Blocking);
         }
+        restored
     }
 
     /// Blocks all of `endpoints`; tries all of them, whatever happens.
@@ -126,7 +133,7 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         for &endpoint in endpoints {
             match self.go(endpoint, Some(&Kind::Blocked), Priority::Blocking) {
                 Ok(()) => Counters::count(&self.link.counters.attaches),
-                Err(error) => result = Err(error.into()),
+                Err(error) => result = Err(not_blocked(error)),
             }
         }
         result
@@ -139,7 +146,7 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         for &endpoint in endpoints {
             match self.go(endpoint, None, Priority::Blocking) {
                 Ok(()) => Counters::count(&self.link.counters.attaches),
-                Err(error) => result = Err(error.into()),
+                Err(error) => result = Err(not_blocked(error)),
             }
         }
         result
@@ -157,17 +164,29 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         if same(from.as_ref(), to) && !doubtful {
             return Ok(());
         }
-        // Whoever changes mappings of either domain is let finish, and kept out.
-        let _from_gate = from.as_ref().and_then(space).map(|space| space.gate.write());
-        let _to_gate = to.and_then(space).map(|space| space.gate.write());
-        if let Some(space) = from.as_ref().and_then(space)
-            && space.mappings(|mappings| mappings.endpoints) == 1
-            && let Err(error) = space.quiesce()
-        {
-            // The domain goes with requests not answered: its number is not used again.
-            space.poison();
-            if priority == Priority::Normal {
-                return Err(fail(error.into()));
+        // Whoever changes mappings of either domain is let finish, and kept out. That takes as long as their requests,
+        // of which there are finitely many and for each of which they wait a bounded time; blocking does not wait so
+        // long.
+        let patience = match priority {
+            Priority::Normal => u64::MAX,
+            Priority::Blocking => self.link.timeout_ns,
+        };
+        let from_gate = from.as_ref().and_then(space).map(|space| space.close(patience)).transpose();
+        let to_gate = to.and_then(space).map(|space| space.close(patience)).transpose();
+        let _to_gate = to_gate.map_err(|late| fail(SyncError::from(late).into()))?;
+        if let Some(space) = from.as_ref().and_then(space) {
+            let last = space.mappings(|mappings| mappings.endpoints) == 1;
+            let settled = match &from_gate {
+                Err(late) => Err((*late).into()),
+                Ok(_) if last => space.quiesce(),
+                Ok(_) => Ok(()),
+            };
+            if let Err(error) = settled {
+                // The domain goes with requests not answered: its number is not used again.
+                space.poison();
+                if priority == Priority::Normal {
+                    return Err(fail(error.into()));
+                }
             }
         }
         self.request(endpoint, from.as_ref(), to, priority).map_err(fail)?;
@@ -304,6 +323,15 @@ pub(crate) fn check_unit<H: Hal, T: Transport>(
         return Ok(());
     }
     Err(AttachError::Incompatible { missing: Missing::BACKEND })
+}
+
+/// Why an endpoint's access was not taken away for certain. A device that is out of order was told to; one that refuses
+/// has changed nothing.
+fn not_blocked(error: MoveError) -> AttachError {
+    match error.into() {
+        AttachError::Faulted => AttachError::Lost,
+        error => error,
+    }
 }
 
 fn space<H: Hal, T: Transport>(kind: &Kind<H, T>) -> Option<&Arc<Space<H, T>>> {

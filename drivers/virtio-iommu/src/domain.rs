@@ -1,17 +1,19 @@
 //! Domains: blocked, identity and paging.
 
+use crate::gate::{Closed, Gate};
 use crate::intervals::{InsertError, Intervals};
 use crate::link::{Link, RequestError};
 use crate::requests::{Ledger, Priority, Refusal, Request};
 use crate::spec::{Features, HostDomain, MapFlags, Status};
 use crate::transport::Transport;
 use core::fmt;
+use portcullis_hal::wait::Timeout;
 use portcullis_hal::{
     Access, Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, OutOfMemory,
     SpaceKey, SyncError, Translated, UnmapError,
 };
 use portcullis_iommu::{Domain, DomainError, DomainInfo, DomainKind};
-use spin::{Mutex, MutexGuard, RwLock};
+use spin::{Mutex, MutexGuard};
 
 /// How many mappings are copied out of the intervals at a time to be replayed.
 const REPLAY_CHUNK: usize = 16;
@@ -30,8 +32,7 @@ pub(crate) struct Space<H: Hal, T: Transport> {
     pub(crate) id: HostDomain,
     key: SpaceKey,
     ledger: Arc<Ledger>,
-    /// Held shared by changes of mappings and exclusively by changes of attachments, to the end of their waits.
-    pub(crate) gate: RwLock<()>,
+    gate: Gate,
     mappings: Mutex<Mappings>,
 }
 
@@ -45,7 +46,7 @@ impl<H: Hal, T: Transport> Space<H, T> {
             id: HostDomain(id),
             key: SpaceKey::new(),
             ledger,
-            gate: RwLock::new(()),
+            gate: Gate::default(),
             mappings: Mutex::new(Mappings::default()),
         })?)
     }
@@ -60,6 +61,11 @@ impl<H: Hal, T: Transport> Space<H, T> {
         self.mappings.try_lock()
     }
 
+    /// Keeps changes of mappings out.
+    pub(crate) fn close(&self, timeout_ns: u64) -> Result<Closed<'_>, Timeout> {
+        self.gate.close(&self.link.hal, timeout_ns)
+    }
+
     /// Gives the domain up: what is unmapped in it can never be reused.
     pub(crate) fn poison(&self) {
         self.ledger.fail();
@@ -70,7 +76,7 @@ impl<H: Hal, T: Transport> Space<H, T> {
         for mapping in list {
             self.check(mapping)?;
         }
-        let _gate = self.gate.read();
+        let _gate = self.gate.enter(&self.link.hal);
         let on_device = self.mappings(|mappings| {
             reserve(&mut mappings.intervals, list)?;
             Ok::<_, MapError>(mappings.endpoints > 0)
@@ -171,7 +177,7 @@ impl<H: Hal, T: Transport> Space<H, T> {
         if !limits.aperture.covers(&range) {
             return Err(UnmapError::OutOfRange { iova });
         }
-        let _gate = self.gate.read();
+        let _gate = self.gate.enter(&self.link.hal);
         gather.claim(self.key)?;
         let cut = self.mappings(|mappings| mappings.intervals.cut_by(&range).copied());
         if let Some(cut) = cut {

@@ -33,6 +33,7 @@ mod attach;
 mod dma;
 mod domain;
 mod events;
+mod gate;
 mod intervals;
 mod link;
 mod pci;

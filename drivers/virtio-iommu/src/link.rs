@@ -6,6 +6,7 @@ use crate::events::EventQueue;
 use crate::requests::{BatchId, Collected, Ledger, Owner, Priority, Refusal, Request, RequestQueue};
 use crate::spec::{DeviceStatus, Features, HostDomain};
 use crate::transport::{QueueIndex, Transport};
+use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portcullis_hal::{Arc, Hal, IovaRange, SyncError, wait};
 use portcullis_iommu::IdPool;
@@ -59,10 +60,45 @@ impl Counters {
     }
 }
 
+/// A device that was told that there is a driver. Unless it gets running, it is told at the end that the driver gave
+/// up (2.1.1).
+pub(crate) struct Claimed<T: Transport> {
+    transport: T,
+    fails: bool,
+}
+
+impl<T: Transport> Claimed<T> {
+    pub(crate) fn new(transport: T) -> Self {
+        Self { transport, fails: true }
+    }
+
+    /// The device is reset in the end by whoever has it.
+    fn running(mut self) -> Self {
+        self.fails = false;
+        self
+    }
+}
+
+impl<T: Transport> Deref for Claimed<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.transport
+    }
+}
+
+impl<T: Transport> Drop for Claimed<T> {
+    fn drop(&mut self) {
+        if self.fails {
+            self.transport.set_status(self.transport.status() | DeviceStatus::FAILED);
+        }
+    }
+}
+
 /// One device, shared by its unit and its domains.
 pub(crate) struct Link<H: Hal, T: Transport> {
     pub(crate) hal: H,
-    pub(crate) transport: T,
+    pub(crate) transport: Claimed<T>,
     pub(crate) limits: Limits,
     pub(crate) timeout_ns: u64,
     pub(crate) requests: Mutex<RequestQueue<H>>,
@@ -76,7 +112,7 @@ pub(crate) struct Link<H: Hal, T: Transport> {
 impl<H: Hal, T: Transport> Link<H, T> {
     pub(crate) fn new(
         hal: H,
-        transport: T,
+        transport: Claimed<T>,
         limits: Limits,
         timeout_ns: u64,
         (requests, events): (RequestQueue<H>, EventQueue<H>),
@@ -84,7 +120,7 @@ impl<H: Hal, T: Transport> Link<H, T> {
     ) -> Self {
         Self {
             hal,
-            transport,
+            transport: transport.running(),
             limits,
             timeout_ns,
             requests: Mutex::new(requests),
@@ -273,7 +309,7 @@ impl<H: Hal, T: Transport> Drop for Batch<'_, H, T> {
 impl<H: Hal, T: Transport> Drop for Link<H, T> {
     /// Resets the device; only then the rings are free. Its endpoints stay blocked, since bypass is off.
     fn drop(&mut self) {
-        if reset(&self.hal, &self.transport, self.timeout_ns).is_err() {
+        if reset(&self.hal, &*self.transport, self.timeout_ns).is_err() {
             self.requests.get_mut().leak();
             self.events.get_mut().leak();
         }

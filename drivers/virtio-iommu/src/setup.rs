@@ -2,7 +2,7 @@
 
 use crate::attach::Attachments;
 use crate::events::EventQueue;
-use crate::link::{Limits, Link, reset};
+use crate::link::{Claimed, Limits, Link, reset};
 use crate::requests::RequestQueue;
 use crate::ring::RingSize;
 use crate::spec::{DeviceStatus, Features, HostDomain, config};
@@ -87,7 +87,7 @@ pub enum InitError {
 /// If it is dropped instead of enabled, the device is marked as failed and goes on denying all DMA.
 pub struct Setup<H: Hal, T: Transport> {
     hal: H,
-    transport: T,
+    transport: Claimed<T>,
     options: Options,
     limits: Limits,
     domains: (u32, u32),
@@ -103,13 +103,9 @@ impl<H: Hal, T: Transport> Setup<H, T> {
     /// makes no sense.
     pub fn new(hal: H, transport: T, options: Options) -> Result<Self, InitError> {
         reset(&hal, &transport, options.timeout_ns)?;
-        match negotiate(&transport) {
-            Ok((limits, domains)) => Ok(Self { hal, transport, options, limits, domains }),
-            Err(error) => {
-                transport.set_status(transport.status() | DeviceStatus::FAILED);
-                Err(error)
-            }
-        }
+        let transport = Claimed::new(transport);
+        let (limits, domains) = negotiate(&*transport)?;
+        Ok(Self { hal, transport, options, limits, domains })
     }
 
     /// Sets up the queues and starts the device.
@@ -120,8 +116,8 @@ impl<H: Hal, T: Transport> Setup<H, T> {
     pub fn enable(self) -> Result<VirtioIommu<H, T>, InitError> {
         let Self { hal, transport, options, limits, domains } = self;
         let requests =
-            queue_size(&transport, QueueIndex::Requests, options.request_queue, RequestQueue::<H>::LEAST)?;
-        let events = queue_size(&transport, QueueIndex::Events, options.event_queue, 1)?;
+            queue_size(&*transport, QueueIndex::Requests, options.request_queue, RequestQueue::<H>::LEAST)?;
+        let events = queue_size(&*transport, QueueIndex::Events, options.event_queue, 1)?;
         let queues = (RequestQueue::new(&hal, requests)?, EventQueue::new(&hal, events)?);
         let (first, last) = domains;
         let ids =

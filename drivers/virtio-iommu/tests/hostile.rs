@@ -87,6 +87,37 @@ fn a_device_that_cannot_be_driven_is_refused() {
 }
 
 #[test]
+fn a_device_that_was_claimed_and_does_not_get_running_is_told_so_and_denies_all_dma() {
+    let given_up = |fake: &Fake| {
+        let status = fake.state().status;
+        (status & 0x80, fake.dma(1, 0x1000, true))
+    };
+    let fake = Fake::new();
+    drop(Setup::new(fake.hal.clone(), fake.clone(), options()).unwrap());
+    assert_eq!(given_up(&fake), (0x80, None));
+    for sizes in [[2, 64], [256, 0]] {
+        let fake = Fake::new();
+        fake.state().queue_sizes = sizes;
+        setup_error(&fake);
+        assert_eq!(given_up(&fake), (0x80, None), "{sizes:?}");
+    }
+}
+
+#[test]
+fn blocking_by_a_device_that_lies_about_its_ring_is_not_confirmed() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    let blocked = unit.new_domain(&DomainSpec::Blocked).unwrap();
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    fake.script(|_| Answer::Jump(0x4000));
+    for _ in 0..2 {
+        assert_eq!(unit.attach(&[endpoint(1)], &blocked), Err(AttachError::Lost));
+        assert_eq!(unit.detach(&[endpoint(1)]), Err(AttachError::Lost));
+    }
+}
+
+#[test]
 fn every_queue_size_works() {
     for log2 in 2..=15 {
         let fake = Fake::new();
@@ -193,7 +224,7 @@ fn a_failed_replay_leaves_no_half_of_the_mappings() {
         Req::Map { .. } => Answer::Status(NOMEM),
         _ => Answer::Right,
     });
-    assert_eq!(unit.attach(&[endpoint(1)], &new).map(drop), refused);
+    assert_eq!(unit.attach(&[endpoint(1)], &new).map(drop), Err(AttachError::Lost));
     assert_eq!((fake.dma(1, 0x1000, true), fake.dma(1, 0x7000, true)), (None, None));
     assert_eq!(fake.state().endpoints[&1], 5, "in the empty domain");
     fake.script(|_| Answer::Right);

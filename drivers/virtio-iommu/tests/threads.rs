@@ -4,6 +4,7 @@ mod support;
 use portcullis_hal::Iova;
 use portcullis_iommu::{DomainSpec, Unit};
 use portcullis_virtio_iommu::{Options, Setup};
+use std::sync::atomic::{AtomicBool, Ordering};
 use support::*;
 
 #[test]
@@ -50,4 +51,33 @@ fn mappings_made_while_the_domain_comes_and_goes_are_all_there_in_the_end() {
             assert_eq!(domain.iova_to_phys(Iova::new(at + 0x2000)), None);
         }
     }
+}
+
+#[test]
+fn busy_changers_of_mappings_do_not_keep_a_device_from_being_blocked() {
+    const THREADS: u64 = 8;
+    let fake = Fake::new();
+    let patient = Options { timeout_ns: 20_000_000_000, ..options() };
+    let unit = Setup::new(fake.hal.clone(), fake.clone(), patient).unwrap().enable().unwrap();
+    let domain = paging(&unit);
+    let blocked = unit.new_domain(&DomainSpec::Blocked).unwrap();
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let (domain, done) = (&domain, &done);
+            scope.spawn(move || {
+                let at = 0x1_0000_0000 * (thread + 1);
+                while !done.load(Ordering::Relaxed) {
+                    map(domain, &[piece(at, 0x1000, 0x1000)]).unwrap();
+                    assert_eq!(unmap(domain, at, 0x1000), Ok(Ok(0x1000)));
+                }
+            });
+        }
+        for _ in 0..20 {
+            unit.attach(&[endpoint(1)], &domain).unwrap();
+            unit.attach(&[endpoint(1)], &blocked).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(fake.state().endpoints[&1], 5);
 }
