@@ -1,0 +1,17 @@
+//! Random operations of the driver on the adversarial model of the hardware, with an oracle.
+//!
+//! A failure prints the seed and the shrunk list of operations, with the command that replays them.
+//! `PORTCULLIS_OPERATIONS` sets how many operations are done in all.
+
+mod acts;
+mod board;
+mod change;
+mod coverage;
+mod mappings;
+mod plan;
+mod ram;
+mod regressions;
+mod run;
+mod setups;
+mod space;
+mod world;

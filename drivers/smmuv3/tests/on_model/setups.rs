@@ -1,0 +1,130 @@
+//! The units that seeds run on.
+
+use crate::board::{Caused, Kernel, Registers};
+use crate::space::Driver;
+use portcullis_hal::{EndpointId, FixedMapping, MsiMessage, PhysAddr};
+use portcullis_model::core::{Prng, Schedule};
+use portcullis_model::smmuv3::{Config, Smmu, points};
+use portcullis_smmuv3::{Coherency, InitError, Interrupts, Options, Setup};
+use std::sync::{Arc, Mutex};
+
+/// What a unit has told its interrupt handler.
+pub(crate) type Inbox = Arc<Mutex<Vec<portcullis_iommu::UnitEvent>>>;
+
+/// One unit, its driver, and what is known of both.
+pub(crate) struct Unit {
+    pub(crate) model: Arc<Smmu>,
+    pub(crate) schedule: Arc<Schedule>,
+    pub(crate) options: Options,
+    pub(crate) driver: Option<Driver>,
+    pub(crate) inbox: Inbox,
+    /// The hardware was made to fail: the driver may have taken it out of service.
+    pub(crate) suspect: bool,
+    /// The driver said that it is out of service.
+    pub(crate) down: bool,
+    /// Faults that will be reported, unless reports are lost.
+    pub(crate) caused: Vec<Caused>,
+    /// Faults of an earlier life, that may be reported still.
+    pub(crate) bygone: Vec<Caused>,
+    /// Reports were lost.
+    pub(crate) lost: bool,
+}
+
+/// The kinds of units, by seed.
+pub(crate) fn config(seed: u64) -> (&'static str, Config) {
+    let qemu = Config::qemu();
+    // So few ids that they come round.
+    let few = Config { asid16: false, vmid16: false, ..Config::qemu() };
+    match seed % 10 {
+        0 => ("qemu", qemu),
+        1 => ("full", Config::full()),
+        2 => ("small", Config::small()),
+        3 => ("stage 1 only", Config { stage2: false, ril: false, ..few }),
+        4 => ("stage 2 only", Config { stage1: false, oas: 48, ..few }),
+        5 => ("16 KiB", Config { gran4k: false, gran64k: false, ..qemu }),
+        6 => ("64 KiB", Config { gran4k: false, gran16k: false, ril: false, oas: 48, ..qemu }),
+        7 => ("full, not coherent", Config { coherent: false, ..Config::full() }),
+        8 => ("linear, no ranges", Config { two_level_streams: false, sid_bits: 10, ril: false, ..few }),
+        _ => ("16 KiB, not coherent", Config { coherent: false, gran4k: false, oas: 40, ..few }),
+    }
+}
+
+/// Whether firmware says that a unit does not snoop, whatever it says itself.
+pub(crate) fn overridden(seed: u64) -> bool {
+    seed.wrapping_add(4).is_multiple_of(7)
+}
+
+impl Unit {
+    pub(crate) fn new(seed: u64, kernel: &Kernel, prng: &mut Prng) -> Self {
+        let (_, config) = config(seed);
+        let schedule = Arc::new(Schedule::new(prng.next_u64()));
+        let coherency = if overridden(seed) { Coherency::NotSnooped } else { Coherency::Detect };
+        let options = Options {
+            coherency,
+            command_queue_log2: prng.below(9) as u8,
+            event_queue_log2: prng.below(8) as u8,
+            stream_bits: 32,
+            timeout_ns: 1_000_000_000,
+        };
+        let model = Arc::new(Smmu::new(config, kernel.0.ram.clone(), schedule.clone()));
+        let unit = Self {
+            model,
+            schedule,
+            options,
+            driver: None,
+            inbox: Inbox::default(),
+            suspect: false,
+            down: false,
+            caused: Vec::new(),
+            bygone: Vec::new(),
+            lost: false,
+        };
+        unit.pace(0);
+        unit
+    }
+
+    /// How the unit behaves from now on.
+    pub(crate) fn pace(&self, kind: u64) {
+        let schedule = &self.schedule;
+        schedule.calm();
+        schedule.odds(points::OBSERVE_SKIP, 3, 4);
+        let slow = !kind.is_multiple_of(4);
+        if slow {
+            schedule.odds(points::CMDQ_PAUSE, 1, 4).odds(points::CMDQ_SINGLE, 1, 2);
+            schedule.odds(points::SYNC_LATE, 1, 3).odds(points::UPDATE_LATE, 1, 3);
+            schedule.odds(points::EVENT_LATE, 1, 3);
+        }
+        if kind % 4 == 2 {
+            schedule.odds(points::EVENTQ_ABORT, 1, 16).odds(points::MSI_ABORT, 1, 8);
+        }
+    }
+
+    /// Brings the unit up, with direct maps for some endpoints.
+    pub(crate) fn start(
+        &mut self,
+        kernel: &Kernel,
+        direct: &[(Vec<EndpointId>, FixedMapping)],
+        interrupts: u64,
+    ) -> Result<(), InitError> {
+        let registers = Registers { board: kernel.0.clone(), unit: self.model.clone() };
+        let mut setup = Setup::new(kernel.clone(), registers, self.options)?;
+        for (endpoints, mapping) in direct {
+            if let Err(error) = setup.reserve_direct(endpoints, &[*mapping]) {
+                panic!("a direct map was refused: {error}");
+            }
+        }
+        let driver = setup.enable()?;
+        let message = |data| MsiMessage { address: PhysAddr::new(crate::ram::DOORBELL + 0x40), data };
+        let how = match interrupts % 2 == 1 && driver.features().msi {
+            true => Interrupts::Msi { events: message(1), errors: message(2) },
+            false => Interrupts::Wired,
+        };
+        if let Err(error) = driver.enable_interrupts(how) {
+            panic!("interrupts were not enabled: {error}");
+        }
+        self.driver = Some(driver);
+        self.suspect = false;
+        self.down = false;
+        Ok(())
+    }
+}
