@@ -1,15 +1,35 @@
 //! The units that seeds run on.
 
 use crate::board::{Caused, Kernel, Registers};
+use crate::ram::lock;
 use crate::space::Driver;
 use portcullis_hal::{EndpointId, FixedMapping, MsiMessage, PhysAddr};
+use portcullis_iommu::{Unit as _, UnitEvent};
 use portcullis_model::core::{Prng, Schedule};
 use portcullis_model::smmuv3::{Config, Smmu, points};
 use portcullis_smmuv3::{Coherency, InitError, Interrupts, Options, Setup};
 use std::sync::{Arc, Mutex};
 
-/// What a unit has told its interrupt handler.
-pub(crate) type Inbox = Arc<Mutex<Vec<portcullis_iommu::UnitEvent>>>;
+/// What a unit has told its interrupt handler, and how many records it had lost by then.
+pub(crate) type Inbox = Arc<Mutex<Vec<(UnitEvent, u64)>>>;
+
+/// Handles a unit's interrupts.
+pub(crate) fn handle(driver: &Driver, model: &Smmu, inbox: &Inbox) {
+    driver.handle_interrupt(&mut |event| {
+        let lost = match event {
+            UnitEvent::Overflow => {
+                let coverage = model.coverage();
+                ["lost: overflow", "lost: queue off"]
+                    .map(|name| coverage.of("event", name))
+                    .iter()
+                    .sum::<u64>()
+                    + coverage.of("error", "EVENTQ_ABT_ERR")
+            }
+            _ => 0,
+        };
+        lock(inbox).push((event, lost));
+    });
+}
 
 /// One unit, its driver, and what is known of both.
 pub(crate) struct Unit {
@@ -28,6 +48,8 @@ pub(crate) struct Unit {
     pub(crate) bygone: Vec<Caused>,
     /// Reports were lost.
     pub(crate) lost: bool,
+    /// How many records were lost when that was last reported, and how often it was with that many.
+    pub(crate) losses: (u64, u32),
 }
 
 /// The kinds of units, by seed.
@@ -78,6 +100,7 @@ impl Unit {
             caused: Vec::new(),
             bygone: Vec::new(),
             lost: false,
+            losses: (0, 0),
         };
         unit.pace(0);
         unit

@@ -2,10 +2,10 @@
 
 use crate::board::{Allowed, Handler, Kernel, Probe};
 use crate::ram::lock;
-use crate::setups::{Unit, config, overridden};
+use crate::setups::{Unit, config, handle, overridden};
 use crate::space::Space;
 use portcullis_hal::{Access, EndpointId};
-use portcullis_iommu::{Stage, Unit as _, UnitEvent};
+use portcullis_iommu::{Stage, UnitEvent};
 use portcullis_model::core::{Mode, Outcome, Prng, Request, Schedule};
 use portcullis_model::smmuv3::code;
 use std::collections::{BTreeMap, VecDeque};
@@ -114,10 +114,9 @@ impl World {
             .start(&self.kernel, &direct, prng.next_u64())
             .map_err(|error| format!("unit {unit} did not come up: {error}"))?;
         let driver = self.units[unit].driver.clone();
-        let inbox = self.units[unit].inbox.clone();
+        let (model, inbox) = (self.units[unit].model.clone(), self.units[unit].inbox.clone());
         let handler: Option<Handler> = driver.map(|driver| {
-            let handler: Handler =
-                Arc::new(move || driver.handle_interrupt(&mut |event| lock(&inbox).push(event)));
+            let handler: Handler = Arc::new(move || handle(&driver, &model, &inbox));
             handler
         });
         lock(&self.kernel.0.handlers)[unit] = handler;
@@ -285,7 +284,7 @@ impl World {
         }
         for at in 0..self.units.len() {
             let events = std::mem::take(&mut *lock(&self.units[at].inbox));
-            for event in events {
+            for (event, losses) in events {
                 let unit = &mut self.units[at];
                 match event {
                     UnitEvent::Fault(record) => {
@@ -306,6 +305,14 @@ impl World {
                     }
                     UnitEvent::Overflow => {
                         unit.lost = true;
+                        let again = if unit.losses.0 == losses { unit.losses.1 + 1 } else { 1 };
+                        unit.losses = (losses, again);
+                        // A full queue and a failed write are told apart, and each once.
+                        if again > 2 || losses == 0 {
+                            return Err(format!(
+                                "unit {at} reports a loss again where nothing more was lost"
+                            ));
+                        }
                         self.count("reported overflow");
                     }
                     UnitEvent::QueueError => self.count("reported queue error"),
@@ -327,7 +334,7 @@ impl World {
         unit.pace(0);
         for _ in 0..4 {
             unit.model.step();
-            driver.handle_interrupt(&mut |event| lock(&unit.inbox).push(event));
+            handle(&driver, &unit.model, &unit.inbox);
         }
         self.digest()?;
         let unit = &mut self.units[at];
