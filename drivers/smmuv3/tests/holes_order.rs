@@ -181,12 +181,18 @@ fn between_two_invalidations_an_entry_is_the_old_one_the_new_one_or_invalid_what
     for to in [b, c, d, &identity, b, a, c] {
         let from = bench.memory.line(at).unwrap();
         let then = bench.memory.now();
+        bench.unit.opcodes();
         let transition = bench.driver.attach(&endpoint(SID), to).unwrap();
         disruptive += u32::from(transition == Transition::Disruptive);
         let goal = bench.memory.line(at).unwrap();
         let mut seen: [BTreeSet<u64>; 8] = from.map(|word| BTreeSet::from([word]));
         let mut now = from;
-        for event in bench.memory.since(then) {
+        let events = bench.memory.since(then);
+        // One command for each doorbell, besides the sync.
+        let opcodes = bench.unit.opcodes();
+        assert_eq!(opcodes.len(), events.iter().filter(|event| is_doorbell(event)).count());
+        let mut opcodes = opcodes.into_iter();
+        for event in events {
             match event {
                 Event::Cleaned(phys, line) if phys == at => {
                     now = line;
@@ -209,7 +215,12 @@ fn between_two_invalidations_an_entry_is_the_old_one_the_new_one_or_invalid_what
                     }
                 }
                 Event::Cleaned(..) => {}
-                Event::Doorbell(_) => seen = now.map(|word| BTreeSet::from([word])),
+                Event::Doorbell(_) => {
+                    // CFGI_STE.
+                    if opcodes.next() == Some(0x03) {
+                        seen = now.map(|word| BTreeSet::from([word]));
+                    }
+                }
             }
         }
     }
