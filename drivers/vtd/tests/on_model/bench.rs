@@ -1,0 +1,125 @@
+//! The model behind the driver's registers, and the moments at which it does something of its own accord.
+
+use crate::memory::{Host, Moment};
+use portcullis_hal::Mmio;
+use portcullis_model::core::{Outcome, Prng, Request, Schedule};
+use portcullis_model::vtd::{Config, Feature, Vtd};
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// A request that is watched during an operation, and all that it could have ended with meanwhile.
+#[derive(Clone, Debug)]
+pub(crate) struct Probe {
+    pub(crate) request: Request,
+    pub(crate) seen: BTreeSet<Outcome>,
+}
+
+struct State {
+    prng: Prng,
+    probes: Vec<Probe>,
+}
+
+/// A unit and the memory that it shares with the driver.
+pub(crate) struct Bench {
+    pub(crate) host: Host,
+    pub(crate) unit: Arc<Vtd>,
+    pub(crate) schedule: Arc<Schedule>,
+    state: Mutex<State>,
+    /// The model is at work, or is to be left alone.
+    busy: AtomicBool,
+}
+
+impl Bench {
+    pub(crate) fn new(config: Config, seed: u64) -> Arc<Self> {
+        let snoops = config.has(Feature::Coherent) && config.has(Feature::PageWalkCoherent);
+        let host = Host::new(!snoops);
+        let schedule = Arc::new(Schedule::new(seed));
+        let unit = Arc::new(Vtd::new(config, Arc::new(host.clone()), schedule.clone()));
+        let state = Mutex::new(State { prng: Prng::new(!seed), probes: Vec::new() });
+        let bench = Arc::new(Self { host, unit, schedule, state, busy: AtomicBool::new(false) });
+        let weak = Arc::downgrade(&bench);
+        bench.host.set_hook(Box::new(move |moment| {
+            if let Some(bench) = weak.upgrade() {
+                bench.meanwhile(moment);
+            }
+        }));
+        bench
+    }
+
+    /// Watches requests from now on: hardware may fetch ahead for them, and their outcomes are noted.
+    pub(crate) fn begin(&self, seed: u64, requests: &[Request]) {
+        self.unit.unwatch_all();
+        requests.iter().for_each(|&request| self.unit.watch(request));
+        let probes = requests.iter().map(|&request| Probe { request, seen: BTreeSet::new() });
+        *self.state.lock().unwrap() = State { prng: Prng::new(seed), probes: probes.collect() };
+    }
+
+    /// What the requests could have ended with since [`begin`](Self::begin).
+    pub(crate) fn end(&self) -> Vec<Probe> {
+        std::mem::take(&mut self.state.lock().unwrap().probes)
+    }
+
+    /// The model has its turn, now and then.
+    fn meanwhile(&self, moment: Moment) {
+        if self.busy.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        let mut state = self.state.lock().unwrap();
+        match moment {
+            Moment::Wait => self.unit.step(),
+            Moment::Look | Moment::Clean if state.prng.chance(1, 4) => self.unit.observe(),
+            Moment::Look | Moment::Clean => {}
+        }
+        let often = if moment == Moment::Look { 12 } else { 4 };
+        if state.prng.chance(1, often) {
+            self.note(&mut state);
+        }
+        drop(state);
+        self.busy.store(false, Ordering::SeqCst);
+    }
+
+    fn note(&self, state: &mut State) {
+        for probe in &mut state.probes {
+            probe.seen.extend(self.unit.reachable(probe.request));
+        }
+    }
+
+    /// Before and after a register access.
+    fn access<R>(&self, access: impl FnOnce(&Vtd) -> R) -> R {
+        let mut state = self.state.lock().unwrap();
+        if state.prng.chance(1, 2) {
+            self.unit.observe();
+        }
+        if state.prng.chance(1, 3) {
+            self.note(&mut state);
+        }
+        let result = access(&self.unit);
+        if state.prng.chance(1, 6) {
+            self.note(&mut state);
+        }
+        result
+    }
+}
+
+/// The driver's way to the registers.
+#[derive(Clone)]
+pub(crate) struct Registers(pub(crate) Arc<Bench>);
+
+impl Mmio for Registers {
+    fn read32(&self, offset: usize) -> u32 {
+        self.0.access(|unit| unit.read32(offset as u64))
+    }
+
+    fn write32(&self, offset: usize, value: u32) {
+        self.0.access(|unit| unit.write32(offset as u64, value));
+    }
+
+    fn read64(&self, offset: usize) -> u64 {
+        self.0.access(|unit| unit.read64(offset as u64))
+    }
+
+    fn write64(&self, offset: usize, value: u64) {
+        self.0.access(|unit| unit.write64(offset as u64, value));
+    }
+}

@@ -1,0 +1,289 @@
+//! What has to be reachable, what may be, and what must not: known from the operations alone.
+
+use portcullis_hal::Access;
+use portcullis_model::core::{self as model, Outcome};
+use std::collections::BTreeSet;
+
+/// The bytes that the smallest table spans.
+const SMALLEST_TABLE: u64 = 0x20_0000;
+
+/// Kinds of faults: at the context entry, at the PASID entry, in the page tables.
+pub(crate) const AT_CONTEXT: u8 = 1;
+pub(crate) const AT_PASID: u8 = 2;
+pub(crate) const AT_PAGE: u8 = 4;
+
+/// The kind of a fault code; `None` for those that a right driver never causes.
+pub(crate) const fn kind_of(code: u8) -> Option<u8> {
+    match code {
+        0x39 | 0x41 => Some(AT_CONTEXT),
+        0x59 => Some(AT_PASID),
+        0x71 | 0x79 | 0x80 | 0x83 | 0x85 | 0x86 => Some(AT_PAGE),
+        _ => None,
+    }
+}
+
+/// What a request may end with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    pub(crate) outputs: BTreeSet<u64>,
+    pub(crate) faults: u8,
+}
+
+impl Allowed {
+    pub(crate) fn faults(faults: u8) -> Self {
+        Self { outputs: BTreeSet::new(), faults }
+    }
+
+    pub(crate) fn or(mut self, other: Self) -> Self {
+        self.outputs.extend(other.outputs);
+        self.faults |= other.faults;
+        self
+    }
+
+    pub(crate) fn admits(&self, outcome: &Outcome) -> bool {
+        match *outcome {
+            Outcome::Done(address) => self.outputs.contains(&address),
+            Outcome::Fault(code) => kind_of(code).is_some_and(|kind| self.faults & kind != 0),
+            _ => false,
+        }
+    }
+}
+
+/// A mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) iova: u64,
+    pub(crate) len: u64,
+    pub(crate) phys: u64,
+    pub(crate) access: Access,
+}
+
+impl Piece {
+    pub(crate) const fn last(&self) -> u64 {
+        self.iova + (self.len - 1)
+    }
+
+    pub(crate) const fn touches(&self, first: u64, last: u64) -> bool {
+        self.iova <= last && first <= self.last()
+    }
+
+    /// The part in a range, if there is one.
+    fn within(&self, first: u64, last: u64) -> Option<Self> {
+        if !self.touches(first, last) {
+            return None;
+        }
+        let (start, end) = (self.iova.max(first), self.last().min(last));
+        Some(Self { iova: start, len: end - start + 1, phys: self.phys + (start - self.iova), ..*self })
+    }
+
+    /// Where an access ends up, if the mapping is about it and allows it.
+    fn output(&self, address: u64, access: model::Access) -> Option<u64> {
+        let right = match access {
+            model::Access::Write => Access::WRITE,
+            _ => Access::READ,
+        };
+        let hit = self.touches(address, address) && self.access.contains(right);
+        hit.then(|| self.phys + (address - self.iova))
+    }
+}
+
+/// What may yet be used although it was unmapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Until {
+    /// The domain's gather is synced.
+    Gather,
+    /// Hardware forgets the domain as a whole: a sync failed.
+    Forgotten,
+}
+
+/// What a domain's addresses lead to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Nothing,
+    Everything,
+    Mappings,
+}
+
+/// A domain, as the oracle knows it.
+#[derive(Debug)]
+pub(crate) struct Space {
+    pub(crate) content: Content,
+    /// The last address that can be mapped, and the width of physical addresses.
+    pub(crate) last: u64,
+    pub(crate) width: u32,
+    pub(crate) live: Vec<Piece>,
+    ghosts: Vec<(Until, Piece)>,
+    /// Mapped, but hardware that caches absent entries did not confirm it.
+    doubtful: Vec<Piece>,
+    /// Devices attached, by index.
+    pub(crate) users: BTreeSet<usize>,
+    /// Hardware may use the domain for ever.
+    pub(crate) quarantined: bool,
+}
+
+impl Space {
+    pub(crate) fn new(content: Content, last: u64, width: u32) -> Self {
+        Self {
+            content,
+            last,
+            width,
+            live: Vec::new(),
+            ghosts: Vec::new(),
+            doubtful: Vec::new(),
+            users: BTreeSet::new(),
+            quarantined: false,
+        }
+    }
+
+    pub(crate) fn allowed(&self, address: u64, access: model::Access) -> Allowed {
+        match self.content {
+            Content::Nothing => return Allowed::faults(AT_CONTEXT),
+            Content::Everything if address >> self.width != 0 => return Allowed::faults(AT_PAGE),
+            Content::Everything => return Allowed { outputs: [address].into(), faults: 0 },
+            Content::Mappings => {}
+        }
+        let covers = |piece: &&Piece| piece.touches(address, address);
+        let now = self.live.iter().find_map(|piece| piece.output(address, access));
+        let ghosts: Vec<_> = self.ghosts.iter().map(|(_, piece)| piece).filter(covers).collect();
+        let sure = now.is_some() && ghosts.is_empty() && !self.doubtful.iter().any(|piece| covers(&piece));
+        let old = ghosts.iter().filter_map(|piece| piece.output(address, access));
+        Allowed { outputs: old.chain(now).collect(), faults: if sure { 0 } else { AT_PAGE } }
+    }
+
+    pub(crate) fn is_mapped(&self, address: u64) -> bool {
+        self.content == Content::Everything || self.live.iter().any(|piece| piece.touches(address, address))
+    }
+
+    pub(crate) fn overlaps(&self, piece: &Piece) -> bool {
+        self.live.iter().any(|other| other.touches(piece.iova, piece.last()))
+    }
+
+    /// How many bytes are mapped in a range.
+    pub(crate) fn mapped_bytes(&self, first: u64, last: u64) -> u64 {
+        self.live.iter().filter_map(|piece| piece.within(first, last)).map(|piece| piece.len).sum()
+    }
+
+    pub(crate) fn map(&mut self, pieces: &[Piece], confirmed: bool) {
+        self.live.extend(pieces);
+        if !confirmed {
+            self.doubtful.extend(pieces);
+        }
+    }
+
+    /// Takes out what is mapped in a range. It stays possible until its sync.
+    pub(crate) fn unmap(&mut self, first: u64, last: u64) {
+        let mut kept = Vec::new();
+        for piece in std::mem::take(&mut self.live) {
+            let below = first.checked_sub(1).and_then(|end| piece.within(0, end));
+            let above = last.checked_add(1).and_then(|start| piece.within(start, u64::MAX));
+            kept.extend(below.into_iter().chain(above));
+            self.ghosts.extend(piece.within(first, last).map(|piece| (Until::Gather, piece)));
+        }
+        self.live = kept;
+        if last - first >= SMALLEST_TABLE - 1 {
+            // Tables may have been cut off, and what is mapped here before the sync may not be found yet.
+            let hole = Piece { iova: first, len: last - first + 1, phys: 0, access: Access::empty() };
+            self.ghosts.push((Until::Gather, hole));
+        }
+    }
+
+    /// A gather that holds the unmaps since `mark` was synced, or failed to be.
+    pub(crate) fn synced(&mut self, mark: usize, confirmed: bool) {
+        let since: Vec<_> = self.ghosts.drain(mark.min(self.ghosts.len())..).collect();
+        if !confirmed {
+            self.ghosts.extend(since.into_iter().map(|(_, piece)| (Until::Forgotten, piece)));
+        }
+    }
+
+    /// How many unmaps are not confirmed, as a mark for [`synced`](Self::synced).
+    pub(crate) fn mark(&self) -> usize {
+        self.ghosts.len()
+    }
+
+    /// The domain's own gather was synced, or failed to be.
+    pub(crate) fn gather_synced(&mut self, confirmed: bool) {
+        if confirmed {
+            self.ghosts.retain(|(until, _)| *until == Until::Forgotten);
+        } else {
+            self.ghosts.iter_mut().for_each(|(until, _)| *until = Until::Forgotten);
+        }
+    }
+
+    /// A device has left the domain for good. With the last one hardware forgot all that it knew of the domain.
+    pub(crate) fn leave(&mut self, device: usize) {
+        self.users.remove(&device);
+        if self.users.is_empty() && !self.quarantined {
+            self.ghosts.clear();
+            self.doubtful.clear();
+        }
+    }
+
+    /// Whether an id of the unit is taken by the domain.
+    pub(crate) fn has_id(&self) -> bool {
+        self.content != Content::Nothing && (self.quarantined || !self.users.is_empty())
+    }
+}
+
+/// What a device is attached to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Attached {
+    Nothing,
+    To(usize),
+    /// Hardware did not confirm a change between these domains.
+    Unknown(Vec<usize>),
+}
+
+/// What a request of a device with this attachment may end with.
+pub(crate) fn allowed(spaces: &[Space], attached: &Attached, request: &model::Request) -> Allowed {
+    if request.kind != model::AddressKind::Untranslated || request.pasid.is_some() {
+        return Allowed::faults(AT_CONTEXT);
+    }
+    let of = |space: usize| spaces[space].allowed(request.address, request.access);
+    match attached {
+        Attached::Nothing => Allowed::faults(AT_CONTEXT),
+        Attached::To(space) => of(*space),
+        Attached::Unknown(several) => several
+            .iter()
+            .fold(Allowed::faults(AT_CONTEXT | AT_PASID | AT_PAGE), |all, &space| all.or(of(space))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PIECE: Piece =
+        Piece { iova: 0x4000, len: 0x3000, phys: 0x10_0000, access: Access::READ.union(Access::WRITE) };
+
+    fn space() -> Space {
+        let mut space = Space::new(Content::Mappings, 0xffff_ffff, 48);
+        space.map(&[PIECE], true);
+        space
+    }
+
+    #[test]
+    fn what_is_mapped_is_required_and_what_is_unmapped_forbidden_after_its_sync() {
+        let mut space = space();
+        let read = |space: &Space, at| space.allowed(at, model::Access::Read);
+        assert_eq!(read(&space, 0x5008), Allowed { outputs: [0x10_1008].into(), faults: 0 });
+        space.unmap(0x5000, 0x5fff);
+        assert_eq!(read(&space, 0x5008), Allowed { outputs: [0x10_1008].into(), faults: AT_PAGE });
+        assert_eq!(read(&space, 0x6008), Allowed { outputs: [0x10_2008].into(), faults: 0 });
+        space.gather_synced(true);
+        assert_eq!(read(&space, 0x5008), Allowed::faults(AT_PAGE));
+        assert_eq!(space.mapped_bytes(0, u64::MAX), 0x2000);
+    }
+
+    #[test]
+    fn a_failed_sync_leaves_what_was_unmapped_possible_until_the_domain_is_forgotten() {
+        let mut space = space();
+        space.users.insert(1);
+        space.unmap(0x4000, 0x4fff);
+        space.gather_synced(false);
+        space.gather_synced(true);
+        let possible = space.allowed(0x4000, model::Access::Write);
+        assert_eq!(possible, Allowed { outputs: [0x10_0000].into(), faults: AT_PAGE });
+        space.leave(1);
+        assert_eq!(space.allowed(0x4000, model::Access::Write), Allowed::faults(AT_PAGE));
+    }
+}
