@@ -5,8 +5,9 @@ use crate::plan::{Act, Op, Trouble};
 use crate::space::Kind;
 use crate::world::{Finding, Stream, World, request};
 use portcullis_hal::{Access, EndpointId};
-use portcullis_iommu::{AttachError, DomainSpec, Transition, Unit as _};
+use portcullis_iommu::{AttachError, DomainSpec, Stage, Transition, Unit as _};
 use portcullis_model::core::Prng;
+use std::collections::BTreeSet;
 
 /// A stream's name before a change, for the table of transitions.
 fn name(world: &World, stream: &Stream) -> &'static str {
@@ -102,29 +103,42 @@ impl World {
         Ok(())
     }
 
-    /// Attaches a device to its domains in turn, until ids come round again.
+    /// Attaches a device to its domains in turn, until ids come round again, while others keep theirs.
     pub(crate) fn churn(&mut self, op: &Op, prng: &mut Prng) -> Result<(), Finding> {
-        const ROUNDS: usize = 96;
         let device = op.with[0] as usize % self.devices.len();
         let (unit, sids) = self.devices[device].clone();
+        let rounds = if self.units[unit].model.config().asid16 { 32 } else { 300 };
         let live: Vec<usize> =
             (0..self.spaces.len()).filter(|&at| self.spaces[at].handle.is_some()).collect();
-        let filled = |at: &usize| !self.spaces[live[*at]].segments().is_empty();
-        let places: Vec<usize> = (0..live.len()).filter(filled).take(4).collect();
+        let stage = if prng.chance(1, 2) { Stage::Stage1 } else { Stage::Stage2 };
+        // A domain that others use keeps its id.
+        let idle = |world: &Self, space| {
+            let others = world.streams.iter().filter(|(at, _)| **at != (unit, sids[0]));
+            others.map(|(_, stream)| stream.space).all(|at| at != Some(space))
+        };
+        let suits = |at: &usize| {
+            let space = &self.spaces[live[*at]];
+            space.kind.stage() == Some(stage) && !space.segments().is_empty() && idle(self, live[*at])
+        };
+        let places: Vec<usize> = (0..live.len()).filter(suits).take(3).collect();
         if places.len() < 2 || self.suspect() {
             return Ok(());
         }
-        for round in 0..ROUNDS {
+        self.count("churned");
+        // What any domain maps, this device must find only if it is its own.
+        let first = |space: &usize| self.spaces[*space].segments().keys().next().copied();
+        let used: BTreeSet<usize> = self.streams.values().filter_map(|stream| stream.space).collect();
+        let addresses: Vec<u64> = used.iter().chain(&live).filter_map(first).take(12).collect();
+        for round in 0..rounds {
             let place = places[round % places.len()];
             let with = [device as u64, place as u64, op.with[2], op.with[3]];
             self.change(&Op { act: Act::Attach, trouble: op.trouble, with, seed: op.seed }, prng)?;
-            // What the others map, this one maps elsewhere or not at all.
-            for other in &places {
-                let addresses: Vec<u64> =
-                    self.spaces[live[*other]].segments().keys().take(2).copied().collect();
-                for address in addresses {
-                    self.check(unit, sids[0], address, Access::READ)?;
-                }
+            for &space in &used {
+                let probes = self.probes(space, &addresses[..addresses.len().min(2)]);
+                self.warm(&probes, prng)?;
+            }
+            for &address in &addresses {
+                self.check(unit, sids[0], address, Access::READ)?;
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 const MINIMA: &[(&str, u64)] = &[
     // Operations and what came of them.
     ("Restart", 150),
-    ("Churn", 200),
+    ("churned", 60),
     ("mapped", 8000),
     ("out of memory", 200),
     ("refused attributes", 500),

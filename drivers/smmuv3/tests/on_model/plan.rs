@@ -67,7 +67,7 @@ const WEIGHTS: [(Act, u64); 17] = [
     (Act::Describe, 3),
     (Act::Bad, 15),
     (Act::Restart, 3),
-    (Act::Churn, 5),
+    (Act::Churn, 3),
 ];
 
 /// Whether a seed's sequence has failures of the hardware in it. In the others nothing may leak.
