@@ -101,6 +101,11 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
     /// cleaned to memory.
     const CLEANED: u64;
 
+    /// The bits by which a table entry differs from all else in a table above level 0, and their value there.
+    const TABLE_MASK: u64;
+    /// See [`TABLE_MASK`](Self::TABLE_MASK).
+    const TABLE_BITS: u64;
+
     /// The number of index bits per level.
     const STRIDE: u32 = Self::GRANULE_SHIFT - 3;
 

@@ -42,6 +42,7 @@
 
 mod format;
 mod map;
+mod single;
 pub mod spec;
 mod table;
 mod tree;

@@ -1,8 +1,9 @@
 //! Mapping a list of pieces: all or nothing, and nothing that hardware can see before it is certain.
 //!
-//! A list is walked twice: once to check that all places are free and to install the tables that are missing,
-//! which may fail, and once to write the leaves, which cannot. So a mapping that is refused was never visible,
-//! and needs no invalidation. Between the walks nothing else can take the places: they are the caller's.
+//! A list of more than [one leaf](crate::single) is walked twice: once to check that all places are free and to
+//! install the tables that are missing, which may fail, and once to write the leaves, which cannot. So a mapping
+//! that is refused was never visible, and needs no invalidation. Between the walks nothing else can take the
+//! places: they are the caller's.
 //!
 //! In a list whose pieces do not ascend, a piece may overlap an earlier one, which the tables do not show yet.
 //! Such lists leave a mark in each place as they check it.
@@ -11,13 +12,15 @@ use crate::format::{Format, Kind, level_shift, level_size, low_bits};
 use crate::table::PageTable;
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Hal, Iova, MapError, Mapping, OutOfMemory, PhysAddr, barrier};
+use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, OutOfMemory, PhysAddr, barrier};
 
 /// A place that a map call has taken and not written yet. In every format the word is absent to hardware.
 pub(crate) const RESERVED: u64 = 1 << 3;
 
 /// Leaf runs from this length on are worth a look at the table's leaf count.
 const LONG_RUN: usize = 16;
+/// Entries per cache line.
+const LINE: usize = 8;
 
 /// A valid piece of a list.
 #[derive(Clone, Copy)]
@@ -149,10 +152,14 @@ impl Pass for Write {
         let mut leaf = run.leaf;
         let mut written = run.slots.len();
         if run.level == 0 {
-            for slot in run.slots {
+            let mut write = |slot: &AtomicU64| {
                 slot.store(leaf, Ordering::Relaxed);
                 leaf = leaf.wrapping_add(run.size);
-            }
+            };
+            // A cache line at a time, so that counting the entries does not cost as much as writing them.
+            let (lines, rest) = run.slots.as_chunks::<LINE>();
+            lines.iter().for_each(|line| line.iter().for_each(&mut write));
+            rest.iter().for_each(write);
         } else {
             for (i, slot) in run.slots.iter().enumerate() {
                 if F::kind(slot.load(Ordering::Relaxed), run.level) == Kind::Table {
@@ -169,6 +176,24 @@ impl Pass for Write {
     }
 }
 
+/// The pieces at the head of `list` that are one page each, follow each other from `iova` on and have these attributes,
+/// as far as the table at hand reaches: their entries and their memory. Lists of pages are made of them.
+#[inline]
+fn following<'a, H: Hal, F: Format>(
+    cursor: &Cursor<'a, '_, H, F>,
+    attributes: Attributes,
+    mut iova: u64,
+    list: &'a [Mapping],
+) -> impl Iterator<Item = (&'a AtomicU64, PhysAddr)> {
+    cursor.pages_from(iova).iter().zip(list).map_while(move |(slot, piece)| {
+        let (first, last) = (piece.memory.start(), piece.memory.last());
+        let is_page = last.get().wrapping_sub(first.get()) == low_bits(F::GRANULE_SHIFT);
+        let follows = piece.iova.get() == iova && piece.attributes == attributes;
+        iova = iova.wrapping_add(level_size::<F>(0));
+        (is_page && follows).then_some((slot, first))
+    })
+}
+
 /// Whether the pieces of a list come in ascending order without overlap.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -177,16 +202,23 @@ enum Order {
 }
 
 impl<H: Hal, F: Format> PageTable<H, F> {
+    #[inline]
     pub(crate) fn map_list(&self, list: &[Mapping]) -> Result<(), MapError> {
+        if let [mapping] = list
+            && self.map_single(mapping).is_ok()
+        {
+            return Ok(());
+        }
+        self.map_pieces(list)
+    }
+
+    fn map_pieces(&self, list: &[Mapping]) -> Result<(), MapError> {
         let walk = self.tree.walk();
         let mut cursor = Cursor::new(&walk);
         if self.check(&mut cursor, list)? == Order::Mixed {
             self.reserve(&mut cursor, list)?;
         }
-        for mapping in list {
-            let piece = self.checked(mapping)?;
-            self.place::<Write>(&mut cursor, piece)?;
-        }
+        self.write(&mut cursor, list)?;
         drop(cursor);
         // The caller goes on to tell a device.
         barrier::before_doorbell();
@@ -222,17 +254,45 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// Checks pieces until one does not come after the one before.
-    fn check(&self, cursor: &mut Cursor<'_, '_, H, F>, list: &[Mapping]) -> Result<Order, MapError> {
+    fn check(&self, cursor: &mut Cursor<'_, '_, H, F>, mut list: &[Mapping]) -> Result<Order, MapError> {
         let mut end = 0;
-        for mapping in list {
+        while let Some((mapping, rest)) = list.split_first() {
             let piece = self.piece(mapping)?;
             if piece.iova < end {
                 return Ok(Order::Mixed);
             }
             end = piece.iova.wrapping_add(piece.len);
             self.place::<Check>(cursor, piece)?;
+            let last_phys = self.last_phys;
+            let free = |(slot, phys): &(&AtomicU64, PhysAddr)| {
+                let fits = phys.get() & low_bits(F::GRANULE_SHIFT) == 0 && phys.get() <= last_phys;
+                fits && slot.load(Ordering::Relaxed) == 0
+            };
+            // Where this ends early, the next round finds out why.
+            let count = following(cursor, mapping.attributes, end, rest).take_while(free).count();
+            end = end.wrapping_add((count as u64).wrapping_mul(level_size::<F>(0)));
+            list = rest.get(count..).unwrap_or_default();
         }
         Ok(Order::Ascending)
+    }
+
+    /// Writes the leaves for a list that was checked.
+    fn write(&self, cursor: &mut Cursor<'_, '_, H, F>, mut list: &[Mapping]) -> Result<(), MapError> {
+        while let Some((mapping, rest)) = list.split_first() {
+            let piece = self.checked(mapping)?;
+            self.place::<Write>(cursor, piece)?;
+            let end = piece.iova.wrapping_add(piece.len);
+            let mut count = 0;
+            for (slot, phys) in following(cursor, mapping.attributes, end, rest) {
+                slot.store(self.tree.format.leaf(phys, 0, piece.attribute_bits), Ordering::Relaxed);
+                count += 1;
+            }
+            if let Some(written) = cursor.pages_from(end).get(..count).filter(|written| !written.is_empty()) {
+                cursor.changed(written, end, count as i64);
+            }
+            list = rest.get(count..).unwrap_or_default();
+        }
+        Ok(())
     }
 
     #[cold]

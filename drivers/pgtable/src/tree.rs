@@ -26,11 +26,13 @@ pub(crate) struct Tree<H: Hal, F: Format> {
     pub(crate) geometry: Geometry,
     pub(crate) writes: TableWrites,
     root: Frames<H>,
+    /// The level of the root.
+    top: u32,
     /// The number of entries of the root that the aperture uses, less one.
     root_mask: usize,
     table_order: FrameOrder,
     /// The bits that a table entry must have before the walker may rely on hardware finding it.
-    settled: u64,
+    pub(crate) settled: u64,
     /// The walks in progress.
     walks: AtomicUsize,
 }
@@ -82,6 +84,14 @@ pub(crate) enum Below<'w> {
     Absent,
 }
 
+/// An entry, and the one that references the table it is in.
+pub(crate) struct Place<'w> {
+    pub(crate) slot: &'w AtomicU64,
+    pub(crate) link: &'w AtomicU64,
+    /// What the link was when it was followed.
+    pub(crate) entry: u64,
+}
+
 /// What became of an attempt to cut a table off.
 pub(crate) enum Cut {
     /// The table is on the chain; this was mapped below it.
@@ -121,6 +131,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
             format,
             geometry,
             writes,
+            top: u32::from(geometry.levels.saturating_sub(1)),
             root: Frames::zeroed(hal, order(8_u64.wrapping_shl(Self::root_bits(geometry)))?)?,
             root_mask: low_bits(Self::root_bits(geometry)) as usize,
             table_order: order(level_size::<F>(0))?,
@@ -136,7 +147,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     /// The level of the root.
     #[inline]
     pub(crate) fn top(&self) -> u32 {
-        u32::from(self.geometry.levels.saturating_sub(1))
+        self.top
     }
 
     /// The index bits of the root that the aperture uses.
@@ -337,6 +348,29 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
             Kind::Leaf => Below::Leaf(entry),
             // SAFETY: callers read the entry in this walk at this level.
             Kind::Table => Below::Table(unsafe { self.tree.follow(entry) }),
+        }
+    }
+
+    /// The entry for `iova` in a table at level `to`, below `top`, that of the root; if there are tables all the way,
+    /// and the entries that reference them have all of the bits `wanted`.
+    #[inline(always)]
+    pub(crate) fn find(&self, iova: u64, to: u32, top: u32, wanted: u64) -> Option<Place<'_>> {
+        let index = |level| iova.wrapping_shr(level_shift::<F>(level)) as usize;
+        let mut level = top;
+        let mut link = self.root().entry(index(level));
+        loop {
+            let entry = link.load(Ordering::SeqCst);
+            if entry & (F::TABLE_MASK | wanted) != F::TABLE_BITS | wanted {
+                return None;
+            }
+            // SAFETY: read in this walk, above level 0, and only table entries look like this.
+            let table = unsafe { self.tree.follow(entry) };
+            level = level.wrapping_sub(1);
+            let slot = table.entry(index(level));
+            if level == to {
+                return Some(Place { slot, link, entry });
+            }
+            link = slot;
         }
     }
 

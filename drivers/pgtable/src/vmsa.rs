@@ -164,10 +164,18 @@ impl Stage for Stage2 {
     }
 }
 
+/// Bit 0.
+const VALID: u64 = 1;
 /// Bit 1 of a valid descriptor: a table above level 0, a page at level 0.
 const TABLE_OR_PAGE: u64 = 1 << 1;
 /// The architecture's number of the level that is 0 here.
 const LAST_LEVEL: u8 = 3;
+
+/// Where a table entry keeps the leaf count, in two parts.
+const LEAVES_LOW: u64 = Table::new().with_leaves_low(0x3ff).into_bits();
+const LEAVES_HIGH: u64 = Table::new().with_leaves_high(0x3f).into_bits();
+/// The bits of the count in the low part.
+const LOW_BITS: u32 = LEAVES_LOW.count_ones();
 
 impl<S, const GRANULE: u8> Sealed for Vmsa<S, GRANULE> {}
 
@@ -177,6 +185,8 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
     const LEAF_LEVELS: u8 = if GRANULE == 12 { 3 } else { 2 };
     const OUTPUT_BITS: u8 = 48;
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
+    const TABLE_MASK: u64 = VALID | TABLE_OR_PAGE;
+    const TABLE_BITS: u64 = VALID | TABLE_OR_PAGE;
 
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
         if !(32..=48).contains(&input_bits) {
@@ -204,6 +214,7 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
         S::attributes(leaf)
     }
 
+    #[inline]
     fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
         let page = if level == 0 { TABLE_OR_PAGE } else { 0 };
         phys.get() | attribute_bits | page
@@ -213,22 +224,32 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
         phys.get() | u64::from(Table::new().with_valid(true).with_table(true))
     }
 
+    #[inline]
     fn kind(entry: u64, level: u32) -> Kind {
-        match (entry & 1 != 0, entry & TABLE_OR_PAGE != 0) {
+        match (entry & VALID != 0, entry & TABLE_OR_PAGE != 0) {
             (false, _) => Kind::Absent,
             (true, true) if level != 0 => Kind::Table,
             (true, _) => Kind::Leaf,
         }
     }
 
+    #[inline]
     fn leaf_count(entry: u64) -> u64 {
-        let entry = Table::from(entry);
-        // A 4 KiB table has few enough entries for the low part.
-        if GRANULE == 12 { entry.leaves_low() } else { entry.leaves_low() | entry.leaves_high() << 10 }
+        let low = (entry & LEAVES_LOW).wrapping_shr(LEAVES_LOW.trailing_zeros());
+        if GRANULE == 12 {
+            // A 4 KiB table has few enough entries for the low part.
+            return low;
+        }
+        low | (entry & LEAVES_HIGH).wrapping_shr(LEAVES_HIGH.trailing_zeros() - LOW_BITS)
     }
 
+    #[inline]
     fn with_leaf_count(entry: u64, count: u64) -> u64 {
-        let entry = Table::from(entry).with_leaves_low(count & 0x3ff);
-        if GRANULE == 12 { entry.into() } else { entry.with_leaves_high(count >> 10 & 0x3f).into() }
+        let low = count.wrapping_shl(LEAVES_LOW.trailing_zeros()) & LEAVES_LOW;
+        let entry = entry & !LEAVES_LOW | low;
+        if GRANULE == 12 {
+            return entry;
+        }
+        entry & !LEAVES_HIGH | count.wrapping_shl(LEAVES_HIGH.trailing_zeros() - LOW_BITS) & LEAVES_HIGH
     }
 }

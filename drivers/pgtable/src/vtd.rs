@@ -26,6 +26,10 @@ const PERMISSIONS: u64 = 0b111;
 /// PS above level 0.
 const PAGE_SIZE: u64 = 1 << 7;
 
+/// Where a table entry keeps the leaf count.
+const LEAVES: u64 = Table::new().with_leaves(0x3ff).into_bits();
+const LEAVES_SHIFT: u32 = LEAVES.trailing_zeros();
+
 impl Sealed for VtdSecondStage {}
 
 impl Format for VtdSecondStage {
@@ -33,6 +37,8 @@ impl Format for VtdSecondStage {
     const LEAF_LEVELS: u8 = 3;
     const OUTPUT_BITS: u8 = 52;
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
+    const TABLE_MASK: u64 = PERMISSIONS | PAGE_SIZE;
+    const TABLE_BITS: u64 = Table::new().with_read(true).with_write(true).into_bits();
 
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
         let levels = self.levels.get();
@@ -64,6 +70,7 @@ impl Format for VtdSecondStage {
         Attributes { access, memory: MemoryKind::WriteBack }
     }
 
+    #[inline]
     fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
         let page_size = if level == 0 { 0 } else { PAGE_SIZE };
         phys.get() | attribute_bits | page_size
@@ -73,6 +80,7 @@ impl Format for VtdSecondStage {
         phys.get() | u64::from(Table::new().with_read(true).with_write(true))
     }
 
+    #[inline]
     fn kind(entry: u64, level: u32) -> Kind {
         if entry & PERMISSIONS == 0 {
             Kind::Absent
@@ -83,11 +91,13 @@ impl Format for VtdSecondStage {
         }
     }
 
+    #[inline]
     fn leaf_count(entry: u64) -> u64 {
-        Table::from(entry).leaves()
+        (entry & LEAVES).wrapping_shr(LEAVES_SHIFT)
     }
 
+    #[inline]
     fn with_leaf_count(entry: u64, count: u64) -> u64 {
-        Table::from(entry).with_leaves(count & 0x3ff).into()
+        entry & !LEAVES | count.wrapping_shl(LEAVES_SHIFT) & LEAVES
     }
 }

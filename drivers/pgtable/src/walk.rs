@@ -105,6 +105,16 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
         self.table(self.level).entries(self.index(self.level), usize::try_from(count).unwrap_or(usize::MAX))
     }
 
+    /// The entries of the current table from that for `iova` on; none if `iova` is not in it, or if it is not one of
+    /// pages.
+    #[inline]
+    pub(crate) fn pages_from(&self, iova: u64) -> &'w [AtomicU64] {
+        if self.level != 0 || self.at ^ iova >= level_size::<F>(1) {
+            return &[];
+        }
+        self.table(0).entries(iova.wrapping_shr(F::GRANULE_SHIFT) as usize, usize::MAX)
+    }
+
     /// The entries for `len` bytes at `iova`, if all of them are in the current table and that is one of pages.
     /// Stays where it is.
     #[inline]
@@ -222,23 +232,29 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
             return;
         }
         let parent = self.parent();
-        let full = 1_u64.wrapping_shl(F::STRIDE);
-        let mut entry = parent.load(Ordering::Relaxed);
-        // The count leaves its range only when calls on overlapping ranges race: the count may become wrong then, the
-        // rest of the entry must not.
-        loop {
-            if F::kind(entry, 1) != Kind::Table {
-                return;
-            }
-            let mut count = F::leaf_count(entry).wrapping_add_signed(added);
-            if count > full {
-                count = if added < 0 { 0 } else { full };
-            }
-            let new = F::with_leaf_count(entry, count);
-            match parent.compare_exchange_weak(entry, new, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return,
-                Err(found) => entry = found,
-            }
+        let entry = parent.load(Ordering::Relaxed);
+        if F::kind(entry, 1) == Kind::Table {
+            recount::<F>(parent, entry, added);
+        }
+    }
+}
+
+/// Notes that the level-0 table that `link` references holds `added` leaves more, or fewer. `entry`, a table entry, is
+/// what the link was a moment ago.
+#[inline]
+pub(crate) fn recount<F: Format>(link: &AtomicU64, mut entry: u64, added: i64) {
+    let full = 1_u64.wrapping_shl(F::STRIDE);
+    // The count leaves its range only when calls on overlapping ranges race: the count may become wrong then, the
+    // rest of the entry must not.
+    loop {
+        let mut count = F::leaf_count(entry).wrapping_add_signed(added);
+        if count > full {
+            count = if added < 0 { 0 } else { full };
+        }
+        let new = F::with_leaf_count(entry, count);
+        match link.compare_exchange_weak(entry, new, Ordering::Relaxed, Ordering::Relaxed) {
+            Err(found) if F::kind(found, 1) == Kind::Table => entry = found,
+            Ok(_) | Err(_) => return,
         }
     }
 }

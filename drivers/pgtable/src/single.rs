@@ -1,0 +1,110 @@
+//! One leaf, where the tables on the way to it are there: what most calls ask for, done without the state that larger
+//! ones carry along. Everything else, errors too, is left to the general way.
+
+use crate::format::{Format, Kind, level_shift, low_bits};
+use crate::table::PageTable;
+use crate::walk::recount;
+use core::sync::atomic::Ordering;
+use portcullis_hal::{Gather, Hal, IovaRange, Mapping, barrier};
+
+/// Nothing was done: there is more to it than one leaf.
+pub(crate) struct NotSingle;
+
+/// The level of the root of tables with four levels, which most have: the compiler makes code of its own for these.
+const TOP_OF_FOUR: u32 = 3;
+
+impl<H: Hal, F: Format> PageTable<H, F> {
+    /// Maps a piece that is one leaf.
+    #[inline]
+    pub(crate) fn map_single(&self, mapping: &Mapping) -> Result<(), NotSingle> {
+        let extent = mapping.memory.last().get().wrapping_sub(mapping.memory.start().get());
+        match (self.level_of(extent)?, self.tree.top()) {
+            (0, TOP_OF_FOUR) => self.map_leaf(mapping, 0, TOP_OF_FOUR),
+            (1, TOP_OF_FOUR) => self.map_leaf(mapping, 1, TOP_OF_FOUR),
+            (level, top) => self.map_leaf(mapping, level, top),
+        }
+    }
+
+    /// Unmaps a range that is one leaf, and returns its size in bytes.
+    #[inline]
+    pub(crate) fn unmap_single(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, NotSingle> {
+        let extent = range.last().get().wrapping_sub(range.start().get());
+        if extent == low_bits(F::GRANULE_SHIFT) && self.tree.top() == TOP_OF_FOUR {
+            return self.unmap_leaf(range, gather, 0, TOP_OF_FOUR);
+        }
+        self.unmap_leaf_above(range, gather, extent)
+    }
+
+    #[inline(never)]
+    fn unmap_leaf_above(&self, range: IovaRange, gather: &mut Gather, extent: u64) -> Result<u64, NotSingle> {
+        let level = self.level_of(extent)?;
+        self.unmap_leaf(range, gather, level, self.tree.top())
+    }
+
+    /// The level, below the root's, whose leaves are `extent` and one bytes long, if such are allowed.
+    #[inline(always)]
+    fn level_of(&self, extent: u64) -> Result<u32, NotSingle> {
+        let is_at = |level| low_bits(level_shift::<F>(level)) == extent;
+        if is_at(0) {
+            return Ok(0);
+        }
+        let allowed = self.page_sizes & extent.wrapping_add(1) != 0;
+        let levels = 1..u32::from(F::LEAF_LEVELS).min(self.tree.top());
+        levels.into_iter().find(|&level| is_at(level)).filter(|_| allowed).ok_or(NotSingle)
+    }
+
+    /// Maps a piece that is as long as a leaf at `level`, in tables whose root is at level `top`.
+    #[inline(always)]
+    fn map_leaf(&self, mapping: &Mapping, level: u32, top: u32) -> Result<(), NotSingle> {
+        let attribute_bits = self.seals.get(mapping.attributes).ok_or(NotSingle)?;
+        let (iova, phys) = (mapping.iova.get(), mapping.memory.start());
+        let aligned = (iova | phys.get()) & low_bits(level_shift::<F>(level)) == 0;
+        // An aligned leaf is all within the aperture, a larger power of two, if its start is.
+        if !aligned || iova > self.last_iova || mapping.memory.last().get() > self.last_phys {
+            return Err(NotSingle);
+        }
+        let walk = self.tree.walk();
+        let place = walk.find(iova, level, top, self.tree.settled).ok_or(NotSingle)?;
+        if place.slot.load(Ordering::Relaxed) != 0 {
+            return Err(NotSingle);
+        }
+        place.slot.store(self.tree.format.leaf(phys, level, attribute_bits), Ordering::Relaxed);
+        if level == 0 {
+            recount::<F>(place.link, place.entry, 1);
+        }
+        self.tree.clean(core::slice::from_ref(place.slot));
+        drop(walk);
+        // The caller goes on to tell a device.
+        barrier::before_doorbell();
+        Ok(())
+    }
+
+    /// Unmaps a range that is as long as a leaf at `level`, in tables whose root is at level `top`.
+    #[inline(always)]
+    fn unmap_leaf(
+        &self,
+        range: IovaRange,
+        gather: &mut Gather,
+        level: u32,
+        top: u32,
+    ) -> Result<u64, NotSingle> {
+        let (iova, shift) = (range.start().get(), level_shift::<F>(level));
+        if iova & low_bits(shift) != 0 || iova > self.last_iova {
+            return Err(NotSingle);
+        }
+        let walk = self.tree.walk();
+        let place = walk.find(iova, level, top, 0).ok_or(NotSingle)?;
+        if F::kind(place.slot.load(Ordering::Relaxed), level) != Kind::Leaf {
+            return Err(NotSingle);
+        }
+        place.slot.store(0, Ordering::Relaxed);
+        if level == 0 {
+            recount::<F>(place.link, place.entry, -1);
+        }
+        self.tree.clean(core::slice::from_ref(place.slot));
+        drop(walk);
+        barrier::publish_to_device();
+        gather.record(range, shift as u8);
+        Ok(low_bits(shift).wrapping_add(1))
+    }
+}
