@@ -17,6 +17,7 @@ use portcullis_virtio_iommu::{
     NotTaken, Options, QueueIndex, QueueLayout, Setup, Transport, Vectors, VirtioIommu,
 };
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
 pub(crate) const OK: u8 = 0;
@@ -182,7 +183,7 @@ impl Fake {
     /// The next chain that the driver made available.
     fn pop(&self, queue: &mut Queue) -> Option<u16> {
         let layout = queue.layout?;
-        let index = u16::from_le_bytes(self.read(layout.available.get() + 2));
+        let index = self.index(layout.available).load(Ordering::Acquire);
         if index == queue.taken {
             return None;
         }
@@ -197,7 +198,15 @@ impl Fake {
         self.write(at, &head.to_le_bytes());
         self.write(at + 4, &len.to_le_bytes());
         queue.used = queue.used.wrapping_add(1);
-        self.write(layout.used.get() + 2, &queue.used.to_le_bytes());
+        self.index(layout.used).store(queue.used, Ordering::Release);
+    }
+
+    /// The running index of a ring. The other side looks at it at any time: it is read and written whole.
+    fn index(&self, ring: PhysAddr) -> &AtomicU16 {
+        let phys = PhysAddr::new(ring.get() + 2);
+        assert!(self.hal.is_allocated(phys, 2) && phys.is_aligned(2));
+        // SAFETY: the two bytes are allocated for as long as the device has the ring, and aligned.
+        unsafe { self.hal.phys_to_virt(phys).cast::<AtomicU16>().as_ref() }
     }
 
     fn decode(&self, layout: &QueueLayout, head: u16) -> Req {
@@ -249,7 +258,7 @@ impl Fake {
                 Answer::Chain(chain) => self.push(queue, chain, 4),
                 Answer::Jump(by) => {
                     queue.used = queue.used.wrapping_add(by);
-                    self.write(queue.layout.unwrap().used.get() + 2, &queue.used.to_le_bytes());
+                    self.index(queue.layout.unwrap().used).store(queue.used, Ordering::Release);
                 }
                 Answer::Never => {}
                 Answer::Held => state.held.push((head, req)),

@@ -23,8 +23,8 @@ const LEN: u64 = 30 * 0x1000;
 #[test]
 fn submitters_wait_for_room_in_a_full_queue_and_then_all_are_served() {
     let bench = Bench::new(Config::full(), 1);
-    // The clock moves at every look, and many look.
-    let options = Options { timeout_ns: u64::MAX / 4, ..options(&Config::full()) };
+    // The clock moves at every look, and many look: these are some 30 million looks.
+    let options = Options { timeout_ns: 60_000_000_000, ..options(&Config::full()) };
     let setup = Setup::new(&bench.host, Registers(bench.clone()), options).expect("a unit");
     let driver = setup.enable().expect("a unit");
     let barrier = Barrier::new(usize::from(SUBMITTERS) + 1);
