@@ -9,7 +9,12 @@ use core::ptr::NonNull;
 /// Real registers are a [`MmioRegion`]; tests put a hardware model behind it, and a hypervisor may trap and
 /// forward. Offsets are naturally aligned and inside the block; an implementation answers others with zero and
 /// ignores the write, so that a wrong offset cannot do harm.
-pub trait Mmio: Send + Sync {
+///
+/// # Safety
+///
+/// The registers are those of the device that the driver above is made for, and act as its manual says: drivers
+/// free memory when the registers say that the device is done with it. Nobody else drives the device meanwhile.
+pub unsafe trait Mmio: Send + Sync {
     /// Reads a 32-bit register.
     fn read32(&self, offset: usize) -> u32;
     /// Writes a 32-bit register.
@@ -59,7 +64,8 @@ impl MmioRegion {
     }
 }
 
-impl Mmio for MmioRegion {
+// SAFETY: `new` vouched for the registers, and each access is one access to them.
+unsafe impl Mmio for MmioRegion {
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: `register` gives aligned registers inside the region.
         self.register(offset).map_or(0, |register| unsafe { access::read32(register) })

@@ -27,6 +27,6 @@ pub use ids::IdPool;
 pub use iova::{IovaAllocator, IovaError};
 pub use registry::{AddDeviceError, Iommu};
 pub use unit::{
-    AttachError, Backend, FaultModels, Missing, Stages, Transition, Unit, UnitId, UnitInfo, UnitStats,
-    WalkCoherency,
+    AttachError, Backend, FaultModels, Missing, Permissions, Requests, Stages, Transition, Unit, UnitId,
+    UnitInfo, UnitStats, WalkCoherency,
 };

@@ -5,7 +5,7 @@ use bitflags::bitflags;
 use core::any::Any;
 use core::fmt;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Arc, EndpointId, MapError, OutOfMemory, SyncError};
+use portcullis_hal::{Arc, EndpointId, MapError, OutOfMemory, Pasid, SyncError};
 use thiserror::Error;
 
 /// A unit's number in the registry.
@@ -127,12 +127,57 @@ bitflags! {
         const BACKEND = 1 << 8;
         /// Foreign page tables.
         const SHARED_TABLES = 1 << 9;
+        /// PASIDs, of that width, or beside the domain of the requests without one.
+        const PASID = 1 << 10;
+        /// Translation requests of devices (ATS), or for a domain of that kind.
+        const ATS = 1 << 11;
+        /// Page requests of devices (PRI).
+        const PRI = 1 << 12;
     }
 }
 
 impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         bitflags::parser::to_writer(self, f)
+    }
+}
+
+bitflags! {
+    /// What a device may ask a unit for.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    pub struct Requests: u8 {
+        /// Translations, which the device caches (ATS), and accesses by translated addresses.
+        const TRANSLATION = 1;
+        /// Pages that are not there (PRI).
+        const PAGE = 2;
+    }
+}
+
+/// What a device may do besides untranslated accesses without a PASID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct Permissions {
+    /// The width of the PASIDs that it may use, in bits, 0 to 20; with 0 it may use none.
+    pub pasid_bits: u8,
+    /// What it may ask for.
+    pub requests: Requests,
+}
+
+impl Permissions {
+    /// Untranslated accesses without a PASID: what every endpoint starts with.
+    pub const NONE: Self = Self { pasid_bits: 0, requests: Requests::empty() };
+
+    /// What a unit has to have to grant them.
+    pub fn needs(&self) -> Missing {
+        let mut needs = Missing::empty();
+        needs.set(Missing::PASID, self.pasid_bits > 0);
+        needs.set(Missing::ATS, self.requests.contains(Requests::TRANSLATION));
+        needs.set(Missing::PRI, self.requests.contains(Requests::PAGE));
+        needs
+    }
+
+    /// Whether this PASID may be used.
+    pub const fn allow(&self, pasid: Pasid) -> bool {
+        self.pasid_bits as u32 >= Pasid::MAX_BITS || pasid.get() >> self.pasid_bits == 0
     }
 }
 
@@ -158,6 +203,12 @@ pub enum AttachError {
     /// The unit cannot address this endpoint.
     #[error("endpoint {0} is beyond what the unit can address")]
     UnknownEndpoint(EndpointId),
+    /// The endpoint was not permitted PASIDs of this width.
+    #[error("pasid {0} is wider than the endpoint was permitted")]
+    UnknownPasid(Pasid),
+    /// The PASID is attached still, and has to be detached first.
+    #[error("pasid {0} is attached")]
+    PasidInUse(Pasid),
     /// A device of the same isolation group is attached to another domain.
     #[error("a device of the same isolation group is attached elsewhere")]
     GroupInUse,
@@ -226,16 +277,54 @@ pub trait Unit: Any + Send + Sync {
     /// Makes a domain for devices behind this unit, and behind any other of the same kind that can do as much.
     fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError>;
 
-    /// Replaces the translation of all `endpoints` of one device. They go together: on an error none has changed,
+    /// Replaces the translation of all `endpoints` of one device, for requests without a PASID. They go together: on an error none has changed,
     /// except as [`AttachError::Timeout`] and [`AttachError::Lost`] say. At no moment does the device use mappings of a third domain.
     ///
     /// With a [`Blocked`](crate::DomainKind::Blocked) domain it allocates nothing, and fails only if the hardware
     /// does not answer.
     fn attach(&self, endpoints: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError>;
 
-    /// Returns the endpoints to the state after start-up: all DMA is aborted, and recorded as a fault. Allocates
-    /// nothing, and fails only if the hardware does not answer; the entries are invalid even then.
+    /// Returns the endpoints to the state after start-up: all DMA is aborted, with any PASID too, and recorded as a
+    /// fault. [Permissions](Self::permit) stay. Allocates nothing, and fails only if the hardware does not answer; the
+    /// entries are invalid even then.
     fn detach(&self, endpoints: &[EndpointId]) -> Result<(), AttachError>;
+
+    /// Sets what the endpoints may do beyond untranslated accesses without a PASID, whatever they are attached to.
+    ///
+    /// The unit permits before the device is told, and withdraws after: the caller turns PASID, page requests and ATS
+    /// on in this order after more was permitted, and off in reverse, with the page requests answered, before less is.
+    /// When translation requests are withdrawn, what the device has cached is invalidated.
+    ///
+    /// To permit may fail as [`attach`](Self::attach) does, and then nothing has changed. To withdraw allocates nothing;
+    /// it is refused while a PASID is attached that would not be permitted any more.
+    ///
+    /// A unit that permits nothing of the kind keeps this body.
+    fn permit(&self, endpoints: &[EndpointId], permissions: &Permissions) -> Result<Transition, AttachError> {
+        let _ = endpoints;
+        match permissions.needs() {
+            missing if missing.is_empty() => Ok(Transition::Hitless),
+            missing => Err(AttachError::Incompatible { missing }),
+        }
+    }
+
+    /// Replaces the translation of one PASID of all `endpoints` of one device, with the guarantees of
+    /// [`attach`](Self::attach). Other PASIDs, and requests without one, are not affected.
+    fn attach_pasid(
+        &self,
+        endpoints: &[EndpointId],
+        pasid: Pasid,
+        domain: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        let _ = (endpoints, domain);
+        Err(AttachError::UnknownPasid(pasid))
+    }
+
+    /// Makes the PASID reach nothing: attempts are aborted, and recorded as faults. The guarantees are those of
+    /// [`detach`](Self::detach). Does nothing if the PASID is not attached.
+    fn detach_pasid(&self, endpoints: &[EndpointId], pasid: Pasid) -> Result<(), AttachError> {
+        let _ = (endpoints, pasid);
+        Ok(())
+    }
 
     /// Reads everything that the hardware has queued for software. Never waits for the hardware.
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent));
@@ -245,6 +334,13 @@ pub trait Unit: Any + Send + Sync {
 
     /// Writes the decoded and raw table entries of an endpoint, one `name: value` per line.
     fn describe_entry(&self, endpoint: EndpointId, out: &mut dyn fmt::Write) -> fmt::Result;
+
+    /// Writes the decoded and raw table entry of a PASID of an endpoint, as [`describe_entry`](Self::describe_entry)
+    /// does.
+    fn describe_pasid(&self, endpoint: EndpointId, pasid: Pasid, out: &mut dyn fmt::Write) -> fmt::Result {
+        let _ = (endpoint, pasid, out);
+        Ok(())
+    }
 
     /// Writes the decoded and raw registers, one `name: value` per line.
     fn describe_registers(&self, out: &mut dyn fmt::Write) -> fmt::Result;

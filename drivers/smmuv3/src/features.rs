@@ -234,7 +234,9 @@ mod tests {
 
     struct Ids([u32; 4]);
 
-    impl Mmio for Ids {
+    // SAFETY: these registers act on nothing.
+    #[expect(unsafe_code, reason = "registers of a fake")]
+    unsafe impl Mmio for Ids {
         fn read32(&self, offset: usize) -> u32 {
             match offset {
                 0x00 => self.0[0],

@@ -242,7 +242,9 @@ fn find(config_read: &impl Fn(u16) -> u32, structure: Structure) -> Option<(Plac
     None
 }
 
-impl<R: Registers> Transport for PciTransport<R> {
+// SAFETY: every method is the access to the register of that name, through registers whose maker vouched for them.
+#[expect(unsafe_code, reason = "the contract of a transport")]
+unsafe impl<R: Registers> Transport for PciTransport<R> {
     fn device_features(&self) -> u64 {
         let _select = self.select.lock();
         self.common.write32(common::DEVICE_FEATURE_SELECT, 0);

@@ -11,7 +11,12 @@ use core::ptr::NonNull;
 ///
 /// Offsets are naturally aligned and inside the block; an implementation answers others with zero and ignores the
 /// write, so that a wrong offset cannot do harm.
-pub trait Registers: Send + Sync + 'static {
+///
+/// # Safety
+///
+/// As for [`portcullis_hal::Mmio`]: they are the registers of a virtio device that acts as the specification says, and
+/// nobody else drives it meanwhile.
+pub unsafe trait Registers: Send + Sync + 'static {
     /// Reads 8 bits.
     fn read8(&self, offset: usize) -> u8;
     /// Reads 16 bits.
@@ -62,7 +67,8 @@ impl RegisterWindow {
 
 macro_rules! accessors {
     ($($read:ident, $write:ident, $ty:ty;)*) => {
-        impl Registers for RegisterWindow {
+        // SAFETY: single accesses to the registers that `new` vouched for, and no others.
+        unsafe impl Registers for RegisterWindow {
             $(
                 fn $read(&self, offset: usize) -> $ty {
                     // SAFETY: `register` gives aligned registers inside the window.

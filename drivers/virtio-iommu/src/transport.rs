@@ -1,5 +1,7 @@
 //! How the driver reaches a virtio device, whatever bus it sits on.
 
+#![expect(unsafe_code, reason = "declares the contract of a transport")]
+
 use crate::spec::DeviceStatus;
 use portcullis_hal::PhysAddr;
 use thiserror::Error;
@@ -61,7 +63,13 @@ pub struct NotTaken {
 /// A virtio device on some bus.
 ///
 /// The methods are plain register accesses: none waits, allocates or panics, whatever the device answers.
-pub trait Transport: Send + Sync + 'static {
+///
+/// # Safety
+///
+/// The device behind it reads and writes only the queues that it is given and the buffers in them, and none of them any
+/// more once [`status`](Self::status) is empty after a reset: the driver then frees them. Nobody else drives the
+/// device meanwhile.
+pub unsafe trait Transport: Send + Sync + 'static {
     /// The features that the device offers.
     fn device_features(&self) -> u64;
 

@@ -47,7 +47,9 @@ impl Bar {
     }
 }
 
-impl Registers for Bar {
+// SAFETY: these registers act on nothing.
+#[expect(unsafe_code, reason = "registers of a fake")]
+unsafe impl Registers for Bar {
     fn read8(&self, offset: usize) -> u8 {
         u8::from_le_bytes(self.get(offset))
     }
@@ -140,7 +142,9 @@ fn the_structures_are_found_and_each_field_is_accessed_in_its_width() {
 #[test]
 fn a_register_that_does_not_take_its_value_is_named() {
     struct Stubborn(Bar);
-    impl Registers for Stubborn {
+    // SAFETY: these registers act on nothing.
+    #[expect(unsafe_code, reason = "registers of a fake")]
+    unsafe impl Registers for Stubborn {
         fn read8(&self, offset: usize) -> u8 {
             self.0.read8(offset)
         }

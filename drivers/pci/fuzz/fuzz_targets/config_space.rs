@@ -40,7 +40,8 @@ impl Image {
     }
 }
 
-impl Mmio for Image {
+// SAFETY: the configuration space is plain bytes that nothing else reads.
+unsafe impl Mmio for Image {
     fn read32(&self, offset: usize) -> u32 {
         let words = self.words.lock().unwrap();
         self.index(offset)

@@ -119,7 +119,9 @@ fn bars_that_make_no_sense_are_refused_and_left_as_they_were() {
 #[test]
 fn an_empty_segment_has_no_functions() {
     struct Ones;
-    impl Mmio for Ones {
+    // SAFETY: these registers act on nothing.
+    #[expect(unsafe_code, reason = "registers of a fake")]
+    unsafe impl Mmio for Ones {
         fn read32(&self, _: usize) -> u32 {
             u32::MAX
         }
@@ -146,7 +148,9 @@ impl Noise {
     }
 }
 
-impl Mmio for Noise {
+// SAFETY: these registers act on nothing.
+#[expect(unsafe_code, reason = "registers of a fake")]
+unsafe impl Mmio for Noise {
     fn read32(&self, offset: usize) -> u32 {
         let words = self.words.lock().unwrap();
         words[self.index(offset) % words.len()]

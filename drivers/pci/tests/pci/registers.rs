@@ -113,7 +113,9 @@ fn bars_are_sized_and_left_as_they_were() {
 fn nothing_decodes_while_a_bar_is_sized() {
     /// Fails if a BAR is written while the function decodes.
     struct Watch(Fabric);
-    impl Mmio for Watch {
+    // SAFETY: the bytes are the test's own, and no device acts on them.
+    #[expect(unsafe_code, reason = "registers of a fake")]
+    unsafe impl Mmio for Watch {
         fn read32(&self, offset: usize) -> u32 {
             self.0.read32(offset)
         }
@@ -193,7 +195,9 @@ fn an_msi_that_does_not_fit_is_refused_and_nothing_is_written() {
 /// Registers of a BAR.
 struct Memory(Mutex<Vec<u32>>);
 
-impl Mmio for &Memory {
+// SAFETY: the bytes are the test's own, and no device acts on them.
+#[expect(unsafe_code, reason = "registers of a fake")]
+unsafe impl Mmio for &Memory {
     fn read32(&self, offset: usize) -> u32 {
         self.0.lock().unwrap()[offset / 4]
     }

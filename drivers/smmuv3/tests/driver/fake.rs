@@ -135,7 +135,8 @@ impl Fake {
     }
 }
 
-impl Mmio for Fake {
+// SAFETY: the fake reads and writes only the memory that the driver gave it, as an SMMU does.
+unsafe impl Mmio for Fake {
     fn read32(&self, offset: usize) -> u32 {
         let mut state = self.state();
         if offset == CMDQ_CONS && state.pace == Pace::OnPoll {

@@ -270,7 +270,8 @@ pub(crate) struct Registers {
     pub(crate) unit: Arc<Smmu>,
 }
 
-impl Mmio for Registers {
+// SAFETY: the model reads and writes only the memory that the driver gave it, as an SMMU does.
+unsafe impl Mmio for Registers {
     fn read32(&self, offset: usize) -> u32 {
         self.board.moment(8);
         self.unit.read32(offset as u64)

@@ -402,7 +402,8 @@ impl State {
     }
 }
 
-impl Transport for Fake {
+// SAFETY: the fake reads and writes only the queues that it was given, until it is reset.
+unsafe impl Transport for Fake {
     fn device_features(&self) -> u64 {
         self.state().offered
     }

@@ -137,7 +137,8 @@ impl<M: Mmio> Watched<M> {
     }
 }
 
-impl<M: Mmio> Mmio for Watched<M> {
+// SAFETY: every access goes on to the registers behind.
+unsafe impl<M: Mmio> Mmio for Watched<M> {
     fn read32(&self, offset: usize) -> u32 {
         self.unit.read32(offset)
     }

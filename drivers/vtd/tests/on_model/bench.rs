@@ -106,7 +106,9 @@ impl Bench {
 #[derive(Clone)]
 pub(crate) struct Registers(pub(crate) Arc<Bench>);
 
-impl Mmio for Registers {
+// SAFETY: the model reads and writes only the memory that the driver gave it, as a unit does.
+#[expect(unsafe_code, reason = "the contract of registers")]
+unsafe impl Mmio for Registers {
     fn read32(&self, offset: usize) -> u32 {
         self.0.access(|unit| unit.read32(offset as u64))
     }
