@@ -438,13 +438,14 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
             }
             Kind::Table => {}
         }
+        tree.clean(core::slice::from_ref(slot));
         if !self.is_alone() {
             // A walk that began in between may have seen the link. If even the slot is taken by now, by a
             // racing call on an overlapping range, the tables stay allocated for ever.
             let _ = slot.compare_exchange(0, entry, Ordering::SeqCst, Ordering::SeqCst);
+            tree.clean(core::slice::from_ref(slot));
             return Cut::Busy;
         }
-        tree.clean(core::slice::from_ref(slot));
         // SAFETY: the link is gone and this is the only walk. One that begins now counts itself first and loads
         // links afterwards, both in the total order of sequentially consistent operations in which the swap
         // precedes the count just read, so it finds the slot empty. The order of the chain was adapted.

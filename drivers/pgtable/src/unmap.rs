@@ -100,6 +100,8 @@ fn clear<H: Hal, F: Format>(
         if level == 0 {
             let slots = cursor.run(left.wrapping_shr(F::GRANULE_SHIFT));
             let mut cleared = 0_u64;
+            // A load and a store instead of a swap: what hardware notes of accesses in between goes with the entry.
+            // It only ever changes entries that are present, by an exchange that fails once they are not.
             for slot in slots {
                 if slot.load(Ordering::Relaxed) != 0 {
                     slot.store(0, Ordering::Relaxed);

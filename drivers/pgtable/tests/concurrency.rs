@@ -6,10 +6,13 @@ use common::*;
 use portcullis_hal::host::HostHal;
 use portcullis_hal::{Gather, Iova, PhysAddr, TableWrites};
 use portcullis_pgtable::{Config, Format, PageTable};
-use std::sync::Barrier;
+use std::sync::{Barrier, mpsc};
 use std::thread;
+use std::time::Duration;
 
 const THREADS: u64 = 4;
+/// Only a hang takes as long.
+const HANG: Duration = Duration::from_secs(600);
 const ROUNDS: u64 = if cfg!(miri) { 2 } else { 2000 };
 
 fn small_pages<F: Format>(format: F, bits: u8, writes: TableWrites) -> (HostHal, PageTable<HostHal, F>) {
@@ -102,4 +105,47 @@ fn calls_that_race_on_the_same_range_leave_a_consistent_table() {
     }
     check(STAGE2_4K, 40);
     check(X86_4, 48);
+}
+
+/// A table is taken out of its place before it is certain that nobody is in it, and put back if somebody is.
+#[test]
+fn a_table_that_had_to_be_put_back_is_found_by_a_walker_that_does_not_snoop() {
+    fn check<F: Format>(format: F, bits: u8) {
+        let hal = Behind::default();
+        let config = Config { writes: TableWrites::Cleaned, ..config(bits) };
+        let table = PageTable::new(&hal, format, config).unwrap();
+        let page = 1_u64 << F::GRANULE_SHIFT;
+        let large = page << F::STRIDE;
+        table.map(&[rw(large, page, large)]).unwrap();
+        let (start, started) = mpsc::channel();
+        let (enter, entered) = mpsc::channel();
+        let (leave, left) = mpsc::channel();
+        thread::scope(|scope| {
+            let table = &table;
+            let other = scope.spawn(move || {
+                started.recv_timeout(HANG).unwrap();
+                // In want of a table, whose link lies in another cache line, it stays in the tree until it is told to
+                // go on.
+                table.map(&[rw(16 * large, page, large)]).unwrap();
+            });
+            hal.at_alloc(move || {
+                enter.send(()).unwrap();
+                left.recv_timeout(HANG).unwrap();
+            });
+            hal.after_clean(move || {
+                start.send(()).unwrap();
+                entered.recv_timeout(HANG).unwrap();
+            });
+            let mut gather = Gather::new();
+            assert_eq!(table.unmap(range(large, large), &mut gather), Ok(large));
+            assert!(!gather.has_tables());
+            leave.send(()).unwrap();
+            other.join().unwrap();
+        });
+        table.map(&[rw(large, 3 * page, page)]).unwrap();
+        let found = leaves(&hal, &table.root());
+        assert_eq!(found[&large].phys, 3 * page);
+        assert_eq!(found, leaves(hal.host(), &table.root()));
+    }
+    for_each_format!(check);
 }

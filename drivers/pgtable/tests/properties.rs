@@ -3,7 +3,6 @@
 mod common;
 
 use common::*;
-use portcullis_hal::host::HostHal;
 use portcullis_hal::{
     Access, Attributes, Gather, Iova, MapError, Mapping, MemoryKind, TableWrites, Translated, UnmapError,
 };
@@ -79,8 +78,8 @@ fn operation() -> impl Strategy<Value = Operation> {
 
 /// A table, what should be in it page by page, and what was unmapped since the last sync.
 struct World<F: Format> {
-    hal: HostHal,
-    table: PageTable<HostHal, F>,
+    hal: Behind,
+    table: PageTable<Behind, F>,
     pages: BTreeMap<u64, (u64, Attributes)>,
     gather: Gather,
     unsynced: Vec<u64>,
@@ -90,7 +89,7 @@ struct World<F: Format> {
 
 impl<F: Format> World<F> {
     fn new(format: F, config: Config) -> Self {
-        let hal = HostHal::new();
+        let hal = Behind::default();
         let table = PageTable::new(&hal, format, config).unwrap();
         let granule = 1 << F::GRANULE_SHIFT;
         Self {
@@ -189,7 +188,7 @@ impl<F: Format> World<F> {
             }
             Err(UnmapError::Partial { iova, size }) => {
                 // By the words in memory, that leaf is there and reaches out of the range.
-                let leaf = leaves(&self.hal, &self.table.root())[&iova.get()];
+                let leaf = leaves(self.hal.host(), &self.table.root())[&iova.get()];
                 assert_eq!(leaf.size, size);
                 assert!(iova.get() <= last && start < iova.get() + size);
                 assert!(iova.get() < start || iova.get() + size - 1 > last);
@@ -201,7 +200,12 @@ impl<F: Format> World<F> {
     /// Everything mapped is in the tables and nothing else, by the words and by the table's own answer.
     fn check(&self) {
         let mut found = BTreeMap::new();
-        for (&iova, leaf) in &leaves(&self.hal, &self.table.root()) {
+        let root = self.table.root();
+        let leaves_found = leaves(self.hal.host(), &root);
+        if root.writes == TableWrites::Cleaned {
+            assert_eq!(leaves(&self.hal, &root), leaves_found, "memory, against the caches");
+        }
+        for (&iova, leaf) in &leaves_found {
             for offset in (0..leaf.size).step_by(self.granule as usize) {
                 found.insert(iova + offset, (leaf.phys + offset, leaf.access, leaf.memory));
             }
@@ -257,7 +261,7 @@ impl<F: Format> World<F> {
         }
         sync(&self.hal, &mut self.gather);
         drop(self.table);
-        assert_eq!(self.hal.frames_in_use(), 0);
+        assert_eq!(self.hal.host().frames_in_use(), 0);
     }
 }
 

@@ -3,6 +3,9 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
 #![allow(unsafe_code, reason = "reads tables as hardware does, by physical address")]
 
+mod memory;
+
+pub use memory::Behind;
 use portcullis_hal::host::HostHal;
 use portcullis_hal::{
     Access, Attributes, Granule, Hal, Iova, IovaRange, Mapping, MemoryKind, PhysAddr, PhysRange, TableFormat,
@@ -22,17 +25,24 @@ pub struct Leaf {
     pub memory: Option<MemoryKind>,
 }
 
-/// The words of a table, which is allocated.
-pub fn words(hal: &HostHal, table: u64, count: u64) -> Vec<u64> {
-    let phys = PhysAddr::new(table);
-    assert!(hal.is_allocated(phys, count * 8), "{table:#x} is not allocated");
-    let first = hal.phys_to_virt(phys).cast::<AtomicU64>();
-    // SAFETY: just checked to be allocated; the words of tables are accessed as atomics.
-    (0..count as usize).map(|i| unsafe { first.add(i).as_ref() }.load(Ordering::Relaxed)).collect()
+/// Where a walker finds tables.
+pub trait Memory {
+    /// The words of a table, which is allocated.
+    fn words(&self, table: u64, count: u64) -> Vec<u64>;
+}
+
+impl Memory for HostHal {
+    fn words(&self, table: u64, count: u64) -> Vec<u64> {
+        let phys = PhysAddr::new(table);
+        assert!(self.is_allocated(phys, count * 8), "{table:#x} is not allocated");
+        let first = self.phys_to_virt(phys).cast::<AtomicU64>();
+        // SAFETY: just checked to be allocated; the words of tables are accessed as atomics.
+        (0..count as usize).map(|i| unsafe { first.add(i).as_ref() }.load(Ordering::Relaxed)).collect()
+    }
 }
 
 /// All leaves of a table, by input address.
-pub fn leaves(hal: &HostHal, root: &TableRoot) -> BTreeMap<u64, Leaf> {
+pub fn leaves(hal: &impl Memory, root: &TableRoot) -> BTreeMap<u64, Leaf> {
     let mut out = BTreeMap::new();
     let input = u32::from(root.input_bits);
     match root.format {
@@ -101,7 +111,7 @@ fn stage2(entry: u64) -> (Access, Option<MemoryKind>) {
 
 #[allow(clippy::too_many_arguments, reason = "the state of a recursive walk")]
 fn vmsa(
-    hal: &HostHal,
+    hal: &impl Memory,
     table: u64,
     granule: u32,
     level: u32,
@@ -112,7 +122,7 @@ fn vmsa(
 ) {
     let stride = granule - 3;
     let shift = granule + (3 - level) * stride;
-    for (i, entry) in (0_u64..).zip(words(hal, table, 1 << (input - shift))) {
+    for (i, entry) in (0_u64..).zip(hal.words(table, 1 << (input - shift))) {
         let iova = base + (i << shift);
         let address = entry & 0x0000_ffff_ffff_f000;
         match entry & 3 {
@@ -171,9 +181,16 @@ const FIRST: Intel = Intel { present: 1, table: (0x8000_0000_0000_0087, 7), deco
 /// R and W in every table entry; PS clear, and X, 11 and 62, which some units reserve.
 const SECOND: Intel = Intel { present: 7, table: (0x4000_0000_0000_0887, 3), decode: second_stage };
 
-fn intel(hal: &HostHal, table: u64, level: u32, format: &Intel, base: u64, out: &mut BTreeMap<u64, Leaf>) {
+fn intel(
+    hal: &impl Memory,
+    table: u64,
+    level: u32,
+    format: &Intel,
+    base: u64,
+    out: &mut BTreeMap<u64, Leaf>,
+) {
     let shift = 12 + 9 * (level - 1);
-    for (i, entry) in (0_u64..).zip(words(hal, table, 512)) {
+    for (i, entry) in (0_u64..).zip(hal.words(table, 512)) {
         if entry & format.present == 0 {
             continue;
         }
@@ -249,7 +266,7 @@ pub fn rw(iova: u64, phys: u64, len: u64) -> Mapping {
 }
 
 /// Ends a gather's round as a driver does after the invalidation.
-pub fn sync(hal: &HostHal, gather: &mut portcullis_hal::Gather) {
+pub fn sync(hal: &impl portcullis_hal::Hal, gather: &mut portcullis_hal::Gather) {
     // SAFETY: no hardware in these tests.
     let _ = unsafe { gather.finish(hal) };
 }
