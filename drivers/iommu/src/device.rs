@@ -1,9 +1,9 @@
 //! Devices: who issues DMA, and what belongs to them.
 
-use crate::{Domain, Fault, FaultHandler, UnitId};
+use crate::{Domain, Fault, FaultHandler, Permissions, UnitId};
 use alloc::vec::Vec;
 use core::fmt;
-use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, RequesterId};
+use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, Pasid, RequesterId};
 use spin::Mutex;
 
 /// The firmware name of a platform device, cut to what fits; a value that interrupt handlers can copy.
@@ -103,12 +103,21 @@ pub struct DeviceDescription {
 pub struct Device {
     description: DeviceDescription,
     pub(crate) domain: Mutex<Option<Arc<dyn Domain>>>,
+    pub(crate) permissions: Mutex<Permissions>,
+    /// In ascending order.
+    pub(crate) pasids: Mutex<Vec<(Pasid, Arc<dyn Domain>)>>,
     pub(crate) handler: Mutex<Option<Arc<dyn FaultHandler>>>,
 }
 
 impl Device {
     pub(crate) fn new(description: DeviceDescription) -> Self {
-        Self { description, domain: Mutex::new(None), handler: Mutex::new(None) }
+        Self {
+            description,
+            domain: Mutex::new(None),
+            permissions: Mutex::new(Permissions::NONE),
+            pasids: Mutex::new(Vec::new()),
+            handler: Mutex::new(None),
+        }
     }
 
     /// The name.

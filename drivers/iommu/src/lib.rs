@@ -14,6 +14,7 @@ extern crate alloc;
 
 mod device;
 mod domain;
+mod enable;
 mod fault;
 mod ids;
 mod iova;
@@ -22,6 +23,7 @@ mod unit;
 
 pub use device::{Device, DeviceDescription, DeviceId, GroupId, PlatformName, ReservedKind, ReservedRegion};
 pub use domain::{Domain, DomainError, DomainInfo, DomainKind, DomainSpec, PagingSpec, Stage};
+pub use enable::{ControlError, DeviceControl, EnableError};
 pub use fault::{Fault, FaultHandler, FaultLog, FaultReason, FaultRecord, UnitEvent};
 pub use ids::IdPool;
 pub use iova::{IovaAllocator, IovaError};

@@ -30,9 +30,9 @@ pub enum AddDeviceError {
 pub struct Iommu<H: Hal> {
     hal: H,
     units: RwLock<Vec<Arc<dyn Unit>>>,
-    devices: RwLock<Vec<Arc<Device>>>,
+    pub(crate) devices: RwLock<Vec<Arc<Device>>>,
     /// Serialises changes of attachments, so that the group rule is checked against a state that stays.
-    attaching: Mutex<()>,
+    pub(crate) attaching: Mutex<()>,
     faults: Mutex<FaultLog>,
     lost: AtomicU64,
     /// When the last complaint was logged, and how many were swallowed since.
@@ -164,12 +164,13 @@ impl<H: Hal> Iommu<H> {
         result
     }
 
-    /// Detaches `device`: it reaches nothing any more, and its attempts are recorded.
+    /// Detaches `device` and all its PASIDs: it reaches nothing any more, and its attempts are recorded.
     pub fn detach(&self, device: &Device) -> Result<(), AttachError> {
         let _attaching = self.attaching.lock();
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
         let result = unit.detach(device.endpoints());
         *device.domain.lock() = None;
+        device.clear_pasids();
         result
     }
 

@@ -6,7 +6,8 @@
 //!   is registered anywhere.
 //! - [`enumerate`]: the [`Function`]s of the segment, with what matters for isolation.
 //! - [`Bars`], [`MsiCapability`], [`MsixTable`], [`AtsCapability`], [`PasidCapability`], [`PriCapability`]: exact
-//!   register sequences. In which order an IOMMU wants them is the business of the layer above.
+//!   register sequences. [`FunctionControl`] hands the last three to
+//!   [`Iommu::enable`](portcullis_iommu::Iommu::enable), which knows the order.
 //! - [`enable_acs`] and [`isolation_groups`]: which functions can be given to different owners.
 //!
 //! A start-up goes: [`assign`], [`enumerate`], [`clear_bus_master_everywhere`], [`enable_acs`],
@@ -46,6 +47,7 @@ mod bar;
 mod capability;
 mod command;
 mod config;
+mod control;
 mod enumerate;
 mod express;
 mod function;
@@ -69,6 +71,7 @@ pub use command::{
     enable_memory,
 };
 pub use config::{BusRange, BusRangeError, ConfigSpace};
+pub use control::FunctionControl;
 pub use enumerate::{EnumerateError, enumerate, enumerate_roots};
 pub use express::Express;
 pub use function::{Class, Function, Header};

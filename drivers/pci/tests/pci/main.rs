@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test may end in a panic")]
 
 mod assignment;
+mod control;
 mod damage;
 mod enumeration;
 mod fabric;

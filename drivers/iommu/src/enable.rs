@@ -1,0 +1,259 @@
+//! PASIDs, page requests and ATS of a device: the orders in which unit and device learn of them.
+
+use crate::{AttachError, Device, DeviceId, Domain, Iommu, Missing, Permissions, Requests, Transition};
+use portcullis_hal::wait::Timeout;
+use portcullis_hal::{Arc, Hal, OutOfMemory, Pasid};
+use thiserror::Error;
+
+/// Why a device did not do as it was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ControlError {
+    /// It did not take the setting.
+    #[error("the device does not take the setting")]
+    Refused,
+    /// Page requests of its are outstanding.
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+}
+
+/// How a device is told what it may do: PCI's capabilities, or a platform's own means.
+///
+/// [`Iommu::enable`] and [`Iommu::disable`] call it in the order that the hardware demands. A step that failed has
+/// changed nothing; to switch off what is off does nothing.
+pub trait DeviceControl {
+    /// The most that the device can do.
+    fn offers(&self) -> Permissions;
+
+    /// Lets the device use PASIDs. ATS is off.
+    fn enable_pasids(&self) -> Result<(), ControlError>;
+
+    /// Lets the device use none. ATS is off.
+    fn disable_pasids(&self) -> Result<(), ControlError>;
+
+    /// Resets the device's page requests, gives it credits and lets it make them.
+    fn enable_page_requests(&self) -> Result<(), ControlError>;
+
+    /// Lets the device make no page requests any more, and waits until it has answers to all it made.
+    fn disable_page_requests(&self) -> Result<(), ControlError>;
+
+    /// Lets the device ask for translations and cache them.
+    fn enable_translation_requests(&self) -> Result<(), ControlError>;
+
+    /// Lets the device ask for none. What it has cached is invalidated afterwards, by the unit.
+    fn disable_translation_requests(&self) -> Result<(), ControlError>;
+}
+
+/// Why a device's features were not switched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum EnableError {
+    /// The device cannot do it.
+    #[error("the device lacks {missing}")]
+    Device {
+        /// What it lacks.
+        missing: Missing,
+    },
+    /// They are on already.
+    #[error("already enabled")]
+    Enabled,
+    /// The device did not do as it was told.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The unit does not permit it, or did not answer.
+    #[error(transparent)]
+    Unit(#[from] AttachError),
+}
+
+impl<H: Hal> Iommu<H> {
+    /// Permits `device` what `wanted` says and switches it on there: the unit first, then PASIDs, page requests and ATS
+    /// in the device.
+    ///
+    /// # Errors
+    ///
+    /// All is off then, and the device's domain is untouched, except as [`AttachError::Timeout`] says. One who wants
+    /// other features switches the present ones off first.
+    pub fn enable(
+        &self,
+        device: &Device,
+        control: &dyn DeviceControl,
+        wanted: &Permissions,
+    ) -> Result<(), EnableError> {
+        let offers = control.offers();
+        let mut missing = Missing::empty();
+        missing.set(Missing::PASID, wanted.pasid_bits > offers.pasid_bits);
+        let absent = wanted.requests.difference(offers.requests);
+        missing.set(Missing::ATS, absent.contains(Requests::TRANSLATION));
+        missing.set(Missing::PRI, absent.contains(Requests::PAGE));
+        if !missing.is_empty() {
+            return Err(EnableError::Device { missing });
+        }
+        let _attaching = self.attaching.lock();
+        if device.permissions() != Permissions::NONE {
+            return Err(EnableError::Enabled);
+        }
+        let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        unit.permit(device.endpoints(), wanted)?;
+        match switch_on(control, wanted) {
+            Ok(()) => {
+                *device.permissions.lock() = *wanted;
+                Ok(())
+            }
+            Err(error) => {
+                unit.permit(device.endpoints(), &Permissions::NONE)?;
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Switches off what [`enable`](Self::enable) switched on: page requests in the device, ATS, then what the unit
+    /// permits and the device has cached, and last PASIDs. The driver has quiesced the device.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError::PasidInUse`] while a PASID is attached; nothing has changed then. With any other error the device
+    /// may do less than before, and the call can be repeated.
+    pub fn disable(&self, device: &Device, control: &dyn DeviceControl) -> Result<(), EnableError> {
+        let _attaching = self.attaching.lock();
+        if let Some(pasid) = device.first_pasid() {
+            return Err(AttachError::PasidInUse(pasid).into());
+        }
+        let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        let on = device.permissions();
+        if on.requests.contains(Requests::PAGE) {
+            control.disable_page_requests()?;
+        }
+        if on.requests.contains(Requests::TRANSLATION) {
+            control.disable_translation_requests()?;
+        }
+        unit.permit(device.endpoints(), &Permissions::NONE)?;
+        if on.pasid_bits > 0 {
+            control.disable_pasids()?;
+        }
+        *device.permissions.lock() = Permissions::NONE;
+        Ok(())
+    }
+
+    /// Attaches one PASID of `device` to `domain`, replacing what it was attached to in one step. Other PASIDs, and
+    /// requests without one, are not affected. Regions reserved for the device are not mapped: firmware's DMA and MSIs
+    /// carry no PASID.
+    ///
+    /// # Errors
+    ///
+    /// As for [`attach`](Self::attach). [`AttachError::GroupInUse`] for a device that is not alone in its group:
+    /// another one's requests could pass for its own.
+    pub fn attach_pasid(
+        &self,
+        device: &Device,
+        pasid: Pasid,
+        domain: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        let _attaching = self.attaching.lock();
+        if !device.permissions().allow(pasid) {
+            return Err(AttachError::UnknownPasid(pasid));
+        }
+        if !self.is_alone(device) {
+            return Err(AttachError::GroupInUse);
+        }
+        let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        device.reserve_pasid()?;
+        let result = unit.attach_pasid(device.endpoints(), pasid, domain);
+        match result {
+            Ok(_) => device.set_pasid(pasid, Some(domain.clone())),
+            Err(AttachError::Timeout(_) | AttachError::Lost) => device.set_pasid(pasid, None),
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Detaches one PASID of `device`: with it, the device reaches nothing any more, and its attempts are recorded.
+    pub fn detach_pasid(&self, device: &Device, pasid: Pasid) -> Result<(), AttachError> {
+        let _attaching = self.attaching.lock();
+        let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        let result = unit.detach_pasid(device.endpoints(), pasid);
+        device.set_pasid(pasid, None);
+        result
+    }
+
+    fn is_alone(&self, device: &Device) -> bool {
+        let id: DeviceId = device.id();
+        self.devices.read().iter().all(|other| other.id() == id || other.group() != device.group())
+    }
+}
+
+/// Switches the device's features on in order, or leaves all off.
+fn switch_on(control: &dyn DeviceControl, wanted: &Permissions) -> Result<(), ControlError> {
+    if wanted.pasid_bits > 0 {
+        control.enable_pasids()?;
+    }
+    let requests = || {
+        if wanted.requests.contains(Requests::PAGE) {
+            control.enable_page_requests()?;
+        }
+        if wanted.requests.contains(Requests::TRANSLATION) {
+            control.enable_translation_requests().inspect_err(|_| {
+                if wanted.requests.contains(Requests::PAGE) {
+                    complain(control.disable_page_requests(), "page requests");
+                }
+            })?;
+        }
+        Ok(())
+    };
+    requests().inspect_err(|_| {
+        if wanted.pasid_bits > 0 {
+            complain(control.disable_pasids(), "PASIDs");
+        }
+    })
+}
+
+/// The unit refuses what the device goes on to ask for.
+fn complain(result: Result<(), ControlError>, what: &str) {
+    if let Err(error) = result {
+        log::error!("{what} of a device could not be switched off: {error}");
+    }
+}
+
+impl Device {
+    /// What it may do besides untranslated accesses without a PASID.
+    pub fn permissions(&self) -> Permissions {
+        *self.permissions.lock()
+    }
+
+    /// The domain that a PASID of it is attached to, if any.
+    pub fn pasid_domain(&self, pasid: Pasid) -> Option<Arc<dyn Domain>> {
+        let pasids = self.pasids.lock();
+        let at = pasids.binary_search_by_key(&pasid, |(other, _)| *other).ok()?;
+        pasids.get(at).map(|(_, domain)| domain.clone())
+    }
+
+    fn first_pasid(&self) -> Option<Pasid> {
+        self.pasids.lock().first().map(|(pasid, _)| *pasid)
+    }
+
+    fn reserve_pasid(&self) -> Result<(), OutOfMemory> {
+        self.pasids.lock().try_reserve(1).map_err(|_| OutOfMemory)
+    }
+
+    /// Notes what a PASID is attached to; there is room.
+    fn set_pasid(&self, pasid: Pasid, domain: Option<Arc<dyn Domain>>) {
+        let mut pasids = self.pasids.lock();
+        let place = pasids.binary_search_by_key(&pasid, |(other, _)| *other);
+        let old = match (place, domain) {
+            (Ok(at), Some(domain)) => {
+                pasids.get_mut(at).map(|slot| core::mem::replace(slot, (pasid, domain)))
+            }
+            (Ok(at), None) => Some(pasids.remove(at)),
+            (Err(at), Some(domain)) => {
+                pasids.insert(at, (pasid, domain));
+                None
+            }
+            (Err(_), None) => None,
+        };
+        drop(pasids);
+        drop(old);
+    }
+
+    /// Forgets all PASIDs.
+    pub(crate) fn clear_pasids(&self) {
+        let old = core::mem::take(&mut *self.pasids.lock());
+        drop(old);
+    }
+}

@@ -1,0 +1,308 @@
+//! The order in which unit and device learn what the device may do, and PASIDs in the registry.
+
+#![expect(unsafe_code, reason = "an address space for the tests")]
+
+use core::fmt;
+use portcullis_hal::host::HostHal;
+use portcullis_hal::{
+    Arc, EndpointId, Gather, IoSpace, Iova, IovaRange, MapError, Mapping, PAGE_SIZE, Pasid, RequesterId,
+    SyncError, SyncProof, Translated, UnmapError, unsize_arc,
+};
+use portcullis_iommu::*;
+use std::sync::Mutex;
+
+type Log = std::sync::Arc<Mutex<Vec<String>>>;
+
+struct Nowhere;
+
+// SAFETY: there is no device behind this space.
+unsafe impl IoSpace for Nowhere {
+    fn aperture(&self) -> IovaRange {
+        IovaRange::new(Iova::new(0), 1 << 39).unwrap()
+    }
+    fn page_sizes(&self) -> u64 {
+        PAGE_SIZE
+    }
+    unsafe fn map(&self, _: &[Mapping]) -> Result<(), MapError> {
+        Err(MapError::NotPaging)
+    }
+    unsafe fn unmap(&self, _: IovaRange, _: &mut Gather) -> Result<u64, UnmapError> {
+        Ok(0)
+    }
+    fn sync(&self, _: &mut Gather) -> Result<SyncProof, SyncError> {
+        Err(SyncError::Faulted)
+    }
+    fn iova_to_phys(&self, _: Iova) -> Option<Translated> {
+        None
+    }
+}
+
+impl Domain for Nowhere {
+    fn info(&self) -> DomainInfo {
+        DomainInfo { kind: DomainKind::Paging, stage: None, root: None }
+    }
+    fn describe(&self, _: &mut dyn fmt::Write) -> fmt::Result {
+        Ok(())
+    }
+}
+
+/// Notes what it is told; answers the call named in `fails` with an error.
+struct Recorder {
+    info: UnitInfo,
+    log: Log,
+    fails: Mutex<&'static str>,
+}
+
+impl Recorder {
+    fn note(&self, call: &str) -> Result<(), ()> {
+        self.log.lock().unwrap().push(format!("unit: {call}"));
+        if *self.fails.lock().unwrap() == call { Err(()) } else { Ok(()) }
+    }
+}
+
+impl Unit for Recorder {
+    fn info(&self) -> &UnitInfo {
+        &self.info
+    }
+    fn new_domain(&self, _: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
+        Ok(domain())
+    }
+    fn attach(&self, _: &[EndpointId], _: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
+        Ok(Transition::Hitless)
+    }
+    fn detach(&self, _: &[EndpointId]) -> Result<(), AttachError> {
+        Ok(())
+    }
+    fn permit(&self, _: &[EndpointId], permissions: &Permissions) -> Result<Transition, AttachError> {
+        let call = format!("permit {} {}", permissions.pasid_bits, permissions.requests.bits());
+        self.note(&call).map_or(Err(AttachError::NoFreeId), |()| Ok(Transition::Hitless))
+    }
+    fn attach_pasid(
+        &self,
+        _: &[EndpointId],
+        pasid: Pasid,
+        _: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        self.note(&format!("attach {pasid}")).map_or(Err(AttachError::NoFreeId), |()| Ok(Transition::Hitless))
+    }
+    fn detach_pasid(&self, _: &[EndpointId], pasid: Pasid) -> Result<(), AttachError> {
+        self.note(&format!("detach {pasid}")).map_err(|()| AttachError::Lost)
+    }
+    fn handle_interrupt(&self, _: &mut dyn FnMut(UnitEvent)) {}
+    fn stats(&self) -> UnitStats {
+        UnitStats::default()
+    }
+    fn describe_entry(&self, _: EndpointId, _: &mut dyn fmt::Write) -> fmt::Result {
+        Ok(())
+    }
+    fn describe_registers(&self, _: &mut dyn fmt::Write) -> fmt::Result {
+        Ok(())
+    }
+}
+
+struct Switches {
+    log: Log,
+    offers: Permissions,
+    fails: &'static str,
+}
+
+impl Switches {
+    fn note(&self, call: &'static str) -> Result<(), ControlError> {
+        self.log.lock().unwrap().push(call.into());
+        if self.fails == call { Err(ControlError::Refused) } else { Ok(()) }
+    }
+}
+
+impl DeviceControl for Switches {
+    fn offers(&self) -> Permissions {
+        self.offers
+    }
+    fn enable_pasids(&self) -> Result<(), ControlError> {
+        self.note("pasids on")
+    }
+    fn disable_pasids(&self) -> Result<(), ControlError> {
+        self.note("pasids off")
+    }
+    fn enable_page_requests(&self) -> Result<(), ControlError> {
+        self.note("pages on")
+    }
+    fn disable_page_requests(&self) -> Result<(), ControlError> {
+        self.note("pages off")
+    }
+    fn enable_translation_requests(&self) -> Result<(), ControlError> {
+        self.note("ats on")
+    }
+    fn disable_translation_requests(&self) -> Result<(), ControlError> {
+        self.note("ats off")
+    }
+}
+
+const ALL: Permissions = Permissions { pasid_bits: 8, requests: Requests::all() };
+
+struct Rig {
+    iommu: Iommu<HostHal>,
+    unit: Arc<Recorder>,
+    device: Arc<Device>,
+    log: Log,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let log = Log::default();
+        let info = UnitInfo {
+            backend: Backend::SmmuV3,
+            stages: Stages::STAGE_1,
+            page_sizes: PAGE_SIZE,
+            input_bits: 39,
+            output_bits: 48,
+            pasid_bits: 20,
+            fault_models: FaultModels::empty(),
+            entry_coherency: WalkCoherency::Snooped,
+            table_coherency: WalkCoherency::Snooped,
+            identity: false,
+            nesting: false,
+        };
+        let unit = Arc::try_new(Recorder { info, log: log.clone(), fails: Mutex::new("") }).unwrap();
+        let iommu = Iommu::new(HostHal::new());
+        iommu.add_unit(unsize_arc!(unit.clone() => dyn Unit)).unwrap();
+        let device = add(&iommu, 8, 1);
+        Self { iommu, unit, device, log }
+    }
+
+    fn switches(&self, fails: &'static str) -> Switches {
+        Switches { log: self.log.clone(), offers: ALL, fails }
+    }
+
+    fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.log.lock().unwrap())
+    }
+}
+
+fn add(iommu: &Iommu<HostHal>, bdf: u16, group: u32) -> Arc<Device> {
+    let description = DeviceDescription {
+        id: DeviceId::Pci(RequesterId::from_bdf(0, bdf)),
+        unit: UnitId(0),
+        endpoints: vec![EndpointId::new(u32::from(bdf))],
+        group: GroupId(group),
+        reserved: vec![],
+    };
+    iommu.add_device(description).unwrap()
+}
+
+fn domain() -> Arc<dyn Domain> {
+    let domain = Arc::try_new(Nowhere).unwrap();
+    unsize_arc!(domain => dyn Domain)
+}
+
+fn pasid(value: u32) -> Pasid {
+    Pasid::new(value).unwrap()
+}
+
+#[test]
+fn the_unit_permits_before_the_device_starts_and_withdraws_after_it_stopped() {
+    let rig = Rig::new();
+    let switches = rig.switches("");
+    rig.iommu.enable(&rig.device, &switches, &ALL).unwrap();
+    assert_eq!(rig.device.permissions(), ALL);
+    assert_eq!(rig.take(), ["unit: permit 8 3", "pasids on", "pages on", "ats on"]);
+    assert_eq!(rig.iommu.enable(&rig.device, &switches, &ALL), Err(EnableError::Enabled));
+    rig.iommu.disable(&rig.device, &switches).unwrap();
+    assert_eq!(rig.device.permissions(), Permissions::NONE);
+    assert_eq!(rig.take(), ["pages off", "ats off", "unit: permit 0 0", "pasids off"]);
+}
+
+#[test]
+fn only_what_was_wanted_is_switched() {
+    let rig = Rig::new();
+    let wanted = Permissions { pasid_bits: 0, requests: Requests::TRANSLATION };
+    rig.iommu.enable(&rig.device, &rig.switches(""), &wanted).unwrap();
+    rig.iommu.disable(&rig.device, &rig.switches("")).unwrap();
+    assert_eq!(rig.take(), ["unit: permit 0 1", "ats on", "ats off", "unit: permit 0 0"]);
+}
+
+#[test]
+fn a_step_that_fails_undoes_the_ones_before() {
+    let rig = Rig::new();
+    let failed = |fails| {
+        let error = rig.iommu.enable(&rig.device, &rig.switches(fails), &ALL).unwrap_err();
+        assert_eq!(error, EnableError::Control(ControlError::Refused));
+        assert_eq!(rig.device.permissions(), Permissions::NONE);
+        rig.take().join(", ")
+    };
+    assert_eq!(failed("pasids on"), "unit: permit 8 3, pasids on, unit: permit 0 0");
+    assert_eq!(failed("pages on"), "unit: permit 8 3, pasids on, pages on, pasids off, unit: permit 0 0");
+    let all = "unit: permit 8 3, pasids on, pages on, ats on, pages off, pasids off, unit: permit 0 0";
+    assert_eq!(failed("ats on"), all);
+
+    *rig.unit.fails.lock().unwrap() = "permit 8 3";
+    let refused = rig.iommu.enable(&rig.device, &rig.switches(""), &ALL);
+    assert_eq!(refused, Err(EnableError::Unit(AttachError::NoFreeId)));
+    assert_eq!(rig.take(), ["unit: permit 8 3"]);
+}
+
+#[test]
+fn page_requests_without_answers_keep_everything_on() {
+    let rig = Rig::new();
+    rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
+    rig.take();
+    let error = rig.iommu.disable(&rig.device, &rig.switches("pages off")).unwrap_err();
+    assert_eq!(error, EnableError::Control(ControlError::Refused));
+    assert_eq!((rig.take(), rig.device.permissions()), (vec!["pages off".into()], ALL));
+    rig.iommu.disable(&rig.device, &rig.switches("")).unwrap();
+}
+
+#[test]
+fn what_the_device_lacks_is_named_and_nothing_is_touched() {
+    let rig = Rig::new();
+    let poor =
+        Switches { offers: Permissions { pasid_bits: 4, requests: Requests::PAGE }, ..rig.switches("") };
+    let error = rig.iommu.enable(&rig.device, &poor, &ALL).unwrap_err();
+    assert_eq!(error, EnableError::Device { missing: Missing::PASID | Missing::ATS });
+    assert!(rig.take().is_empty());
+}
+
+#[test]
+fn a_pasid_is_attached_if_permitted_and_keeps_its_permission() {
+    let rig = Rig::new();
+    let (one, other) = (domain(), domain());
+    let refused = rig.iommu.attach_pasid(&rig.device, pasid(5), &one);
+    assert_eq!(refused, Err(AttachError::UnknownPasid(pasid(5))));
+    rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
+    let refused = rig.iommu.attach_pasid(&rig.device, pasid(256), &one);
+    assert_eq!(refused, Err(AttachError::UnknownPasid(pasid(256))));
+
+    rig.iommu.attach_pasid(&rig.device, pasid(255), &one).unwrap();
+    rig.iommu.attach_pasid(&rig.device, pasid(5), &one).unwrap();
+    rig.iommu.attach_pasid(&rig.device, pasid(5), &other).unwrap();
+    assert!(rig.device.pasid_domain(pasid(5)).is_some_and(|domain| Arc::ptr_eq(&domain, &other)));
+    assert!(rig.device.pasid_domain(pasid(255)).is_some_and(|domain| Arc::ptr_eq(&domain, &one)));
+    assert!(rig.device.pasid_domain(pasid(6)).is_none() && rig.device.domain().is_none());
+
+    let in_use = rig.iommu.disable(&rig.device, &rig.switches(""));
+    assert_eq!(in_use, Err(AttachError::PasidInUse(pasid(5)).into()));
+    rig.iommu.detach_pasid(&rig.device, pasid(5)).unwrap();
+    assert!(rig.device.pasid_domain(pasid(5)).is_none());
+    // Without its domain goes the rest.
+    rig.iommu.detach(&rig.device).unwrap();
+    assert!(rig.device.pasid_domain(pasid(255)).is_none());
+    rig.iommu.disable(&rig.device, &rig.switches("")).unwrap();
+}
+
+#[test]
+fn a_failed_attachment_of_a_pasid_leaves_the_old_one() {
+    let rig = Rig::new();
+    rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
+    let one = domain();
+    rig.iommu.attach_pasid(&rig.device, pasid(5), &one).unwrap();
+    *rig.unit.fails.lock().unwrap() = "attach 0x5";
+    assert_eq!(rig.iommu.attach_pasid(&rig.device, pasid(5), &domain()), Err(AttachError::NoFreeId));
+    assert!(rig.device.pasid_domain(pasid(5)).is_some_and(|domain| Arc::ptr_eq(&domain, &one)));
+}
+
+#[test]
+fn a_device_that_shares_its_group_has_no_pasids() {
+    let rig = Rig::new();
+    rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
+    add(&rig.iommu, 9, 1);
+    assert_eq!(rig.iommu.attach_pasid(&rig.device, pasid(5), &domain()), Err(AttachError::GroupInUse));
+}
