@@ -23,6 +23,7 @@ mod id;
 mod mapped;
 mod mm;
 mod mmio;
+pub mod producers;
 mod table;
 pub mod wait;
 

@@ -1,0 +1,269 @@
+//! Many producers of one command ring, without a lock.
+//!
+//! A submission has three steps, all done with interrupts masked on its CPU:
+//!
+//! 1. [`reserve`](Producers::reserve) takes places for a batch with one atomic addition. One word holds the next free
+//!    place and the limit up to which the consumer is known to have made room, so the addition returns both, and its
+//!    result says whether there was room. An addition that runs past the limit closes the ring: until the word is put
+//!    right, every other addition fails as well. The one that closed it knows the true next place, and puts it back at
+//!    once together with a new limit. So nobody ever holds a place that is not free: there is nothing to wait for after
+//!    the reservation, and who gives up for lack of room leaves no hole.
+//! 2. The producer writes its slots. Nobody else does.
+//! 3. [`publish`](Producers::publish) marks the batch as finished and makes all finished batches visible to the
+//!    consumer, in the order of their places, with one doorbell. Whoever finds another CPU at that leaves its batch to
+//!    it. Whoever finds a batch ahead of its own unfinished leaves its own to that batch's producer. Nobody waits.
+//!
+//! Nothing here is retried by comparing and exchanging. A reservation fails only if the ring is full, or if another one
+//! is taking notice that there is room again, which happens once per limit.
+
+use crate::OutOfMemory;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// A place in the endless sequence of a ring's commands, counted from zero at start-up and modulo 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Position(u32);
+
+impl Position {
+    /// The place with this number.
+    pub const fn new(number: u32) -> Self {
+        Self(number)
+    }
+
+    /// The number, modulo 2^32.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// The place `count` commands further on.
+    pub const fn plus(self, count: u32) -> Self {
+        Self(self.0.wrapping_add(count))
+    }
+
+    /// How many commands lie between `earlier` and this place.
+    pub const fn since(self, earlier: Self) -> u32 {
+        self.0.wrapping_sub(earlier.0)
+    }
+
+    /// Whether this place is `other` or behind it; they lie less than 2^31 commands apart.
+    pub const fn has_reached(self, other: Self) -> bool {
+        self.since(other) < 1 << 31
+    }
+}
+
+/// Batches in a row that become visible to the consumer at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The place behind the last one: what the doorbell says.
+    pub tail: Position,
+    /// How many batches there are. None if the doorbell was only to be rung again.
+    pub batches: u64,
+    /// The sum of the weights that their producers gave them.
+    pub weight: u64,
+}
+
+/// An atomic 64-bit word. A trait, so that the algorithm can be run by a model checker too.
+pub trait Word: Sync {
+    /// A word with this value.
+    fn new(value: u64) -> Self;
+    /// Reads the word.
+    fn load(&self, ordering: Ordering) -> u64;
+    /// Writes the word.
+    fn store(&self, value: u64, ordering: Ordering);
+    /// Writes the word and returns the value before.
+    fn swap(&self, value: u64, ordering: Ordering) -> u64;
+    /// Adds, wrapping around, and returns the value before.
+    fn fetch_add(&self, value: u64, ordering: Ordering) -> u64;
+}
+
+impl Word for AtomicU64 {
+    fn new(value: u64) -> Self {
+        Self::new(value)
+    }
+
+    fn load(&self, ordering: Ordering) -> u64 {
+        self.load(ordering)
+    }
+
+    fn store(&self, value: u64, ordering: Ordering) {
+        self.store(value, ordering);
+    }
+
+    fn swap(&self, value: u64, ordering: Ordering) -> u64 {
+        self.swap(value, ordering)
+    }
+
+    fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
+        self.fetch_add(value, ordering)
+    }
+}
+
+/// The next free place and the limit of a ring, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Gate {
+    next: Position,
+    limit: Position,
+}
+
+impl Gate {
+    /// The next place is on top, where additions carry into nothing.
+    const fn word(self) -> u64 {
+        (self.next.0 as u64) << 32 | self.limit.0 as u64
+    }
+
+    const fn of(word: u64) -> Self {
+        Self { next: Position((word >> 32) as u32), limit: Position(word as u32) }
+    }
+
+    /// How many places are free; `None` if the ring is closed, since somebody has run past the limit.
+    fn room(self) -> Option<u32> {
+        self.limit.has_reached(self.next).then(|| self.limit.since(self.next))
+    }
+}
+
+/// Words of different CPUs' interest, in cache lines of their own.
+#[repr(align(64))]
+struct Line<T>(T);
+
+/// The producers' side of a ring. Which memory the ring is, and how its consumer is told, is the caller's business.
+pub struct Producers<W = AtomicU64> {
+    gate: Line<W>,
+    /// How many calls of [`publish`](Self::publish) nobody has attended to. Who makes it one is the publisher until it is
+    /// zero again.
+    calls: Line<W>,
+    /// The place up to which all is published; the publisher's.
+    published: W,
+    /// Not zero if the doorbell is to be rung whether there is something new or not.
+    again: W,
+    /// By slot: length (bits 31:0) and weight (63:32) of the batch that begins there, if it is finished and not
+    /// published, or zero.
+    finished: Vec<W>,
+    slots: u32,
+}
+
+impl<W: Word> Producers<W> {
+    /// The producers of an empty ring with so many slots, a power of two. One slot always stays empty, since a full
+    /// ring would look like an empty one to most consumers.
+    ///
+    /// # Errors
+    ///
+    /// No memory for one word per slot, or not a power of two between 2 and 2^30.
+    pub fn new(slots: u32) -> Result<Self, OutOfMemory> {
+        if !slots.is_power_of_two() || !(2..=1 << 30).contains(&slots) {
+            return Err(OutOfMemory);
+        }
+        let mut finished = Vec::new();
+        finished.try_reserve_exact(slots as usize).map_err(|_| OutOfMemory)?;
+        finished.extend((0..slots).map(|_| W::new(0)));
+        let gate = Gate { next: Position(0), limit: Position(slots - 1) };
+        Ok(Self {
+            gate: Line(W::new(gate.word())),
+            calls: Line(W::new(0)),
+            published: W::new(0),
+            again: W::new(0),
+            finished,
+            slots,
+        })
+    }
+
+    /// How many places a single batch can have.
+    pub fn capacity(&self) -> u32 {
+        self.slots - 1
+    }
+
+    /// Takes `count` places in a row and returns the first one. `consumed` tells up to which place the consumer has
+    /// read the ring; it is asked only when the room that was known is used up.
+    ///
+    /// `None` if there is no room, or if somebody else is about to find out that there is: to be tried again as long as
+    /// the caller's patience lasts. A caller that got places publishes them without waiting for anything, and keeps
+    /// interrupts off its CPU until then.
+    pub fn reserve(&self, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
+        // A look first, so that those who wait for room do not close the ring to those who need less of it.
+        let seen = Gate::of(self.gate.0.load(Ordering::Relaxed));
+        if seen.room().is_none_or(|room| room < count) {
+            let fresh = Gate { limit: consumed().plus(self.capacity()), ..seen };
+            if fresh.room().is_none_or(|room| room < count) {
+                return None;
+            }
+        }
+        let before = Gate::of(self.gate.0.fetch_add(u64::from(count) << 32, Ordering::AcqRel));
+        let room = before.room()?;
+        if room >= count {
+            return Some(before.next);
+        }
+        // This addition closed the ring: whatever was added to the word since has failed, and may be overwritten.
+        let open = Gate { next: before.next, limit: consumed().plus(self.capacity()) };
+        self.gate.0.swap(open.word(), Ordering::AcqRel);
+        None
+    }
+
+    /// Declares that the slots of a reserved batch are written, and calls `ring` for what is finished in a row, unless
+    /// another CPU is at it, which will then do so. `ring` is never called by two CPUs at once, and each time with
+    /// places behind those of the call before.
+    ///
+    /// A CPU that publishes goes on as long as others finish batches meanwhile: at most the ring's capacity, before
+    /// they have to wait for the consumer.
+    pub fn publish(&self, first: Position, count: u32, weight: u32, ring: impl FnMut(Run)) {
+        if let Some(mark) = self.mark(first) {
+            mark.store(u64::from(weight) << 32 | u64::from(count), Ordering::Release);
+        }
+        self.attend(ring);
+    }
+
+    /// Calls `ring` for what is finished, and if that is nothing, with what is already published; for consumers that
+    /// have to be told again.
+    pub fn ring_again(&self, ring: impl FnMut(Run)) {
+        self.again.store(1, Ordering::Release);
+        self.attend(ring);
+    }
+
+    /// Up to where all is published.
+    pub fn published(&self) -> Position {
+        Position(self.published.load(Ordering::Acquire) as u32)
+    }
+
+    fn mark(&self, at: Position) -> Option<&W> {
+        self.finished.get((at.0 & (self.slots - 1)) as usize)
+    }
+
+    /// Each call is attended to by a look at the marks that begins after it was made.
+    fn attend(&self, mut ring: impl FnMut(Run)) {
+        if self.calls.0.fetch_add(1, Ordering::AcqRel) != 0 {
+            return;
+        }
+        let mut seen = 1_u64;
+        loop {
+            let again = self.again.load(Ordering::Acquire) != 0;
+            if again {
+                self.again.store(0, Ordering::Relaxed);
+            }
+            let run = self.advance();
+            if again || run.batches != 0 {
+                ring(run);
+            }
+            seen = self.calls.0.fetch_add(seen.wrapping_neg(), Ordering::AcqRel).wrapping_sub(seen);
+            if seen == 0 {
+                return;
+            }
+        }
+    }
+
+    /// Takes the marks of all finished batches in a row.
+    fn advance(&self) -> Run {
+        let mut run =
+            Run { tail: Position(self.published.load(Ordering::Relaxed) as u32), batches: 0, weight: 0 };
+        while let Some(mark) = self.mark(run.tail) {
+            let batch = mark.load(Ordering::Acquire);
+            if batch == 0 {
+                break;
+            }
+            // The slot is used again only after the consumer has read it, so after the doorbell.
+            mark.store(0, Ordering::Relaxed);
+            run.tail = run.tail.plus(batch as u32);
+            run.batches += 1;
+            run.weight += batch >> 32;
+        }
+        self.published.store(u64::from(run.tail.0), Ordering::Release);
+        run
+    }
+}

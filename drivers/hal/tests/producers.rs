@@ -1,0 +1,360 @@
+//! The producers of a ring, against every interleaving that matters (loom), and the arithmetic at every size.
+
+#![expect(unsafe_code, reason = "cells whose every access loom checks")]
+
+use loom::cell::UnsafeCell;
+use loom::sync::Arc;
+use loom::sync::atomic::AtomicU64 as LoomU64;
+use loom::thread;
+use portcullis_hal::producers::{Position, Producers, Run, Word};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+struct Checked(LoomU64);
+
+impl Word for Checked {
+    fn new(value: u64) -> Self {
+        Self(LoomU64::new(value))
+    }
+
+    fn load(&self, ordering: Ordering) -> u64 {
+        self.0.load(ordering)
+    }
+
+    fn store(&self, value: u64, ordering: Ordering) {
+        self.0.store(value, ordering);
+    }
+
+    fn swap(&self, value: u64, ordering: Ordering) -> u64 {
+        self.0.swap(value, ordering)
+    }
+
+    fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
+        self.0.fetch_add(value, ordering)
+    }
+}
+
+/// A ring in memory, and a consumer that reads it as the doorbell rings. A slot holds its place's number plus one.
+///
+/// loom reports each access of a slot that is not ordered after the one before it.
+struct Machine {
+    producers: Producers<Checked>,
+    slots: Vec<UnsafeCell<u32>>,
+    /// By place: memory that the consumer uses until it has read the command there.
+    pages: Vec<UnsafeCell<u32>>,
+    /// How far the consumer has come.
+    consumed: LoomU64,
+    /// Only the consumer's.
+    doorbell: UnsafeCell<Totals>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+struct Totals {
+    rings: u64,
+    batches: u64,
+    weight: u64,
+}
+
+impl Machine {
+    fn new(slots: u32) -> Self {
+        Self {
+            producers: Producers::new(slots).unwrap(),
+            slots: (0..slots).map(|_| UnsafeCell::new(0)).collect(),
+            pages: (0..16).map(|_| UnsafeCell::new(0)).collect(),
+            consumed: LoomU64::new(0),
+            doorbell: UnsafeCell::new(Totals::default()),
+        }
+    }
+
+    fn slot(&self, place: Position) -> &UnsafeCell<u32> {
+        &self.slots[place.get() as usize % self.slots.len()]
+    }
+
+    fn done(&self) -> Position {
+        Position::new(self.consumed.load(Ordering::Acquire) as u32)
+    }
+
+    fn ring(&self, run: Run) {
+        // SAFETY: the doorbell is rung by one thread at a time, or loom says so.
+        self.doorbell.with_mut(|totals| unsafe {
+            (*totals).rings += 1;
+            (*totals).batches += run.batches;
+            (*totals).weight += run.weight;
+        });
+        let mut place = self.done();
+        assert!(run.tail.has_reached(place), "the doorbell goes back from {place:?} to {:?}", run.tail);
+        while place != run.tail {
+            // SAFETY: the slot belongs to the consumer now, or loom says that it does not.
+            let found = self.slot(place).with(|slot| unsafe { *slot });
+            assert_eq!(found, place.get() + 1, "not what the producer of {place:?} wrote");
+            for page in self.pages(place.get(), 1) {
+                // SAFETY: the page is the consumer's until it says that it is done, or loom says that it is not.
+                assert_eq!(page.with(|page| unsafe { *page }), 0);
+            }
+            place = place.plus(1);
+        }
+        self.consumed.store(u64::from(place.get()), Ordering::Release);
+    }
+
+    /// Submits a batch if there is room, and returns the place behind it.
+    fn try_submit(&self, count: u32) -> Option<Position> {
+        let first = self.producers.reserve(count, || self.done())?;
+        for place in (0..count).map(|offset| first.plus(offset)) {
+            // SAFETY: the slot is the reservation's, or loom says that it is not.
+            self.slot(place).with_mut(|slot| unsafe { *slot = place.get() + 1 });
+        }
+        self.producers.publish(first, count, 1, |run| self.ring(run));
+        Some(first.plus(count))
+    }
+
+    /// As a driver does, but with little patience, since loom follows every turn of a loop.
+    fn submit(&self, count: u32) -> Option<Position> {
+        (0..3).find_map(|turn| {
+            if turn != 0 {
+                thread::yield_now();
+            }
+            self.try_submit(count)
+        })
+    }
+
+    /// Whether the batch that ends there is done: one word in memory serves all who wait. If it is, what it invalidated
+    /// is the producer's again.
+    fn is_done(&self, end: Position, count: u32) -> bool {
+        let done = self.done().has_reached(end);
+        if done {
+            for page in self.pages(end.get() - count, count) {
+                // SAFETY: the batch is done, so the page is the producer's, or loom says that it is not.
+                page.with_mut(|page| unsafe { *page += 1 });
+            }
+        }
+        done
+    }
+
+    /// What the consumer uses until it has read the commands at these places.
+    fn pages(&self, first: u32, count: u32) -> &[UnsafeCell<u32>] {
+        &self.pages[first as usize..(first + count) as usize]
+    }
+
+    fn totals(&self) -> Totals {
+        // SAFETY: nobody rings any more, or loom says so.
+        self.doorbell.with(|totals| unsafe { *totals })
+    }
+}
+
+/// Explores all orders of steps with at most `switches` forced switches between threads.
+fn explore(switches: usize, check: impl Fn() + Sync + Send + 'static) {
+    let mut model = loom::model::Builder::new();
+    model.preemption_bound = Some(switches);
+    model.check(check);
+}
+
+/// Runs each list of batch lengths in a thread of its own.
+fn produce(slots: u32, switches: usize, threads: &'static [&'static [u32]]) {
+    explore(switches, move || {
+        let machine = Arc::new(Machine::new(slots));
+        let work = |machine: &Machine, batches: &[u32]| -> Vec<u32> {
+            let submit = |&count: &u32| {
+                let end = machine.submit(count)?;
+                machine.is_done(end, count);
+                Some(count)
+            };
+            batches.iter().filter_map(submit).collect()
+        };
+        let (first, others) = threads.split_first().unwrap();
+        let others: Vec<_> = others
+            .iter()
+            .map(|batches| {
+                let machine = machine.clone();
+                thread::spawn(move || work(&machine, batches))
+            })
+            .collect();
+        let mut submitted = work(&machine, first);
+        others.into_iter().for_each(|other| submitted.extend(other.join().unwrap()));
+        assert!(!submitted.is_empty(), "the first one finds the ring empty");
+        // Whatever they met, all is read, and there is room again.
+        let end = machine.try_submit(slots - 1).or_else(|| machine.try_submit(slots - 1)).unwrap();
+        submitted.push(slots - 1);
+        assert_eq!(end.get(), submitted.iter().sum());
+        assert_eq!((machine.done(), machine.producers.published()), (end, end));
+        let batches = submitted.len() as u64;
+        let totals = machine.totals();
+        assert_eq!((totals.batches, totals.weight), (batches, batches));
+        assert!((1..=batches).contains(&totals.rings), "{totals:?}");
+    });
+}
+
+#[test]
+fn two_producers_publish_in_order_what_was_written_before() {
+    produce(8, 5, &[&[2], &[1, 2]]);
+}
+
+#[test]
+fn three_producers_leave_each_other_their_batches_and_none_is_forgotten() {
+    produce(8, 2, &[&[2], &[1], &[2]]);
+}
+
+#[test]
+fn in_a_ring_that_is_too_small_for_both_nobody_writes_what_is_not_read_and_none_leaves_a_hole() {
+    produce(4, 3, &[&[2, 2], &[3]]);
+    produce(2, 3, &[&[1, 1], &[1, 1]]);
+    produce(4, 2, &[&[2], &[3], &[1]]);
+}
+
+#[test]
+fn a_doorbell_that_is_to_be_rung_again_is_rung() {
+    explore(4, || {
+        let machine = Arc::new(Machine::new(4));
+        let other = machine.clone();
+        let other = thread::spawn(move || other.producers.ring_again(|run| other.ring(run)));
+        assert!(machine.try_submit(1).is_some());
+        other.join().unwrap();
+        let totals = machine.totals();
+        assert_eq!(totals.batches, 1);
+        assert!((1..=2).contains(&totals.rings));
+        machine.producers.ring_again(|run| machine.ring(run));
+        assert_eq!(machine.totals().rings, totals.rings + 1);
+    });
+}
+
+/// Producers of a ring that has been in use for a long time.
+fn aged(slots: u32, start: u32) -> Producers<AtomicU64> {
+    let producers = Producers::new(slots).unwrap();
+    let (mut at, mut consumed) = (0_u32, Position::new(0));
+    // Half the ring at a time.
+    let step = (slots / 2).max(1);
+    while at != start {
+        let count = step.min(start.wrapping_sub(at));
+        let now = consumed;
+        if let Some(first) = producers.reserve(count, || now) {
+            producers.publish(first, count, 0, |run| consumed = run.tail);
+            at = at.wrapping_add(count);
+        }
+    }
+    producers
+}
+
+#[test]
+fn at_every_size_and_fill_there_is_room_for_what_is_left_and_for_no_more() {
+    for shift in 1..=14 {
+        let slots = 1_u32 << shift;
+        for start in [0, 1, slots - 1, slots, 3 * slots - 1] {
+            let fills = [0, 1, slots / 2, slots.saturating_sub(2), slots - 1];
+            for used in fills.into_iter().filter(|&used| used < slots) {
+                let producers = aged(slots, start);
+                let consumed = || Position::new(start);
+                let mut tail = None;
+                let mut take = |count: u32| {
+                    let mut attempts = 0;
+                    let first = loop {
+                        attempts += 1;
+                        match producers.reserve(count, consumed) {
+                            None if attempts < 3 => {}
+                            first => break first,
+                        }
+                    };
+                    first.map(|first| producers.publish(first, count, 0, |run| tail = Some(run.tail)))
+                };
+                assert!(used == 0 || take(used).is_some(), "{slots} {start} {used}");
+                let left = slots - 1 - used;
+                assert!(take(left + 1).is_none(), "{slots} {start} {used}: more than the ring holds");
+                assert!(left == 0 || take(left).is_some(), "{slots} {start} {used}: the rest");
+                assert!(take(1).is_none());
+                assert_eq!(tail, Some(Position::new(start + slots - 1)));
+            }
+        }
+    }
+}
+
+#[test]
+fn places_go_round_at_two_to_the_thirty_second() {
+    // 2^30 slots would take long to fill; big batches of a ring without memory get there in four turns.
+    let slots = 1 << 16;
+    let producers = Producers::<AtomicU64>::new(slots).unwrap();
+    let consumed = Cell::new(Position::new(0));
+    let mut total = 0_u64;
+    let mut failed = 0;
+    while total < (1 << 32) + 5 * u64::from(slots) {
+        let count = slots - 1 - (total % 7) as u32;
+        match producers.reserve(count, || consumed.get()) {
+            Some(first) => {
+                assert_eq!(first.get(), total as u32);
+                producers.publish(first, count, 3, |run| {
+                    assert_eq!((run.batches, run.weight), (1, 3));
+                    consumed.set(run.tail);
+                });
+                total += u64::from(count);
+                assert_eq!(consumed.get().get(), total as u32);
+            }
+            None => failed += 1,
+        }
+    }
+    assert!(failed > 0, "the limit was renewed");
+    let before = Position::new(u32::MAX - 1);
+    let after = before.plus(5);
+    assert!(after.has_reached(before) && !before.has_reached(after) && before.has_reached(before));
+    assert_eq!((after.since(before), after.get()), (5, 3));
+}
+
+#[test]
+fn an_unfinished_batch_holds_up_those_behind_it_and_its_producer_publishes_them() {
+    let producers = Producers::<AtomicU64>::new(16).unwrap();
+    let consumed = || Position::new(0);
+    let [one, two, three] = [2, 3, 4].map(|count| producers.reserve(count, consumed).unwrap());
+    let mut rung = Vec::new();
+    producers.publish(two, 3, 20, |run| rung.push(run));
+    producers.publish(three, 4, 30, |run| rung.push(run));
+    assert_eq!(rung, []);
+    producers.publish(one, 2, 10, |run| rung.push(run));
+    assert_eq!(rung, [Run { tail: Position::new(9), batches: 3, weight: 60 }]);
+    producers.ring_again(|run| rung.push(run));
+    assert_eq!(rung[1..], [Run { tail: Position::new(9), batches: 0, weight: 0 }]);
+}
+
+#[test]
+fn sizes_that_are_no_rings_are_refused() {
+    for slots in [0, 1, 3, 100, (1 << 30) + 1, 1 << 31] {
+        assert!(Producers::<AtomicU64>::new(slots).is_err(), "{slots}");
+    }
+}
+
+#[test]
+fn threads_submit_without_loss_or_disorder() {
+    const BATCHES: u64 = 20_000;
+    let producers = Producers::<AtomicU64>::new(32).unwrap();
+    let slots: Vec<AtomicU64> = (0..32).map(|_| AtomicU64::new(0)).collect();
+    let consumed = AtomicU64::new(0);
+    let batches = AtomicU64::new(0);
+    let done = || Position::new(consumed.load(Ordering::Acquire) as u32);
+    let slot = |place: Position| &slots[place.get() as usize % 32];
+    let ring = |run: Run| {
+        let mut place = done();
+        while place != run.tail {
+            assert_eq!(slot(place).load(Ordering::Relaxed), u64::from(place.get()) + 1);
+            place = place.plus(1);
+        }
+        batches.store(batches.load(Ordering::Relaxed) + run.batches, Ordering::Relaxed);
+        consumed.store(u64::from(place.get()), Ordering::Release);
+    };
+    std::thread::scope(|scope| {
+        for thread in 1..=4_u32 {
+            let (producers, done, slot, ring) = (&producers, &done, &slot, &ring);
+            scope.spawn(move || {
+                for turn in 0..BATCHES as u32 {
+                    let count = 1 + (turn * thread) % 9;
+                    let first = loop {
+                        match producers.reserve(count, done) {
+                            Some(first) => break first,
+                            None => std::thread::yield_now(),
+                        }
+                    };
+                    for place in (0..count).map(|offset| first.plus(offset)) {
+                        slot(place).store(u64::from(place.get()) + 1, Ordering::Relaxed);
+                    }
+                    producers.publish(first, count, 0, ring);
+                }
+            });
+        }
+    });
+    assert_eq!(batches.load(Ordering::Relaxed), 4 * BATCHES);
+    assert_eq!(done(), producers.published());
+}
