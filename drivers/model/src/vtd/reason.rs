@@ -22,12 +22,12 @@ pub const CONTEXT_INVALID: u8 = 0x43;
 pub const NO_DEVICE_TLB: u8 = 0x44;
 /// A request with PASID while the context entry has PASIDE=0.
 pub const NO_PASID: u8 = 0x45;
-/// The PASID is beyond the PASID directory.
+/// The PASID, of the request or from RID_PASID, is beyond the PASID directory.
 pub const PASID_TOO_LARGE: u8 = 0x46;
 /// A page request while the context entry has PRE=0.
 pub const NO_PAGE_REQUESTS: u8 = 0x47;
-/// RID_PASID is beyond the PASID directory.
-pub const RID_PASID: u8 = 0x48;
+/// A request with the PASID that RID_PASID keeps for requests without.
+pub const PASID_IS_RID_PASID: u8 = 0x48;
 /// The PASID directory entry could not be read.
 pub const DIRECTORY_ACCESS: u8 = 0x50;
 /// The PASID directory entry is not present.
@@ -72,6 +72,8 @@ pub const SECOND_STAGE_RESERVED: u8 = 0x7a;
 pub const SECOND_STAGE_POINTER: u8 = 0x7b;
 /// Flags of a second-stage entry need an update, but its walk is not coherent.
 pub const SECOND_STAGE_FLAGS: u8 = 0x7c;
+/// Flags of a second-stage entry could not be updated atomically.
+pub const SECOND_STAGE_FLAGS_ACCESS: u8 = 0x7d;
 /// The address is not canonical.
 pub const NOT_CANONICAL: u8 = 0x80;
 /// A user request to a supervisor page.
@@ -90,6 +92,8 @@ pub const NO_READ: u8 = 0x86;
 pub const INTERRUPT_ADDRESS: u8 = 0x87;
 /// Flags of a first-stage entry need an update, but its walk is not coherent.
 pub const FIRST_STAGE_FLAGS: u8 = 0x90;
+/// Flags of a first-stage entry could not be updated atomically.
+pub const FIRST_STAGE_FLAGS_ACCESS: u8 = 0x91;
 
 /// A short name for coverage tables.
 #[must_use]
@@ -108,7 +112,7 @@ pub const fn name(reason: u8) -> &'static str {
         NO_PASID => "45 PASIDE clear",
         PASID_TOO_LARGE => "46 PASID too large",
         NO_PAGE_REQUESTS => "47 PRE clear",
-        RID_PASID => "48 RID_PASID",
+        PASID_IS_RID_PASID => "48 PASID is RID_PASID",
         DIRECTORY_ACCESS => "50 directory access",
         DIRECTORY_NOT_PRESENT => "51 directory not present",
         DIRECTORY_RESERVED => "52 directory reserved",
@@ -131,6 +135,7 @@ pub const fn name(reason: u8) -> &'static str {
         SECOND_STAGE_RESERVED => "7a second-stage reserved",
         SECOND_STAGE_POINTER => "7b second-stage pointer",
         SECOND_STAGE_FLAGS => "7c second-stage flags",
+        SECOND_STAGE_FLAGS_ACCESS => "7d second-stage flags access",
         NOT_CANONICAL => "80 not canonical",
         SUPERVISOR_PAGE => "81 supervisor page",
         NO_EXECUTE => "82 no execute",
@@ -140,6 +145,7 @@ pub const fn name(reason: u8) -> &'static str {
         NO_READ => "86 no read",
         INTERRUPT_ADDRESS => "87 interrupt address",
         FIRST_STAGE_FLAGS => "90 first-stage flags",
+        FIRST_STAGE_FLAGS_ACCESS => "91 first-stage flags access",
         _ => "other",
     }
 }

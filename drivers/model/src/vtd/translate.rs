@@ -76,6 +76,9 @@ impl Walker<'_> {
         if request.pasid.is_some() && !context.pasids {
             return Err(flaw(reason::NO_PASID));
         }
+        if request.pasid == Some(context.rid_pasid) {
+            return Err(flaw(reason::PASID_IS_RID_PASID));
+        }
         if request.kind == AddressKind::Translated {
             return Ok(Err(Outcome::Done(request.address)));
         }
@@ -85,8 +88,7 @@ impl Walker<'_> {
             None => (context.rid_pasid, Privilege::User),
         };
         if u64::from(pasid) >= context.pasid_limit {
-            let own = request.pasid.is_some();
-            return Err(flaw(if own { reason::PASID_TOO_LARGE } else { reason::RID_PASID }));
+            return Err(flaw(reason::PASID_TOO_LARGE));
         }
         Ok(Ok(Subject { context, pasid, privilege }))
     }

@@ -358,7 +358,11 @@ impl Walker<'_> {
                 }
                 let new = step.value | wanted;
                 let before = self.eyes.env.memory.compare_exchange64(step.address, step.value, new);
-                self.again |= before != Some(step.value);
+                let before = before.ok_or(match tables.stage {
+                    Stage::Second => reason::SECOND_STAGE_FLAGS_ACCESS,
+                    _ => reason::FIRST_STAGE_FLAGS_ACCESS,
+                })?;
+                self.again |= before != step.value;
                 step.value = new;
                 self.eyes.env.coverage.count("flags", if wanted & dirty != 0 { "dirty" } else { "accessed" });
             }

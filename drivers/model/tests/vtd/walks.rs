@@ -297,7 +297,12 @@ fn context_entries_gate_pasids_ats_and_rid_pasid() {
     machine.put(CONTEXT + 8, &[9]);
     assert_eq!(machine.read(0x5000), Outcome::Done(0x5000));
     machine.put(CONTEXT + 8, &[1 << 14]);
-    assert_eq!(machine.read(0x5000), Outcome::Fault(0x48));
+    assert_eq!(machine.read(0x5000), Outcome::Fault(0x46));
+    // That PASID is theirs alone.
+    machine.put(CONTEXT, &[DIRECTORY | 1 << 3 | 1, 9]);
+    assert_eq!(machine.read(0x5000), Outcome::Done(0x5000));
+    let tagged = Request::read(DEVICE, 0x5000).with_pasid(9);
+    assert_eq!(machine.dma(tagged, Mode::Fresh), Outcome::Fault(0x48));
 }
 
 #[test]
