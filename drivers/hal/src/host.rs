@@ -92,6 +92,11 @@ impl HostHal {
         self.0.fail_at.store(usize::MAX, Ordering::SeqCst);
     }
 
+    /// Lets all frames that are allocated from now on lie at or above `phys`.
+    pub fn skip_to(&self, phys: PhysAddr) {
+        self.0.next.fetch_max(phys.get(), Ordering::SeqCst);
+    }
+
     /// How many 64-byte lines were cleaned.
     pub fn cleaned_lines(&self) -> u64 {
         self.0.cleaned_lines.load(Ordering::SeqCst)

@@ -48,11 +48,12 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         if page_sizes & level_size::<F>(0) == 0 {
             return Err(ConfigError::PageSizes(config.page_sizes));
         }
+        let last_phys = low_bits(u32::from(output_bits));
         Ok(Self {
-            tree: Tree::new(hal, format, geometry, config.writes)?,
+            tree: Tree::new(hal, format, geometry, config.writes, PhysAddr::new(last_phys))?,
             page_sizes,
             last_iova: low_bits(u32::from(geometry.aperture_bits)),
-            last_phys: low_bits(u32::from(output_bits)),
+            last_phys,
             seals: Seals::new(format),
             input_bits: config.input_bits,
             output_bits,

@@ -33,6 +33,8 @@ pub(crate) struct Tree<H: Hal, F: Format> {
     table_order: FrameOrder,
     /// The bits that a table entry must have before the walker may rely on hardware finding it.
     pub(crate) settled: u64,
+    /// The last physical address that the walker can be led to.
+    last_phys: PhysAddr,
     /// The walks in progress.
     walks: AtomicUsize,
 }
@@ -109,6 +111,12 @@ pub(crate) struct Tally {
     pub(crate) levels: u8,
 }
 
+/// Zeroed frames for a table. Memory that the walker cannot be led to is none.
+fn frames<H: Hal>(hal: &H, order: FrameOrder, last_phys: PhysAddr) -> Result<Frames<H>, OutOfMemory> {
+    let frames = Frames::zeroed(hal, order)?;
+    if frames.range().last() <= last_phys { Ok(frames) } else { Err(OutOfMemory) }
+}
+
 impl Tally {
     pub(crate) fn add(&mut self, level: u32, bytes: u64) {
         if bytes != 0 {
@@ -124,6 +132,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
         format: F,
         geometry: Geometry,
         writes: TableWrites,
+        last_phys: PhysAddr,
     ) -> Result<Self, OutOfMemory> {
         let order = |bytes| FrameOrder::for_bytes(bytes).ok_or(OutOfMemory);
         let tree = Self {
@@ -132,10 +141,11 @@ impl<H: Hal, F: Format> Tree<H, F> {
             geometry,
             writes,
             top: u32::from(geometry.levels.saturating_sub(1)),
-            root: Frames::zeroed(hal, order(8_u64.wrapping_shl(Self::root_bits(geometry)))?)?,
+            root: frames(hal, order(8_u64.wrapping_shl(Self::root_bits(geometry)))?, last_phys)?,
             root_mask: low_bits(Self::root_bits(geometry)) as usize,
             table_order: order(level_size::<F>(0))?,
             settled: if writes == TableWrites::Cleaned { F::CLEANED } else { 0 },
+            last_phys,
             walks: AtomicUsize::new(0),
         };
         if writes == TableWrites::Cleaned {
@@ -404,7 +414,7 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
     /// Installs a new table in an empty `slot` and returns the entry, or that of whoever was faster.
     fn link(&self, slot: &AtomicU64) -> Result<u64, OutOfMemory> {
         let tree = self.tree;
-        let frames = Frames::zeroed(&tree.hal, tree.table_order)?;
+        let frames = frames(&tree.hal, tree.table_order, tree.last_phys)?;
         tree.clean(frames.words());
         let entry = tree.format.table(frames.phys());
         portcullis_hal::barrier::publish_to_device();

@@ -2,6 +2,7 @@
 
 use crate::domain::PagingDomain;
 use crate::entry::{Plan, Step, plan};
+use crate::error::TableError;
 use crate::invalidate::{Descriptor, context_changed, everything, pasid_entry_changed};
 use crate::spec::entries::{Context0, Directory, RootHalf};
 use crate::tables::{Table, quantum, words};
@@ -80,11 +81,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         Ok(())
     }
 
-    fn new_table(&self) -> Result<Table<H>, OutOfMemory> {
-        Table::new(self.hal(), self.features.entry_coherency())
+    fn new_table(&self) -> Result<Table<H>, TableError> {
+        Table::new(self.hal(), &self.features)
     }
 
-    fn add_context_table(&self, state: &mut State<H>, sid: u16) -> Result<(), OutOfMemory> {
+    fn add_context_table(&self, state: &mut State<H>, sid: u16) -> Result<(), TableError> {
         let (key, _) = context_place(sid);
         state.contexts.try_reserve(1).map_err(|_| OutOfMemory)?;
         let table = self.new_table()?;
@@ -98,7 +99,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         Ok(())
     }
 
-    fn add_endpoint(&self, state: &mut State<H>, sid: u16) -> Result<(), OutOfMemory> {
+    fn add_endpoint(&self, state: &mut State<H>, sid: u16) -> Result<(), TableError> {
         state.endpoints.try_reserve(1).map_err(|_| OutOfMemory)?;
         let pasids = self.new_table()?;
         let directory = self.new_table()?;

@@ -1,8 +1,8 @@
 //! Errors of the start-up.
 
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{MapError, OutOfMemory};
-use portcullis_iommu::{AttachError, DomainError};
+use portcullis_hal::{MapError, OutOfMemory, PhysAddr};
+use portcullis_iommu::{AttachError, DomainError, Missing};
 use thiserror::Error;
 
 /// Why a unit was not taken over.
@@ -34,6 +34,37 @@ pub enum InitError {
     /// No memory for the unit's tables and queue.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    /// The memory for the unit's tables and queue lies beyond its physical addresses.
+    #[error("the memory at {0} is beyond the unit's physical addresses")]
+    Unreachable(PhysAddr),
+}
+
+/// Why there is no memory for a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub(crate) enum TableError {
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The memory that there is lies beyond the unit's physical addresses.
+    #[error("the memory at {0} is beyond the unit's physical addresses")]
+    Unreachable(PhysAddr),
+}
+
+impl From<TableError> for InitError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::OutOfMemory(error) => Self::OutOfMemory(error),
+            TableError::Unreachable(phys) => Self::Unreachable(phys),
+        }
+    }
+}
+
+impl From<TableError> for AttachError {
+    fn from(error: TableError) -> Self {
+        match error {
+            TableError::OutOfMemory(error) => Self::OutOfMemory(error),
+            TableError::Unreachable(_) => Self::Incompatible { missing: Missing::OUTPUT_WIDTH },
+        }
+    }
 }
 
 /// Why a device did not get the mappings of its reserved regions.

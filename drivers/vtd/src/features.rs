@@ -4,7 +4,7 @@ use crate::InitError;
 use crate::registers::Registers;
 use crate::spec::entries::AddressWidth;
 use crate::spec::registers::{CAP, Cap, ECAP, Ecap, VER};
-use portcullis_hal::{Hal, Mmio, TableFormat, TableRoot, TableWrites};
+use portcullis_hal::{Hal, Mmio, PAGE_SIZE, PhysRange, TableFormat, TableRoot, TableWrites};
 use portcullis_iommu::{Backend, FaultModels, Missing, Stage, Stages, UnitInfo, WalkCoherency};
 use portcullis_pgtable::Levels;
 
@@ -181,10 +181,16 @@ impl Features {
             }
             None => missing |= Missing::FORMAT,
         }
-        missing.set(Missing::OUTPUT_WIDTH, root.output_bits > self.host_address_bits);
+        let reached = self.reaches(PhysRange::block(root.root, PAGE_SIZE));
+        missing.set(Missing::OUTPUT_WIDTH, root.output_bits > self.host_address_bits || !reached);
         let stale = root.writes == TableWrites::Cached && self.table_coherency() == WalkCoherency::NotSnooped;
         missing.set(Missing::COHERENT_WALKS, stale);
         missing
+    }
+
+    /// Whether all of a range can be named in registers and tables: bits beyond the host's width are reserved there.
+    pub(crate) fn reaches(&self, range: PhysRange) -> bool {
+        range.last().get() >> self.host_address_bits.min(63) == 0
     }
 
     /// The width of physical addresses, in bits.

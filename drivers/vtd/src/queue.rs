@@ -11,7 +11,7 @@ use crate::ring::{Position, Ring};
 use crate::spec::registers::{FSTS, FaultStatus, IQERCD, IQH, IQT};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{FrameOrder, Frames, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
+use portcullis_hal::{Frames, Hal, Mmio, PhysAddr, SyncError, barrier};
 use spin::Mutex;
 
 /// How long an answer may take before the fault status is looked at, in nanoseconds.
@@ -65,11 +65,10 @@ pub(crate) struct Ticket {
 }
 
 impl<H: Hal> Queue<H> {
-    /// Memory for a queue of these frames; the hardware does not know it yet.
-    pub(crate) fn new(hal: &H, ring: Ring, order: FrameOrder) -> Result<Self, OutOfMemory> {
-        let slots = Frames::zeroed(hal, order)?;
-        let status = Frames::zeroed(hal, FrameOrder::SINGLE)?;
-        Ok(Self {
+    /// A queue in `slots`, as many as the ring says, with its status word in `status`; the hardware does not know them
+    /// yet.
+    pub(crate) fn new(ring: Ring, slots: Frames<H>, status: Frames<H>) -> Self {
+        Self {
             descriptors: Descriptors::new(slots),
             status: Published::new(status),
             ring,
@@ -80,7 +79,7 @@ impl<H: Hal> Queue<H> {
             errors: AtomicU32::new(0),
             last_error: AtomicU32::new(0),
             counters: Counters::default(),
-        })
+        }
     }
 
     pub(crate) fn ring(&self) -> Ring {

@@ -9,7 +9,7 @@ use crate::spec::registers::{
     EventControl, FECTL, FSTS, FaultStatus, GSTS, Global, IECTL, IQA, IQH, IQT, PMEN, ProtectedMemory,
     QueueAddress, RTADDR, RootAddress, TableMode,
 };
-use crate::tables::Table;
+use crate::tables::{Table, reachable_frames};
 use crate::unit::{Driver, Inner};
 use crate::{InitError, ReserveError};
 use portcullis_hal::{Arc, EndpointId, FixedMapping, FrameOrder, Hal, Mmio, SyncError, wait};
@@ -63,8 +63,10 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
         let order = options.queue.min(FrameOrder::new(Ring::MAX_QS).unwrap_or(FrameOrder::SINGLE));
         let ring = Ring::new(order).ok_or(portcullis_hal::OutOfMemory)?;
         let ids = IdPool::new(1, features.last_domain_id())?;
-        let root = Table::new(hal, features.entry_coherency())?;
-        let queue = Queue::new(hal, ring, order)?;
+        let root = Table::new(hal, &features)?;
+        let slots = reachable_frames(hal, &features, order)?;
+        let status = reachable_frames(hal, &features, FrameOrder::SINGLE)?;
+        let queue = Queue::new(ring, slots, status);
         let inner = Arc::try_new(Inner::new(registers, features, queue, root, ids))?;
         inner.start_queue()?;
         Ok(Self { inner })

@@ -1,8 +1,10 @@
 //! Table memory: what hardware knows, and words of 128 bits that it reads in one piece.
 
 use crate::dma::{self, Published};
+use crate::error::TableError;
+use crate::features::Features;
 use portcullis_hal::atomic128::AtomicU128;
-use portcullis_hal::{FrameOrder, Frames, Hal, OutOfMemory, barrier};
+use portcullis_hal::{FrameOrder, Frames, Hal, barrier};
 use portcullis_iommu::WalkCoherency;
 
 /// A table of 128-bit quanta, one frame long.
@@ -13,8 +15,9 @@ pub(crate) struct Table<H: Hal> {
 
 impl<H: Hal> Table<H> {
     /// A table of zeros: nothing in it is present.
-    pub(crate) fn new(hal: &H, coherency: WalkCoherency) -> Result<Self, OutOfMemory> {
-        let frames = Frames::zeroed(hal, FrameOrder::SINGLE)?;
+    pub(crate) fn new(hal: &H, features: &Features) -> Result<Self, TableError> {
+        let frames = reachable_frames(hal, features, FrameOrder::SINGLE)?;
+        let coherency = features.entry_coherency();
         if coherency == WalkCoherency::NotSnooped {
             frames.clean(0, frames.order().bytes() as usize);
         }
@@ -51,6 +54,16 @@ impl<H: Hal> Table<H> {
     pub(crate) fn entry<const N: usize>(&self, number: usize) -> [u128; N] {
         core::array::from_fn(|quantum| self.load(number * N + quantum))
     }
+}
+
+/// Zeroed frames whose addresses the unit's registers and tables can hold.
+pub(crate) fn reachable_frames<H: Hal>(
+    hal: &H,
+    features: &Features,
+    order: FrameOrder,
+) -> Result<Frames<H>, TableError> {
+    let frames = Frames::zeroed(hal, order)?;
+    if features.reaches(frames.range()) { Ok(frames) } else { Err(TableError::Unreachable(frames.phys())) }
 }
 
 /// Joins the two words of a quantum.

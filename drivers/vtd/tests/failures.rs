@@ -5,8 +5,10 @@ mod common;
 use common::fake::{self, Conduct, FakeUnit};
 use common::{Machine, endpoint, fixed, map_page, options, unmap};
 use portcullis_hal::host::HostHal;
-use portcullis_hal::{Attributes, Gather, Iova, IovaRange, QuarantineReason, SyncError};
-use portcullis_iommu::{AttachError, DomainSpec, PagingSpec, Unit, UnitEvent};
+use portcullis_hal::{
+    Attributes, Gather, Iova, IovaRange, MapError, OutOfMemory, PhysAddr, QuarantineReason, SyncError,
+};
+use portcullis_iommu::{AttachError, DomainError, DomainSpec, Missing, PagingSpec, Unit, UnitEvent};
 use portcullis_vtd::{Options, Setup};
 use std::time::{Duration, Instant};
 
@@ -64,6 +66,29 @@ fn out_of_memory_at_any_allocation_of_an_operation_changes_nothing_and_leaks_not
         }
         // A root; a context table, a directory and a PASID table; three page tables.
         assert_eq!(failures, [1, 3, 3]);
+    }
+}
+
+#[test]
+fn memory_beyond_the_units_addresses_is_refused_by_name_and_given_back() {
+    for registers in [fake::FIRST_STAGE, fake::SECOND_STAGE] {
+        let machine = Machine::new(registers);
+        let (used, fresh) = (machine.paging(), machine.paging());
+        machine.driver.attach(&endpoint(0x20), &used).unwrap();
+        let before = machine.hal.frames_in_use();
+        machine.hal.skip_to(PhysAddr::new(1 << 48));
+        let missing = Missing::OUTPUT_WIDTH;
+        // 0x30 lacks a directory, 0xa0 a context table too.
+        for sid in [0x30, 0xa0] {
+            let result = machine.driver.attach(&endpoint(sid), &fresh);
+            assert_eq!(result, Err(AttachError::Incompatible { missing }), "{sid:#x}");
+            assert!(machine.fake.dma(sid, IOVA, true).is_err());
+        }
+        assert_eq!(map_page(&used, IOVA, 0x1000), Err(MapError::OutOfMemory(OutOfMemory)));
+        let spec = DomainSpec::Paging(PagingSpec::default());
+        assert_eq!(machine.driver.new_domain(&spec).err(), Some(DomainError::OutOfMemory(OutOfMemory)));
+        assert_eq!(machine.hal.frames_in_use(), before);
+        machine.driver.attach(&endpoint(0x20), &fresh).unwrap();
     }
 }
 

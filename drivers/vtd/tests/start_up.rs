@@ -182,6 +182,22 @@ fn out_of_memory_at_any_allocation_of_the_start_up_leaks_nothing() {
 }
 
 #[test]
+fn memory_beyond_the_units_addresses_is_no_memory_for_its_tables_and_queue() {
+    // The root table, the queue, and the queue's status word.
+    for reachable in 0..3 {
+        let hal = HostHal::new();
+        let fake = FakeUnit::new(&hal, fake::FIRST_STAGE);
+        // Frames are handed out one after the other.
+        let last = PhysAddr::new((1 << 48) - 0x1000 * reachable);
+        hal.skip_to(last);
+        let result = Setup::new(&hal, fake.clone(), options());
+        assert_eq!(result.err(), Some(InitError::Unreachable(PhysAddr::new(1 << 48))), "{reachable}");
+        assert_eq!(hal.frames_in_use(), 0);
+        assert_eq!(fake.accesses().1, 0);
+    }
+}
+
+#[test]
 fn a_unit_that_does_not_answer_is_reported_by_register() {
     let (cap, ecap) = fake::SECOND_STAGE;
     let hal = HostHal::new();
