@@ -44,6 +44,16 @@ pub enum MemoryKind {
     Device,
 }
 
+impl fmt::Display for MemoryKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::WriteBack => "write-back",
+            Self::NonCacheable => "non-cacheable",
+            Self::Device => "device",
+        })
+    }
+}
+
 /// The attributes of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Attributes {

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "giving a device foreign tables is a contract of this crate")]
 
 use crate::PhysAddr;
+use core::fmt;
 
 /// A translation granule of VMSAv8-64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,6 +54,20 @@ pub enum TableFormat {
         /// 3, 4 or 5.
         levels: u8,
     },
+}
+
+impl fmt::Display for TableFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let kib = |granule: &Granule| 1 << (granule.shift() - 10);
+        match self {
+            Self::VmsaStage1 { granule, .. } => write!(f, "VMSAv8-64 stage 1, {} KiB granule", kib(granule)),
+            Self::VmsaStage2 { granule, start_level } => {
+                write!(f, "VMSAv8-64 stage 2, {} KiB granule, from level {start_level}", kib(granule))
+            }
+            Self::X86 { levels } => write!(f, "x86-64, {levels} levels"),
+            Self::VtdSecondStage { levels } => write!(f, "VT-d second stage, {levels} levels"),
+        }
+    }
 }
 
 /// Whether a walker that does not snoop caches finds the entries in memory.

@@ -56,6 +56,12 @@ bitflags! {
     }
 }
 
+impl fmt::Display for Stages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        bitflags::parser::to_writer(self, f)
+    }
+}
+
 bitflags! {
     /// How a unit lets a device recover from a fault.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,6 +80,15 @@ pub enum WalkCoherency {
     Snooped,
     /// They do not: every written line has to be cleaned to memory.
     NotSnooped,
+}
+
+impl fmt::Display for WalkCoherency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Snooped => "snooped",
+            Self::NotSnooped => "not-snooped",
+        })
+    }
 }
 
 /// What a unit can do.
@@ -188,6 +203,15 @@ pub enum Transition {
     Hitless,
     /// For a moment no translation: DMA in flight may have been aborted. Never anybody else's translation.
     Disruptive,
+}
+
+impl fmt::Display for Transition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Hitless => "hitless",
+            Self::Disruptive => "disruptive",
+        })
+    }
 }
 
 /// Why an attachment was not made. The old one still works, except after [`Timeout`](Self::Timeout) and

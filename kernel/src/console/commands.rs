@@ -115,7 +115,7 @@ fn units(state: &mut State, _arguments: &[&str]) -> Result<Next, String> {
         let info = unit.info();
         text(format_args!(
             "unit: {id} kind={} stages={} page-sizes={:#x} input-bits={} output-bits={} pasid-bits={} identity={} \
-             entries={:?} tables={:?}",
+             entries={} tables={}",
             info.backend,
             bits(&info.stages),
             info.page_sizes,
@@ -301,7 +301,7 @@ fn attach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     };
     let device = state.device(device)?;
     let transition = state.machine.iommu.attach(&device, state.domain(domain)?).map_err(words)?;
-    text(format_args!("attached: {transition:?}"));
+    text(format_args!("attached: {transition}"));
     Ok(Next::Continue)
 }
 
@@ -376,7 +376,7 @@ fn walk(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let iova = Iova::new(number(iova)?);
     match state.domain(domain)?.iova_to_phys(iova) {
         Some(found) => text(format_args!(
-            "walk: {iova} phys={} access={} memory={:?} entry={:#x}",
+            "walk: {iova} phys={} access={} memory={} entry={:#x}",
             found.phys, found.attributes.access, found.attributes.memory, found.size
         )),
         None => text(format_args!("walk: {iova} not mapped")),

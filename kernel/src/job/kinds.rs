@@ -155,7 +155,7 @@ fn shared(machine: &Machine, rig: &TestRig) -> Result<Option<String>, String> {
     })();
     machine.iommu.detach(&rig.device).map_err(words)?;
     outcome?;
-    Ok(Some(format!("{:?} given by its root {}", vm.root().format, vm.root().root)))
+    Ok(Some(format!("{} given by its root {}", vm.root().format, vm.root().root)))
 }
 
 /// From one paging domain to another in one step.

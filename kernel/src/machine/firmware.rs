@@ -7,7 +7,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use portcullis_arch::{BootInfo, Firmware, paging};
 use portcullis_firmware::{
-    Topology, UnitDescription, UnitKind, VirtioTransport, VtdCoverage, acpi, devicetree,
+    Topology, UnitDescription, UnitKind, VirtioTransport, VtdCoverage, WalkCoherency, acpi, devicetree,
 };
 use portcullis_hal::PhysRange;
 
@@ -35,8 +35,17 @@ pub(super) fn describe_unit(unit: &UnitDescription) -> String {
     match &unit.kind {
         UnitKind::Smmuv3(smmu) => {
             format!(
-                "SMMUv3 at {}, walks {:?}, event interrupt {:?}",
-                smmu.registers, smmu.walks, smmu.interrupts.event
+                "SMMUv3 at {}, {}, {}",
+                smmu.registers,
+                match smmu.walks {
+                    WalkCoherency::Coherent => "coherent walks",
+                    WalkCoherency::NonCoherent => "walks that are not coherent",
+                    WalkCoherency::AsReported => "coherency as it reports",
+                },
+                match smmu.interrupts.event {
+                    Some(interrupt) => format!("events by interrupt {}", interrupt.intid),
+                    None => "events without a wired interrupt".to_string(),
+                }
             )
         }
         UnitKind::Vtd(vtd) => {

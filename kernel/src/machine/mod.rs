@@ -288,7 +288,7 @@ fn describe_units() {
     IOMMU.for_each_unit(|id, unit| {
         let info = unit.info();
         report::text(format_args!(
-            "  {id}: {}, {:?}, {} to {} bits, pages {:#x}, PASIDs of {} bits, {:?} tables, identity {}",
+            "  {id}: {}, {}, {} to {} bits, pages {:#x}, PASIDs of {} bits, tables {}, identity {}",
             info.backend,
             info.stages,
             info.input_bits,
