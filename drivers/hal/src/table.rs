@@ -44,6 +44,20 @@ pub enum TableFormat {
         /// The level of the (possibly concatenated) root table, 0 to 2.
         start_level: u8,
     },
+    /// VMSAv8-64 stage 1 with the descriptors of FEAT_LPA2 (CD.DS), as the lower address range (TTBR0).
+    VmsaStage1Lpa2 {
+        /// The granule, 4 or 16 KiB.
+        granule: Granule,
+        /// MAIR_ELx: what the attribute indices in the entries mean.
+        mair: u64,
+    },
+    /// VMSAv8-64 stage 2 with the descriptors of FEAT_LPA2 (STE.S2DS).
+    VmsaStage2Lpa2 {
+        /// The granule, 4 or 16 KiB.
+        granule: Granule,
+        /// The level of the (possibly concatenated) root table, 0 to 2.
+        start_level: u8,
+    },
     /// x86-64 4- or 5-level paging; also the first stage of VT-d.
     X86 {
         /// 4 or 5.
@@ -63,6 +77,16 @@ impl fmt::Display for TableFormat {
             Self::VmsaStage1 { granule, .. } => write!(f, "VMSAv8-64 stage 1, {} KiB granule", kib(granule)),
             Self::VmsaStage2 { granule, start_level } => {
                 write!(f, "VMSAv8-64 stage 2, {} KiB granule, from level {start_level}", kib(granule))
+            }
+            Self::VmsaStage1Lpa2 { granule, .. } => {
+                write!(f, "VMSAv8-64 stage 1 with LPA2, {} KiB granule", kib(granule))
+            }
+            Self::VmsaStage2Lpa2 { granule, start_level } => {
+                write!(
+                    f,
+                    "VMSAv8-64 stage 2 with LPA2, {} KiB granule, from level {start_level}",
+                    kib(granule)
+                )
             }
             Self::X86 { levels } => write!(f, "x86-64, {levels} levels"),
             Self::VtdSecondStage { levels } => write!(f, "VT-d second stage, {levels} levels"),

@@ -97,6 +97,12 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
     const LEAF_LEVELS: u8;
     /// The width of the widest physical address an entry holds, in bits.
     const OUTPUT_BITS: u8;
+    /// The lowest bit of a physical address that an entry does not hold in its place, if there is one: up to there,
+    /// the next leaf is this one plus its size.
+    const SPLIT_BIT: u8 = Self::OUTPUT_BITS;
+    /// The contiguous hint: the bit of a leaf that says that it and its neighbours, as many as
+    /// [`run_shift`](Self::run_shift) says and aligned as a whole, could be one. Zero if the format has none.
+    const CONTIGUOUS: u64 = 0;
     /// The bit of a table entry that hardware ignores and in which the walker notes that the entry has been
     /// cleaned to memory.
     const CLEANED: u64;
@@ -108,6 +114,16 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
 
     /// The number of index bits per level.
     const STRIDE: u32 = Self::GRANULE_SHIFT - 3;
+
+    /// How many leaves at `level` may carry the contiguous hint together, as a power of two; 0 if there is no hint.
+    fn run_shift(_level: u32) -> u32 {
+        0
+    }
+
+    /// The sizes of single leaves, as a bit mask in bytes, in tables for physical addresses of this width.
+    fn leaf_sizes(_output_bits: u8) -> u64 {
+        (0..u32::from(Self::LEAF_LEVELS)).fold(0, |sizes, level| sizes | level_size::<Self>(level))
+    }
 
     /// The shape of a table for inputs of this width.
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError>;
@@ -157,6 +173,13 @@ pub(crate) const fn low_bits(bits: u32) -> u64 {
 #[inline]
 pub(crate) const fn level_shift<F: Format>(level: u32) -> u32 {
     F::GRANULE_SHIFT.wrapping_add(level.wrapping_mul(F::STRIDE))
+}
+
+/// The bytes that are mapped as a whole by `leaf`, at `level`, and its neighbours under the same contiguous hint.
+#[inline]
+pub(crate) fn extent<F: Format>(leaf: u64, level: u32) -> u64 {
+    let hinted = F::CONTIGUOUS != 0 && leaf & F::CONTIGUOUS != 0;
+    level_size::<F>(level).wrapping_shl(if hinted { F::run_shift(level) } else { 0 })
 }
 
 /// The bytes that one entry at `level` covers.

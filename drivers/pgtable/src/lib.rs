@@ -26,10 +26,14 @@
 //!
 //! | format | levels | pages | refuses |
 //! |---|---|---|---|
-//! | [`VmsaStage1`] | by width, 32 to 48 bits | 4K 2M 1G; 16K 32M; 64K 512M | write-only |
-//! | [`VmsaStage2`] | by width, concatenated roots | as above | |
+//! | [`VmsaStage1`] | by width, 32 to 48 bits; 52 with 64K | 4K 2M 1G; 16K 32M; 64K 512M 4T | write-only |
+//! | [`VmsaStage1Lpa2`] | by width, 32 to 52 bits | 4K 2M 1G 512G; 16K 32M 64G | write-only |
+//! | [`VmsaStage2`], [`VmsaStage2Lpa2`] | by width, concatenated roots | as stage 1 | |
 //! | [`X86`] | 4, 5 | 4K 2M 1G | write-only |
 //! | [`VtdSecondStage`] | 3, 4, 5 | 4K 2M 1G | execute |
+//!
+//! The formats of Arm also have runs of leaves under the contiguous hint: 64K 32M 16G with 4K pages, 2M 1G with 16K
+//! pages, 2M 16G with 64K pages. [`Config::page_sizes`] says which of all these sizes are used.
 //!
 //! No format maps registers ([`MemoryKind::Device`](portcullis_hal::MemoryKind)) executable, and none maps
 //! executable what cannot be read.
@@ -54,6 +58,9 @@ mod x86;
 
 pub use format::{Config, ConfigError, Format, Geometry, Kind, Levels};
 pub use table::PageTable;
-pub use vmsa::{MAIR, Stage, Stage1, Stage2, Vmsa, VmsaStage1, VmsaStage2};
+pub use vmsa::{
+    Descriptors, Layout, Lpa2, MAIR, Plain, Stage, Stage1, Stage2, Vmsa, VmsaStage1, VmsaStage1Lpa2,
+    VmsaStage2, VmsaStage2Lpa2,
+};
 pub use vtd::VtdSecondStage;
 pub use x86::{AccessedDirty, X86};

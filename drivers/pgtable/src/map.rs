@@ -8,7 +8,7 @@
 //! In a list whose pieces do not ascend, a piece may overlap an earlier one, which the tables do not show yet.
 //! Such lists leave a mark in each place as they check it.
 
-use crate::format::{Format, Kind, level_shift, level_size, low_bits};
+use crate::format::{Format, Kind, extent, level_shift, level_size, low_bits};
 use crate::table::PageTable;
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -39,6 +39,8 @@ struct Run<'w> {
     /// The first leaf, and what has to be added for the next.
     leaf: u64,
     size: u64,
+    /// Of how many entries each unit is made that is written as a whole, or without the contiguous hint.
+    unit: usize,
 }
 
 impl Run<'_> {
@@ -161,12 +163,12 @@ impl Pass for Write {
             lines.iter().for_each(|line| line.iter().for_each(&mut write));
             rest.iter().for_each(write);
         } else {
-            for (i, slot) in run.slots.iter().enumerate() {
-                if F::kind(slot.load(Ordering::Relaxed), run.level) == Kind::Table {
-                    written = i;
-                    break;
-                }
-                slot.store(leaf, Ordering::Relaxed);
+            let is_table = |slot: &AtomicU64| F::kind(slot.load(Ordering::Relaxed), run.level) == Kind::Table;
+            written = run.slots.iter().position(is_table).unwrap_or(written);
+            let whole = written & !run.unit.wrapping_sub(1);
+            for (i, slot) in run.slots.iter().take(written).enumerate() {
+                let hint = if i < whole { 0 } else { F::CONTIGUOUS };
+                slot.store(leaf & !hint, Ordering::Relaxed);
                 leaf = leaf.wrapping_add(run.size);
             }
         }
@@ -192,6 +194,16 @@ fn following<'a, H: Hal, F: Format>(
         iova = iova.wrapping_add(level_size::<F>(0));
         (is_page && follows).then_some((slot, first))
     })
+}
+
+/// The bytes from `phys` up to where a leaf is not the one before plus its size.
+#[inline]
+fn reach<F: Format>(phys: u64) -> u64 {
+    if F::SPLIT_BIT == F::OUTPUT_BITS {
+        return u64::MAX;
+    }
+    let period = 1_u64.wrapping_shl(u32::from(F::SPLIT_BIT));
+    period.wrapping_sub(phys & period.wrapping_sub(1))
 }
 
 /// Whether the pieces of a list come in ascending order without overlap.
@@ -317,8 +329,11 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// Handles a piece: at once if it lies in the table of pages at hand.
     #[inline]
     fn place<P: Pass>(&self, cursor: &mut Cursor<'_, '_, H, F>, piece: Piece) -> Result<(), MapError> {
-        if let Some(slots) = cursor.pages_here(piece.iova, piece.len) {
-            P::leaves(cursor, &self.run(slots, 0, piece))?;
+        if piece.len < self.shortest_run
+            && piece.len <= reach::<F>(piece.phys)
+            && let Some(slots) = cursor.pages_here(piece.iova, piece.len)
+        {
+            P::leaves(cursor, &self.run(slots, 0, piece, 0))?;
             return Ok(());
         }
         self.place_far::<P>(cursor, piece)
@@ -335,8 +350,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             cursor.seek(piece.iova);
             let level = self.leaf_level(piece.iova | piece.phys, piece.len, cursor.level());
             P::sink(cursor, level).map_err(|stop| stopped(stop, piece.iova))?;
-            let slots = cursor.run(piece.len.wrapping_shr(level_shift::<F>(level)));
-            let done = P::leaves(cursor, &self.run(slots, level, piece))?;
+            let (len, hint) = self.stretch(&piece, level);
+            let slots = cursor.run(len.wrapping_shr(level_shift::<F>(level)));
+            let done = P::leaves(cursor, &self.run(slots, level, piece, hint))?;
             let bytes = (done as u64).wrapping_shl(level_shift::<F>(level));
             piece.iova = piece.iova.wrapping_add(bytes);
             piece.phys = piece.phys.wrapping_add(bytes);
@@ -351,14 +367,33 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     #[inline]
-    fn run<'w>(&self, slots: &'w [AtomicU64], level: u32, piece: Piece) -> Run<'w> {
+    fn run<'w>(&self, slots: &'w [AtomicU64], level: u32, piece: Piece, hint: u64) -> Run<'w> {
         let phys = PhysAddr::new(piece.phys);
         Run {
             slots,
             level,
             iova: piece.iova,
-            leaf: self.tree.format.leaf(phys, level, piece.attribute_bits),
+            leaf: self.tree.format.leaf(phys, level, piece.attribute_bits) | hint,
             size: level_size::<F>(level),
+            unit: 1_usize.wrapping_shl(F::run_shift(level)),
+        }
+    }
+
+    /// The bytes at the head of a piece that can be one run of leaves at `level`, all of them with or all of them
+    /// without the contiguous hint; and the hint.
+    #[inline]
+    fn stretch(&self, piece: &Piece, level: u32) -> (u64, u64) {
+        let len = piece.len.min(reach::<F>(piece.phys));
+        let unit = extent::<F>(F::CONTIGUOUS, level);
+        let below = unit.wrapping_sub(1);
+        let hinted = F::run_shift(level) != 0 && self.page_sizes & unit != 0;
+        if !hinted || (piece.iova ^ piece.phys) & below != 0 {
+            return (len, 0);
+        }
+        match (piece.iova & below, len & !below) {
+            (0, 0) => (len, 0),
+            (0, whole) => (whole, F::CONTIGUOUS),
+            (offset, _) => (len.min(unit.wrapping_sub(offset)), 0),
         }
     }
 

@@ -94,7 +94,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         }
         let walk = self.tree.walk();
         let place = walk.find(iova, level, top, 0).ok_or(NotSingle)?;
-        if F::kind(place.slot.load(Ordering::Relaxed), level) != Kind::Leaf {
+        let leaf = place.slot.load(Ordering::Relaxed);
+        if F::kind(leaf, level) != Kind::Leaf || leaf & F::CONTIGUOUS != 0 {
             return Err(NotSingle);
         }
         place.slot.store(0, Ordering::Relaxed);

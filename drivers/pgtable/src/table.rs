@@ -1,6 +1,6 @@
 //! The page table as its users see it.
 
-use crate::format::{Config, ConfigError, Format, Kind, level_size, low_bits};
+use crate::format::{Config, ConfigError, Format, Kind, extent, level_size, low_bits};
 use crate::tree::Tree;
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::Ordering;
@@ -29,6 +29,8 @@ use portcullis_hal::{
 pub struct PageTable<H: Hal, F: Format> {
     pub(crate) tree: Tree<H, F>,
     pub(crate) page_sizes: u64,
+    /// The bytes of the smallest run of pages that gets the contiguous hint; `u64::MAX` if none does.
+    pub(crate) shortest_run: u64,
     pub(crate) last_iova: u64,
     pub(crate) last_phys: u64,
     pub(crate) seals: Seals,
@@ -44,7 +46,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         if u32::from(output_bits) <= F::GRANULE_SHIFT {
             return Err(ConfigError::OutputBits(config.output_bits));
         }
-        let page_sizes = config.page_sizes & sizes::<F>();
+        let page_sizes = usable_sizes::<F>(config.page_sizes, output_bits);
         if page_sizes & level_size::<F>(0) == 0 {
             return Err(ConfigError::PageSizes(config.page_sizes));
         }
@@ -52,6 +54,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         Ok(Self {
             tree: Tree::new(hal, format, geometry, config.writes, PhysAddr::new(last_phys))?,
             page_sizes,
+            shortest_run: shortest_run::<F>(page_sizes),
             last_iova: low_bits(u32::from(geometry.aperture_bits)),
             last_phys,
             seals: Seals::new(format),
@@ -76,7 +79,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         IovaRange::block(Iova::new(0), self.last_iova.wrapping_add(1))
     }
 
-    /// The page sizes in use, as a bit mask in bytes.
+    /// The page sizes in use, as a bit mask in bytes; those of runs under the contiguous hint among them.
     pub fn page_sizes(&self) -> u64 {
         self.page_sizes
     }
@@ -87,7 +90,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// When the call returns, the mapping is visible to a walker that looks because of a later store or register
     /// write of this CPU. When it fails, no walker has seen any part of it; tables that were installed for it
     /// stay, empty, until a [`trim`](Self::trim). A place whose table was left empty by earlier unmaps is filled
-    /// with the smaller pages of that table.
+    /// with the smaller pages of that table. Runs of pages get the contiguous hint where their size is among the
+    /// sizes; they are then mapped and unmapped as a whole, as one page is.
     ///
     /// # Errors
     ///
@@ -109,7 +113,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// # Errors
     ///
     /// [`Misaligned`](UnmapError::Misaligned), [`OutOfRange`](UnmapError::OutOfRange), and
-    /// [`Partial`](UnmapError::Partial) if a larger page reaches out of the range. Nothing has changed then.
+    /// [`Partial`](UnmapError::Partial) if a larger page, or a run under the contiguous hint, reaches out of the range.
+    /// Nothing has changed then.
     pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         self.unmap_range(range, gather)
     }
@@ -129,12 +134,11 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             Err(Stop::Leaf(leaf)) => Some(leaf),
             Err(Stop::Absent | Stop::OutOfMemory) => None,
         }?;
-        let size = level_size::<F>(cursor.level());
-        let offset = iova.get() & size.wrapping_sub(1);
+        let offset = iova.get() & level_size::<F>(cursor.level()).wrapping_sub(1);
         Some(Translated {
             phys: PhysAddr::new(F::leaf_address(leaf, cursor.level()).get() | offset),
             attributes: self.tree.format.attributes(leaf),
-            size,
+            size: extent::<F>(leaf, cursor.level()),
         })
     }
 
@@ -158,9 +162,17 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 }
 
-/// All page sizes of a format.
-fn sizes<F: Format>() -> u64 {
-    (0..u32::from(F::LEAF_LEVELS)).fold(0, |sizes, level| sizes | level_size::<F>(level))
+/// The sizes out of `wanted` that a format has, of single leaves and of runs of such leaves.
+fn usable_sizes<F: Format>(wanted: u64, output_bits: u8) -> u64 {
+    let single = F::leaf_sizes(output_bits) & wanted;
+    (0..u32::from(F::LEAF_LEVELS))
+        .filter(|&level| single & level_size::<F>(level) != 0 && F::CONTIGUOUS != 0)
+        .fold(single, |sizes, level| sizes | wanted & extent::<F>(F::CONTIGUOUS, level))
+}
+
+fn shortest_run<F: Format>(page_sizes: u64) -> u64 {
+    let run = extent::<F>(F::CONTIGUOUS, 0);
+    if F::run_shift(0) != 0 && page_sizes & run != 0 { run } else { u64::MAX }
 }
 
 /// The attribute bits of leaves, worked out once for all attributes; zero where the format cannot express them.

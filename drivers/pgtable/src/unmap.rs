@@ -1,6 +1,6 @@
 //! Unmapping a range.
 
-use crate::format::{Format, level_shift, level_size, low_bits};
+use crate::format::{Format, Kind, extent, level_shift, level_size, low_bits};
 use crate::single::NotSingle;
 use crate::table::PageTable;
 use crate::tree::{Below, Cut, Tally};
@@ -71,11 +71,16 @@ fn whole_leaf<H: Hal, F: Format>(
     range: &IovaRange,
 ) -> Result<(), UnmapError> {
     cursor.seek(iova);
-    // The smallest leaves, at the end of the way, are as large as what ranges are made of.
-    let Err(Stop::Leaf(_)) = cursor.sink(0) else {
-        return Ok(());
+    let leaf = match cursor.sink(0) {
+        Err(Stop::Leaf(leaf)) => leaf,
+        // The smallest leaves are as large as what ranges are made of, unless they carry the hint.
+        Ok(()) if F::CONTIGUOUS != 0 => cursor.slot().load(Ordering::Relaxed),
+        Ok(()) | Err(Stop::Absent | Stop::OutOfMemory) => return Ok(()),
     };
-    let size = level_size::<F>(cursor.level());
+    if F::kind(leaf, cursor.level()) != Kind::Leaf {
+        return Ok(());
+    }
+    let size = extent::<F>(leaf, cursor.level());
     let leaf = IovaRange::block(Iova::new(iova), size);
     if range.covers(&leaf) { Ok(()) } else { Err(UnmapError::Partial { iova: leaf.start(), size }) }
 }

@@ -1,7 +1,9 @@
 //! VMSAv8-64, stages 1 and 2 (Arm ARM, chapter D8).
 
-use crate::format::{ConfigError, Format, Geometry, Kind, sealed::Sealed};
-use crate::spec::vmsa::{SH_INNER, Stage1Leaf, Stage2Leaf, Table, mem_attr, s2_xn};
+use crate::format::{ConfigError, Format, Geometry, Kind, level_shift, level_size, low_bits, sealed::Sealed};
+use crate::spec::vmsa::{
+    HIGH_ADDRESS_64K, HIGH_ADDRESS_LPA2, SH_INNER, Stage1Leaf, Stage2Leaf, Table, mem_attr, s2_xn,
+};
 use core::fmt::Debug;
 use core::marker::PhantomData;
 use portcullis_hal::{Access, Attributes, Granule, MemoryKind, PhysAddr, TableFormat};
@@ -19,17 +21,72 @@ const MAIR_DEVICE: u8 = 2;
 /// Leaves permit unprivileged access, as the DMA of a device behind an SMMU is; they belong to an ASID, are
 /// never executable for privileged code, and have the access flag set. Reads cannot be denied: write-only is
 /// refused.
+///
+/// Addresses have up to 48 bits, with the 64 KiB granule up to 52 (FEAT_LPA and FEAT_LVA; IDR5.OAS and VAX).
 pub type VmsaStage1<const GRANULE: u8> = Vmsa<Stage1, GRANULE>;
 
 /// Stage 2, `2^GRANULE`-byte granule: 12, 14 or 16. The root is concatenated from up to 16 tables wherever that
 /// saves a level (D8.2.2). For walkers without forced write-back (S2FWB).
 pub type VmsaStage2<const GRANULE: u8> = Vmsa<Stage2, GRANULE>;
 
+/// As [`VmsaStage1`], granule 12 or 14, with addresses of up to 52 bits: the descriptors of FEAT_LPA2 (CD.DS,
+/// IDR5.DS). Leaves are as shareable as CD.SH0 says.
+pub type VmsaStage1Lpa2<const GRANULE: u8> = Vmsa<Stage1, GRANULE, Lpa2>;
+
+/// As [`VmsaStage2`], granule 12 or 14, with addresses of up to 52 bits: the descriptors of FEAT_LPA2 (STE.S2DS,
+/// IDR5.DS). Leaves are as shareable as STE.S2SH0 says.
+pub type VmsaStage2Lpa2<const GRANULE: u8> = Vmsa<Stage2, GRANULE, Lpa2>;
+
 /// VMSAv8-64 with a `2^GRANULE`-byte granule; see [`VmsaStage1`] and [`VmsaStage2`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vmsa<S, const GRANULE: u8>(PhantomData<S>);
+pub struct Vmsa<S, const GRANULE: u8, D = Plain>(PhantomData<(S, D)>);
 
-impl<S, const GRANULE: u8> Vmsa<S, GRANULE> {
+/// How descriptors hold addresses.
+#[doc(hidden)]
+pub trait Descriptors: Sealed + Copy + Debug + Send + Sync + 'static {
+    const LAYOUT: Layout;
+}
+
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    Plain,
+    Lpa2,
+}
+
+/// Descriptors of 48-bit addresses; with the 64 KiB granule, of 52-bit addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain;
+
+/// Descriptors of FEAT_LPA2, of 52-bit addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lpa2;
+
+impl Sealed for Plain {}
+impl Sealed for Lpa2 {}
+
+impl Descriptors for Plain {
+    const LAYOUT: Layout = Layout::Plain;
+}
+
+impl Descriptors for Lpa2 {
+    const LAYOUT: Layout = Layout::Lpa2;
+}
+
+/// The high bits of addresses, which are not in their place: their number in the address, and where they are.
+struct High {
+    split_bit: u8,
+    field: u64,
+}
+
+impl<S, const GRANULE: u8, D: Descriptors> Vmsa<S, GRANULE, D> {
+    const HIGH: High = match (D::LAYOUT, GRANULE) {
+        (Layout::Lpa2, 12 | 14) => High { split_bit: 50, field: HIGH_ADDRESS_LPA2 },
+        (Layout::Lpa2, _) => panic!("the descriptors of FEAT_LPA2 are for 4 and 16 KiB granules"),
+        (Layout::Plain, 16) => High { split_bit: 48, field: HIGH_ADDRESS_64K },
+        (Layout::Plain, _) => High { split_bit: 48, field: 0 },
+    };
+
     const NAME: Granule = match GRANULE {
         12 => Granule::Size4K,
         14 => Granule::Size16K,
@@ -41,9 +98,25 @@ impl<S, const GRANULE: u8> Vmsa<S, GRANULE> {
     pub const fn new() -> Self {
         Self(PhantomData)
     }
+
+    /// An address as descriptors hold it.
+    #[inline]
+    fn fold(phys: PhysAddr) -> u64 {
+        let High { split_bit, field } = Self::HIGH;
+        let high = phys.get().wrapping_shr(u32::from(split_bit)).wrapping_shl(field.trailing_zeros());
+        phys.get() & low_bits(u32::from(split_bit)) | high & field
+    }
+
+    /// The address in a descriptor, of what is aligned to `2^shift` bytes.
+    #[inline]
+    fn unfold(entry: u64, shift: u32) -> PhysAddr {
+        let High { split_bit, field } = Self::HIGH;
+        let high = (entry & field).wrapping_shr(field.trailing_zeros()).wrapping_shl(u32::from(split_bit));
+        PhysAddr::new(entry & low_bits(u32::from(split_bit)) & !low_bits(shift) | high)
+    }
 }
 
-impl<S, const GRANULE: u8> Default for Vmsa<S, GRANULE> {
+impl<S, const GRANULE: u8, D: Descriptors> Default for Vmsa<S, GRANULE, D> {
     fn default() -> Self {
         Self::new()
     }
@@ -55,7 +128,7 @@ pub trait Stage: Sealed + Copy + Debug + Send + Sync + 'static {
     /// The largest number of tables, as a power of two, that a root may be made of.
     const CONCATENATED: u8;
 
-    fn table_format(granule: Granule, start_level: u8) -> TableFormat;
+    fn table_format(layout: Layout, granule: Granule, start_level: u8) -> TableFormat;
     fn attribute_bits(attributes: Attributes) -> Option<u64>;
     fn attributes(leaf: u64) -> Attributes;
 }
@@ -81,8 +154,11 @@ fn executable(attributes: Attributes) -> Option<bool> {
 impl Stage for Stage1 {
     const CONCATENATED: u8 = 0;
 
-    fn table_format(granule: Granule, _start_level: u8) -> TableFormat {
-        TableFormat::VmsaStage1 { granule, mair: MAIR }
+    fn table_format(layout: Layout, granule: Granule, _start_level: u8) -> TableFormat {
+        match layout {
+            Layout::Plain => TableFormat::VmsaStage1 { granule, mair: MAIR },
+            Layout::Lpa2 => TableFormat::VmsaStage1Lpa2 { granule, mair: MAIR },
+        }
     }
 
     fn attribute_bits(attributes: Attributes) -> Option<u64> {
@@ -124,8 +200,11 @@ impl Stage for Stage1 {
 impl Stage for Stage2 {
     const CONCATENATED: u8 = 4;
 
-    fn table_format(granule: Granule, start_level: u8) -> TableFormat {
-        TableFormat::VmsaStage2 { granule, start_level }
+    fn table_format(layout: Layout, granule: Granule, start_level: u8) -> TableFormat {
+        match layout {
+            Layout::Plain => TableFormat::VmsaStage2 { granule, start_level },
+            Layout::Lpa2 => TableFormat::VmsaStage2Lpa2 { granule, start_level },
+        }
     }
 
     fn attribute_bits(attributes: Attributes) -> Option<u64> {
@@ -171,25 +250,61 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 /// The architecture's number of the level that is 0 here.
 const LAST_LEVEL: u8 = 3;
 
-/// Where a table entry keeps the leaf count, in two parts.
-const LEAVES_LOW: u64 = Table::new().with_leaves_low(0x3ff).into_bits();
+/// The second part of the leaf count in a table entry.
 const LEAVES_HIGH: u64 = Table::new().with_leaves_high(0x3f).into_bits();
-/// The bits of the count in the low part.
-const LOW_BITS: u32 = LEAVES_LOW.count_ones();
 
-impl<S, const GRANULE: u8> Sealed for Vmsa<S, GRANULE> {}
+impl<S, const GRANULE: u8, D: Descriptors> Vmsa<S, GRANULE, D> {
+    /// The first part of the leaf count in a table entry: what high address bits leave of the ignored bits.
+    const LEAVES_LOW: u64 = match D::LAYOUT {
+        Layout::Plain => Table::new().with_leaves_low(0x3ff).into_bits(),
+        Layout::Lpa2 => Table::new().with_leaves_low(0x3f).into_bits(),
+    };
+    /// The bits of the count in the first part.
+    const LOW_BITS: u32 = Self::LEAVES_LOW.count_ones();
+    /// How far the second part has to be moved.
+    const HIGH_SHIFT: u32 = LEAVES_HIGH.trailing_zeros() - Self::LOW_BITS;
+    /// Whether all counts fit the first part.
+    const LOW_SUFFICES: bool = (GRANULE as u32) - 3 < Self::LOW_BITS;
+}
 
-impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
+impl<S, const GRANULE: u8, D> Sealed for Vmsa<S, GRANULE, D> {}
+
+impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D> {
     const GRANULE_SHIFT: u32 = GRANULE as u32;
-    // 1 GiB blocks need the 4 KiB granule; what lies above needs 52-bit addresses.
-    const LEAF_LEVELS: u8 = if GRANULE == 12 { 3 } else { 2 };
-    const OUTPUT_BITS: u8 = 48;
+    // Up to 1, 64 and 4096 GiB: one level less without 52-bit addresses, but for the 4 KiB granule.
+    const LEAF_LEVELS: u8 = match (GRANULE, D::LAYOUT) {
+        (12, Layout::Lpa2) => 4,
+        (12, Layout::Plain) | (14, Layout::Lpa2) | (16, _) => 3,
+        _ => 2,
+    };
+    const OUTPUT_BITS: u8 = if Self::HIGH.field == 0 { 48 } else { 52 };
+    const SPLIT_BIT: u8 = Self::HIGH.split_bit;
+    const CONTIGUOUS: u64 = Stage1Leaf::new().with_contiguous(true).into_bits();
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
     const TABLE_MASK: u64 = VALID | TABLE_OR_PAGE;
     const TABLE_BITS: u64 = VALID | TABLE_OR_PAGE;
 
+    /// D8.7.1: 16 leaves with the 4 KiB granule; 128 pages or 32 blocks with 16 KiB; 32 with 64 KiB. Not for the
+    /// blocks that exist with 52-bit addresses only.
+    #[inline]
+    fn run_shift(level: u32) -> u32 {
+        match (GRANULE, level) {
+            (12, 0..=2) => 4,
+            (14, 0) => 7,
+            (14 | 16, 0 | 1) => 5,
+            _ => 0,
+        }
+    }
+
+    fn leaf_sizes(output_bits: u8) -> u64 {
+        // With the 64 KiB granule, level-1 blocks come with 52-bit output addresses.
+        let narrow = GRANULE == 16 && output_bits <= 48;
+        let levels = if narrow { 2 } else { u32::from(Self::LEAF_LEVELS) };
+        (0..levels).fold(0, |sizes, level| sizes | level_size::<Self>(level))
+    }
+
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
-        if !(32..=48).contains(&input_bits) {
+        if !(32..=Self::OUTPUT_BITS).contains(&input_bits) {
             return Err(ConfigError::InputBits(input_bits));
         }
         let (index_bits, stride) = (input_bits - GRANULE, GRANULE - 3);
@@ -203,11 +318,16 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
     }
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {
-        S::table_format(Self::NAME, (LAST_LEVEL + 1).saturating_sub(geometry.levels))
+        S::table_format(D::LAYOUT, Self::NAME, (LAST_LEVEL + 1).saturating_sub(geometry.levels))
     }
 
     fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
-        S::attribute_bits(attributes)
+        let bits = S::attribute_bits(attributes)?;
+        Some(match D::LAYOUT {
+            Layout::Plain => bits,
+            // SH, bits 9:8, is given up for high address bits.
+            Layout::Lpa2 => Stage1Leaf::from(bits).with_sh(0).into(),
+        })
     }
 
     fn attributes(&self, leaf: u64) -> Attributes {
@@ -217,11 +337,21 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
     #[inline]
     fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
         let page = if level == 0 { TABLE_OR_PAGE } else { 0 };
-        phys.get() | attribute_bits | page
+        Self::fold(phys) | attribute_bits | page
     }
 
     fn table(&self, phys: PhysAddr) -> u64 {
-        phys.get() | u64::from(Table::new().with_valid(true).with_table(true))
+        Self::fold(phys) | u64::from(Table::new().with_valid(true).with_table(true))
+    }
+
+    #[inline]
+    fn leaf_address(entry: u64, level: u32) -> PhysAddr {
+        Self::unfold(entry, level_shift::<Self>(level))
+    }
+
+    #[inline]
+    fn table_address(entry: u64) -> PhysAddr {
+        Self::unfold(entry, Self::GRANULE_SHIFT)
     }
 
     #[inline]
@@ -235,21 +365,20 @@ impl<S: Stage, const GRANULE: u8> Format for Vmsa<S, GRANULE> {
 
     #[inline]
     fn leaf_count(entry: u64) -> u64 {
-        let low = (entry & LEAVES_LOW).wrapping_shr(LEAVES_LOW.trailing_zeros());
-        if GRANULE == 12 {
-            // A 4 KiB table has few enough entries for the low part.
+        let low = (entry & Self::LEAVES_LOW).wrapping_shr(Self::LEAVES_LOW.trailing_zeros());
+        if Self::LOW_SUFFICES {
             return low;
         }
-        low | (entry & LEAVES_HIGH).wrapping_shr(LEAVES_HIGH.trailing_zeros() - LOW_BITS)
+        low | (entry & LEAVES_HIGH).wrapping_shr(Self::HIGH_SHIFT)
     }
 
     #[inline]
     fn with_leaf_count(entry: u64, count: u64) -> u64 {
-        let low = count.wrapping_shl(LEAVES_LOW.trailing_zeros()) & LEAVES_LOW;
-        let entry = entry & !LEAVES_LOW | low;
-        if GRANULE == 12 {
+        let low = count.wrapping_shl(Self::LEAVES_LOW.trailing_zeros()) & Self::LEAVES_LOW;
+        let entry = entry & !Self::LEAVES_LOW | low;
+        if Self::LOW_SUFFICES {
             return entry;
         }
-        entry & !LEAVES_HIGH | count.wrapping_shl(LEAVES_HIGH.trailing_zeros() - LOW_BITS) & LEAVES_HIGH
+        entry & !LEAVES_HIGH | count.wrapping_shl(Self::HIGH_SHIFT) & LEAVES_HIGH
     }
 }

@@ -4,7 +4,7 @@ mod common;
 
 use common::*;
 use portcullis_hal::host::HostHal;
-use portcullis_hal::{Gather, Iova, MapError, OutOfMemory, PhysAddr, TableWrites, UnmapError};
+use portcullis_hal::{Gather, Iova, MapError, OutOfMemory, PhysAddr, TableFormat, TableWrites, UnmapError};
 use portcullis_pgtable::{Config, ConfigError, Format, PageTable};
 
 fn table<F: Format>(format: F, bits: u8) -> (HostHal, PageTable<HostHal, F>) {
@@ -75,7 +75,8 @@ fn the_largest_page_is_used_where_alignment_length_and_configuration_permit() {
         // The whole of it can, and the gather says that no smaller page was among it.
         assert_eq!(table.unmap(range(largest, largest), &mut gather), Ok(largest));
         assert_eq!(gather.range(), Some(range(largest, largest)));
-        assert_eq!(1_u64 << gather.leaf_shift(), largest);
+        // Of a run under the contiguous hint, the gather names the size of its leaves.
+        assert_eq!(1_u64 << gather.leaf_shift(), *leaf_sizes(&table).last().unwrap());
     }
     for_each_format!(check);
 }
@@ -298,9 +299,12 @@ fn configurations_that_the_formats_have_not_are_refused() {
         assert_eq!(PageTable::new(&hal, format, config).unwrap_err(), expected);
         assert_eq!(hal.frames_in_use(), 0);
     }
-    for bits in [0, 31, 49, 64, 255] {
+    for bits in [0, 31, 49, 53, 64, 255] {
         refused(STAGE1_4K, config(bits), ConfigError::InputBits(bits));
-        refused(STAGE2_64K, config(bits), ConfigError::InputBits(bits));
+        if bits != 49 {
+            refused(STAGE2_64K, config(bits), ConfigError::InputBits(bits));
+            refused(STAGE1_4K_LPA2, config(bits), ConfigError::InputBits(bits));
+        }
         refused(SECOND_3, config(bits), ConfigError::InputBits(bits));
     }
     refused(X86_4, config(57), ConfigError::InputBits(57));
@@ -317,4 +321,158 @@ fn a_quarantined_table_is_never_freed() {
     let frames = hal.frames_in_use();
     table.quarantine();
     assert_eq!(hal.frames_in_use(), frames);
+}
+
+/// By brute force: runs of pages under the hint at every offset in a unit and of every length, in a table that is
+/// empty and in one that has pages in the way.
+#[test]
+fn the_contiguous_hint_is_set_for_whole_units_only_and_a_unit_is_unmapped_as_a_whole() {
+    fn check<F: Format>(format: F, bits: u8) {
+        let (hal, table) = table(format, bits);
+        let page = 1_u64 << F::GRANULE_SHIFT;
+        let Some(unit) = hint_unit(&table, 0) else {
+            return assert_eq!(F::CONTIGUOUS, 0);
+        };
+        let count = unit / page;
+        for start in [0, 1, count - 1, count, count + 2] {
+            for len in [1, count - 1, count, count + 1, 2 * count, 3 * count - 1] {
+                let (at, len) = (64 * unit + start * page, len * page);
+                table.map(&[rw(at, at, len)]).unwrap();
+                let found = leaves(&hal, &table.root());
+                let hinted: Vec<u64> =
+                    found.iter().filter(|(_, leaf)| leaf.size == unit).map(|(&iova, _)| iova).collect();
+                let first = at.next_multiple_of(unit);
+                let expected: Vec<u64> =
+                    (0..3).map(|i| first + i * unit).filter(|iova| iova + unit <= at + len).collect();
+                assert_eq!(hinted, expected, "{start} {len}");
+                assert_eq!(found.values().map(|leaf| leaf.size).sum::<u64>(), len);
+                let mut gather = Gather::new();
+                if let Some(&unit_start) = expected.first() {
+                    let partial = Err(UnmapError::Partial { iova: Iova::new(unit_start), size: unit });
+                    for part in [range(unit_start, page), range(unit_start + page, unit - page)] {
+                        assert_eq!(table.unmap(part, &mut gather), partial);
+                    }
+                    assert_eq!(table.translate(Iova::new(unit_start + page + 7)).unwrap().size, unit);
+                }
+                assert_eq!(gather.range(), None);
+                assert_eq!(table.unmap(range(at, len), &mut gather), Ok(len));
+                assert_eq!(1 << gather.leaf_shift(), page, "each leaf has a translation of its own");
+            }
+        }
+        // Memory that is not congruent gets no hint.
+        table.map(&[rw(unit, unit + page, 2 * unit)]).unwrap();
+        assert!(leaves(&hal, &table.root()).values().all(|leaf| leaf.size == page));
+        table.unmap(range(unit, 2 * unit), &mut Gather::new()).unwrap();
+        // Nor does a unit of large pages in which a table is in the way.
+        let large = page << F::STRIDE;
+        let Some(unit) = hint_unit(&table, 1) else { return };
+        table.map(&[rw(2 * unit + 3 * large, 0, page)]).unwrap();
+        table.unmap(range(2 * unit + 3 * large, page), &mut Gather::new()).unwrap();
+        table.map(&[rw(unit, unit, 3 * unit)]).unwrap();
+        let found = leaves(&hal, &table.root());
+        assert_eq!((found[&unit].size, found[&(3 * unit)].size), (unit, unit));
+        for i in (0..unit / large).filter(|&i| i != 3) {
+            assert_eq!(found[&(2 * unit + i * large)].size, large);
+        }
+        assert_eq!(found.values().map(|leaf| leaf.size).sum::<u64>(), 3 * unit);
+    }
+    for_each_format!(check);
+}
+
+/// The size of a unit of leaves at `level` under the contiguous hint.
+fn hint_unit<F: Format>(table: &PageTable<HostHal, F>, level: u32) -> Option<u64> {
+    let size = 1_u64 << (F::GRANULE_SHIFT + level * F::STRIDE);
+    let above = size << F::STRIDE;
+    let single = leaf_sizes(table);
+    let runs =
+        (0..60).map(|bit| 1 << bit).filter(|size| table.page_sizes() & size != 0 && !single.contains(size));
+    runs.into_iter().find(|&run| run > size && run < above)
+}
+
+/// Where the bits of an address part company in an entry, the next leaf is not the one before plus its size.
+#[test]
+fn a_piece_may_cross_the_bit_that_entries_hold_elsewhere() {
+    fn check<F: Format>(format: F, bits: u8) {
+        let hal = HostHal::new();
+        let table = PageTable::new(&hal, format, Config { output_bits: 52, ..config(bits) }).unwrap();
+        let page = 1_u64 << F::GRANULE_SHIFT;
+        let large = page << F::STRIDE;
+        let top = 1_u64 << table.root().output_bits;
+        for bit in 47..52 {
+            let phys = 1_u64 << bit;
+            if phys + large >= top {
+                continue;
+            }
+            for (iova, phys, len) in [(0, phys - 3 * page, 6 * page), (large, phys - large, 2 * large)] {
+                table.map(&[rw(iova, phys, len)]).unwrap();
+                let list = [rw(8 * large, phys, page), rw(8 * large + page, phys + page, 5 * page)];
+                table.map(&list).unwrap();
+                let found = leaves(&hal, &table.root());
+                for (&at, leaf) in found.range(..8 * large) {
+                    assert_eq!(leaf.phys, phys + (at - iova), "{at:#x}");
+                }
+                assert_eq!(found.values().map(|leaf| leaf.size).sum::<u64>(), len + 6 * page);
+                for at in [iova, iova + len - 1] {
+                    assert_eq!(table.translate(Iova::new(at)).unwrap().phys.get(), phys + (at - iova));
+                }
+                table.unmap(range(0, 16 * large), &mut Gather::new()).unwrap();
+            }
+        }
+        table.map(&[rw(0, top - page, page)]).unwrap();
+        assert_eq!(leaves(&hal, &table.root())[&0].phys, top - page);
+        assert!(table.map(&[rw(page, top, page)]).is_err());
+    }
+    for_each_format!(check);
+}
+
+/// All widths and granules: the first and the last page are found from a root of the level and size that the manual
+/// (Arm ARM, D8.2) has for it.
+#[test]
+fn roots_of_every_width_translate_up_to_their_ends() {
+    fn check<F: Format>(format: F, bits: u8) {
+        let (hal, table) = table(format, bits);
+        let page = 1_u64 << F::GRANULE_SHIFT;
+        let last = (1 << bits) - page;
+        let middle = 1 << (bits - 1);
+        table.map(&[rw(0, page, page), rw(middle, 2 * page, page), rw(last, 3 * page, page)]).unwrap();
+        let found: Vec<_> =
+            leaves(&hal, &table.root()).iter().map(|(&iova, leaf)| (iova, leaf.phys / page)).collect();
+        assert_eq!(found, [(0, 1), (middle, 2), (last, 3)], "{bits}");
+        let address = table.root().root.get();
+        let (granule, stage_2) = match table.root().format {
+            TableFormat::VmsaStage2 { granule, .. } | TableFormat::VmsaStage2Lpa2 { granule, .. } => {
+                (granule, true)
+            }
+            TableFormat::VmsaStage1 { granule, .. } | TableFormat::VmsaStage1Lpa2 { granule, .. } => {
+                (granule, false)
+            }
+            _ => return,
+        };
+        // The entries of the root, from the number of index bits that the levels below leave.
+        let (stride, index) = (u32::from(granule.shift()) - 3, u32::from(bits) - F::GRANULE_SHIFT);
+        let tables = match (index - 1) % stride + 1 {
+            rest @ 1..=4 if stage_2 && index > 2 * stride => 1_u64 << rest,
+            _ => 1,
+        };
+        assert_eq!(address % (tables * page), 0, "concatenated tables are aligned as a whole");
+    }
+    for bits in 32..=48 {
+        check(STAGE1_4K, bits);
+        check(STAGE1_16K, bits);
+        check(STAGE2_4K, bits);
+        check(STAGE2_16K, bits);
+    }
+    for bits in 32..=52 {
+        check(STAGE1_64K, bits);
+        check(STAGE2_64K, bits);
+        check(STAGE1_4K_LPA2, bits);
+        check(STAGE1_16K_LPA2, bits);
+        check(STAGE2_4K_LPA2, bits);
+        check(STAGE2_16K_LPA2, bits);
+    }
+    for bits in 32..=39 {
+        check(SECOND_3, bits);
+    }
+    check(SECOND_4, 48);
+    check(SECOND_5, 57);
 }

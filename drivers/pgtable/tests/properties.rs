@@ -281,8 +281,10 @@ fn check<F: Format>(format: F, input_bits: u8) {
     };
     let operations = prop::collection::vec(operation(), if cfg!(miri) { 1..4 } else { 1..25 });
     let writes = prop_oneof![Just(TableWrites::Cached), Just(TableWrites::Cleaned)];
-    // With all page sizes, or with the smallest only.
-    let sizes = prop_oneof![3 => Just(u64::MAX), 1 => Just(1 << F::GRANULE_SHIFT)];
+    // With all page sizes, without runs under a contiguous hint, or with the smallest only.
+    let levels =
+        (0..5).fold(0_u64, |sizes, level| sizes | 1 << (F::GRANULE_SHIFT + level * F::STRIDE).min(63));
+    let sizes = prop_oneof![3 => Just(u64::MAX), 1 => Just(levels), 1 => Just(1 << F::GRANULE_SHIFT)];
     proptest!(cases(count), |(operations in operations, writes in writes, page_sizes in sizes)| {
         World::new(format, Config { writes, page_sizes, ..config(input_bits) }).run(&operations);
     });
@@ -304,6 +306,8 @@ properties! {
     stage_1_64k_holds_what_was_mapped: STAGE1_64K, 42;
     stage_2_4k_concatenated_holds_what_was_mapped: STAGE2_4K, 40;
     stage_2_16k_holds_what_was_mapped: STAGE2_16K, 48;
+    stage_1_4k_lpa2_holds_what_was_mapped: STAGE1_4K_LPA2, 52;
+    stage_2_16k_lpa2_holds_what_was_mapped: STAGE2_16K_LPA2, 50;
     stage_2_64k_holds_what_was_mapped: STAGE2_64K, 44;
     x86_holds_what_was_mapped: X86_4, 48;
     x86_5_levels_holds_what_was_mapped: X86_5, 57;

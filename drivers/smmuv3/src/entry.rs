@@ -257,7 +257,10 @@ pub fn missing_for(root: &TableRoot, features: &Features) -> (Stage, Missing) {
                 .set(Missing::FORMAT, encoded_start_level(granule, start_level, root.input_bits).is_none());
             (Stage::Stage2, granule)
         }
-        TableFormat::X86 { .. } | TableFormat::VtdSecondStage { .. } => {
+        TableFormat::VmsaStage1Lpa2 { .. }
+        | TableFormat::VmsaStage2Lpa2 { .. }
+        | TableFormat::X86 { .. }
+        | TableFormat::VtdSecondStage { .. } => {
             return (Stage::Stage1, Missing::FORMAT);
         }
     };

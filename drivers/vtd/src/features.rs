@@ -168,7 +168,10 @@ impl Features {
         let (stage, levels) = match root.format {
             TableFormat::X86 { levels } => (Stage::Stage1, levels),
             TableFormat::VtdSecondStage { levels } => (Stage::Stage2, levels),
-            TableFormat::VmsaStage1 { .. } | TableFormat::VmsaStage2 { .. } => return Missing::FORMAT,
+            TableFormat::VmsaStage1 { .. }
+            | TableFormat::VmsaStage2 { .. }
+            | TableFormat::VmsaStage1Lpa2 { .. }
+            | TableFormat::VmsaStage2Lpa2 { .. } => return Missing::FORMAT,
         };
         let supported = self.stages();
         match stage {

@@ -1,4 +1,7 @@
 //! VMSAv8-64 descriptors (Arm ARM, section D8.3), 48-bit output addresses.
+//!
+//! Where the output addresses have 52 bits, some of them take the place of other fields: see [`HIGH_ADDRESS_64K`] and
+//! [`HIGH_ADDRESS_LPA2`].
 
 use bitfield_struct::bitfield;
 
@@ -81,7 +84,8 @@ pub struct Stage2Leaf {
 }
 
 /// A table descriptor of either stage (D8.3.1.1). Bits 58:52 and 11:2 are ignored by hardware; the walker keeps
-/// its own notes there. FEAT_LPA2 gives bits 9:8 a meaning, and FEAT_HAFT bit 10, where they are enabled.
+/// its own notes there. FEAT_LPA2 gives bits 9:8 a meaning, where the walker keeps none then, and FEAT_HAFT bit 10,
+/// which the walker does not go with.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Table {
@@ -105,6 +109,13 @@ pub struct Table {
     #[bits(5)]
     __: u8,
 }
+
+/// Bits 15:12 of leaf and table descriptors with the 64 KiB granule: bits 51:48 of the address (FEAT_LPA).
+pub const HIGH_ADDRESS_64K: u64 = 0xf << 12;
+
+/// Bits 9:8 of leaf and table descriptors with the 4 and 16 KiB granule where FEAT_LPA2 is in use: bits 51:50 of the
+/// address, whose bits 49:48 are in their place. Leaves have no SH then.
+pub const HIGH_ADDRESS_LPA2: u64 = 0b11 << 8;
 
 /// SH: inner shareable.
 pub const SH_INNER: u8 = 0b11;
@@ -139,5 +150,7 @@ const _: () = {
     assert!(Stage2Leaf::SH_OFFSET == 8 && Stage2Leaf::ACCESSED_OFFSET == 10);
     assert!(Stage2Leaf::ADDRESS_OFFSET == 12 && Stage2Leaf::DBM_OFFSET == 51 && Stage2Leaf::XN_OFFSET == 53);
     assert!(Table::LEAVES_LOW_OFFSET == 2 && Table::ADDRESS_OFFSET == 12);
+    assert!(Stage1Leaf::SH_OFFSET == Stage2Leaf::SH_OFFSET);
+    assert!(Stage1Leaf::CONTIGUOUS_OFFSET == 52 && Stage2Leaf::CONTIGUOUS_OFFSET == 52);
     assert!(Table::LEAVES_HIGH_OFFSET == 52 && Table::CLEANED_OFFSET == 58);
 };

@@ -1,6 +1,6 @@
 //! A decoder of page tables in memory, written from the manuals and independent of the crate's formats.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part")]
+#![allow(dead_code, unreachable_pub, unused_imports, reason = "each test binary uses a part")]
 #![allow(unsafe_code, reason = "reads tables as hardware does, by physical address")]
 
 mod memory;
@@ -11,7 +11,10 @@ use portcullis_hal::{
     Access, Attributes, Granule, Hal, Iova, IovaRange, Mapping, MemoryKind, PhysAddr, PhysRange, TableFormat,
     TableRoot, TableWrites,
 };
-use portcullis_pgtable::{AccessedDirty, Config, Levels, VmsaStage1, VmsaStage2, VtdSecondStage, X86};
+use portcullis_pgtable::{
+    AccessedDirty, Config, Format, Levels, PageTable, VmsaStage1, VmsaStage1Lpa2, VmsaStage2, VmsaStage2Lpa2,
+    VtdSecondStage, X86,
+};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,24 +49,30 @@ pub fn leaves(hal: &impl Memory, root: &TableRoot) -> BTreeMap<u64, Leaf> {
     let mut out = BTreeMap::new();
     let input = u32::from(root.input_bits);
     match root.format {
-        TableFormat::VmsaStage1 { granule, mair } => {
+        TableFormat::VmsaStage1 { granule, mair } | TableFormat::VmsaStage1Lpa2 { granule, mair } => {
             assert_eq!(mair & 0xff_ffff, 0x04_44ff);
+            let lpa2 = matches!(root.format, TableFormat::VmsaStage1Lpa2 { .. });
             // Arm ARM, section D8.2: the initial lookup level by granule and input width.
             let start = match (granule, input) {
+                (Granule::Size4K, 49..=52) if lpa2 => -1,
                 (Granule::Size4K, 40..=48) => 0,
                 (Granule::Size4K, 31..=39) => 1,
+                (Granule::Size16K, 49..=52) if lpa2 => 0,
                 (Granule::Size16K, 48) => 0,
                 (Granule::Size16K, 37..=47) => 1,
                 (Granule::Size16K, 26..=36) => 2,
-                (Granule::Size64K, 43..=48) => 1,
+                (Granule::Size64K, 43..=52) => 1,
                 (Granule::Size64K, 30..=42) => 2,
                 other => panic!("no start level for {other:?}"),
             };
-            vmsa(hal, root.root.get(), u32::from(granule.shift()), start, input, stage1, 0, &mut out);
+            let shape = Vmsa { granule: u32::from(granule.shift()), lpa2, wide: root.output_bits > 48 };
+            shape.walk(hal, root.root.get(), start, input, stage1, 0, &mut out);
         }
-        TableFormat::VmsaStage2 { granule, start_level } => {
-            let start = u32::from(start_level);
-            vmsa(hal, root.root.get(), u32::from(granule.shift()), start, input, stage2, 0, &mut out);
+        TableFormat::VmsaStage2 { granule, start_level }
+        | TableFormat::VmsaStage2Lpa2 { granule, start_level } => {
+            let lpa2 = matches!(root.format, TableFormat::VmsaStage2Lpa2 { .. });
+            let shape = Vmsa { granule: u32::from(granule.shift()), lpa2, wide: root.output_bits > 48 };
+            shape.walk(hal, root.root.get(), i32::from(start_level), input, stage2, 0, &mut out);
         }
         TableFormat::X86 { levels } => intel(hal, root.root.get(), u32::from(levels), &FIRST, 0, &mut out),
         TableFormat::VtdSecondStage { levels } => {
@@ -109,34 +118,95 @@ fn stage2(entry: u64) -> (Access, Option<MemoryKind>) {
     (access, Some(memory))
 }
 
-#[allow(clippy::too_many_arguments, reason = "the state of a recursive walk")]
-fn vmsa(
-    hal: &impl Memory,
-    table: u64,
+/// What decides how the descriptors of VMSAv8-64 are read.
+struct Vmsa {
     granule: u32,
-    level: u32,
-    input: u32,
-    decode: Decode,
-    base: u64,
-    out: &mut BTreeMap<u64, Leaf>,
-) {
-    let stride = granule - 3;
-    let shift = granule + (3 - level) * stride;
-    for (i, entry) in (0_u64..).zip(hal.words(table, 1 << (input - shift))) {
-        let iova = base + (i << shift);
-        let address = entry & 0x0000_ffff_ffff_f000;
-        match entry & 3 {
-            1 if level != 3 => {
-                assert!(granule == 12 && level >= 1 || level == 2, "no block at level {level}");
-                insert(out, iova, address, shift, entry, decode);
+    lpa2: bool,
+    /// Whether output addresses have 52 bits.
+    wide: bool,
+}
+
+impl Vmsa {
+    fn address(&self, entry: u64) -> u64 {
+        match (self.granule, self.lpa2) {
+            (12 | 14, true) => entry & 0x0003_ffff_ffff_f000 | (entry >> 8 & 3) << 50,
+            (12 | 14, false) => entry & 0x0000_ffff_ffff_f000,
+            (16, false) => entry & 0x0000_ffff_ffff_0000 | (entry >> 12 & 15) << 48,
+            other => panic!("no descriptors for {other:?}"),
+        }
+    }
+
+    /// How many entries there are in a group with the contiguous bit.
+    fn group(&self, level: i32) -> usize {
+        match (self.granule, level) {
+            (12, 1..=3) => 16,
+            (14, 3) => 128,
+            (14, 2) => 32,
+            (16, 2 | 3) => 32,
+            other => panic!("contiguous bit at {other:?}"),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the state of a recursive walk")]
+    fn walk(
+        &self,
+        hal: &impl Memory,
+        table: u64,
+        level: i32,
+        input: u32,
+        decode: Decode,
+        base: u64,
+        out: &mut BTreeMap<u64, Leaf>,
+    ) {
+        let granule = self.granule;
+        let shift = granule + (3 - level) as u32 * (granule - 3);
+        let words = hal.words(table, 1 << (input - shift));
+        for (i, &entry) in words.iter().enumerate() {
+            let (iova, address) = (base + ((i as u64) << shift), self.address(entry));
+            match entry & 3 {
+                1 if level != 3 => {
+                    let lowest = match (granule, self.lpa2) {
+                        (12, true) => 0,
+                        (12, false) | (14, true) => 1,
+                        (16, false) if self.wide => 1,
+                        _ => 2,
+                    };
+                    assert!(level >= lowest, "no block at level {level}");
+                }
+                3 if level == 3 => {}
+                3 => {
+                    assert_eq!(address & ((1 << granule) - 1), 0);
+                    self.walk(hal, address, level + 1, shift, decode, iova, out);
+                    continue;
+                }
+                1 => panic!("reserved descriptor {entry:#x}"),
+                _ => continue,
             }
-            3 if level == 3 => insert(out, iova, address, shift, entry, decode),
-            3 => {
-                assert_eq!(address & ((1 << granule) - 1), 0);
-                vmsa(hal, address, granule, level + 1, shift, decode, iova, out);
+            // Without SH, it is not the descriptor's to say.
+            let attributes = if self.lpa2 { entry | 3 << 8 } else { entry };
+            if entry >> 52 & 1 == 0 {
+                insert(out, iova, address, shift, attributes, decode);
+                continue;
             }
-            1 => panic!("reserved descriptor {entry:#x}"),
-            _ => {}
+            let count = self.group(level);
+            let group = &words[i - i % count..][..count];
+            let first = self.address(group[0]);
+            for (j, &other) in group.iter().enumerate() {
+                let expected = first + ((j as u64) << shift);
+                assert_eq!(self.address(other), expected, "entry {j} of a contiguous group");
+                assert_eq!(other & !self.address_mask(), entry & !self.address_mask());
+            }
+            if i % count == 0 {
+                insert(out, iova, first, shift + count.ilog2(), attributes, decode);
+            }
+        }
+    }
+
+    /// Where a descriptor holds its address.
+    fn address_mask(&self) -> u64 {
+        match (self.granule, self.lpa2) {
+            (_, true) => 0x0003_ffff_ffff_f300,
+            _ => 0x0000_ffff_ffff_f000,
         }
     }
 }
@@ -219,11 +289,25 @@ pub const STAGE1_64K: VmsaStage1<16> = VmsaStage1::new();
 pub const STAGE2_4K: VmsaStage2<12> = VmsaStage2::new();
 pub const STAGE2_16K: VmsaStage2<14> = VmsaStage2::new();
 pub const STAGE2_64K: VmsaStage2<16> = VmsaStage2::new();
+pub const STAGE1_4K_LPA2: VmsaStage1Lpa2<12> = VmsaStage1Lpa2::new();
+pub const STAGE1_16K_LPA2: VmsaStage1Lpa2<14> = VmsaStage1Lpa2::new();
+pub const STAGE2_4K_LPA2: VmsaStage2Lpa2<12> = VmsaStage2Lpa2::new();
+pub const STAGE2_16K_LPA2: VmsaStage2Lpa2<14> = VmsaStage2Lpa2::new();
 pub const X86_4: X86 = X86::new(Levels::Four, AccessedDirty::Preset);
 pub const X86_5: X86 = X86::new(Levels::Five, AccessedDirty::Hardware);
 pub const SECOND_3: VtdSecondStage = VtdSecondStage::new(Levels::Three);
 pub const SECOND_4: VtdSecondStage = VtdSecondStage::new(Levels::Four);
 pub const SECOND_5: VtdSecondStage = VtdSecondStage::new(Levels::Five);
+
+/// The sizes of single leaves among the page sizes of a table.
+pub fn leaf_sizes<F: Format>(table: &PageTable<impl Hal, F>) -> Vec<u64> {
+    (0..5)
+        .map(|level| F::GRANULE_SHIFT + level * F::STRIDE)
+        .filter(|&shift| shift < 60)
+        .map(|shift| 1 << shift)
+        .filter(|size| table.page_sizes() & size != 0)
+        .collect()
+}
 
 /// All page sizes, coherent.
 pub const fn config(input_bits: u8) -> Config {
@@ -245,6 +329,12 @@ macro_rules! for_each_format {
         $check(STAGE2_4K, 48);
         $check(STAGE2_16K, 48);
         $check(STAGE2_64K, 44);
+        $check(STAGE1_64K, 52);
+        $check(STAGE2_64K, 52);
+        $check(STAGE1_4K_LPA2, 52);
+        $check(STAGE1_16K_LPA2, 52);
+        $check(STAGE2_4K_LPA2, 52);
+        $check(STAGE2_16K_LPA2, 50);
         $check(X86_4, 48);
         $check(X86_5, 57);
         $check(SECOND_3, 39);
