@@ -1,9 +1,10 @@
 //! Devices: who issues DMA, and what belongs to them.
 
+use crate::enable::Pasids;
 use crate::{Domain, Fault, FaultHandler, Permissions, UnitId};
 use alloc::vec::Vec;
 use core::fmt;
-use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, Pasid, RequesterId};
+use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, RequesterId};
 use spin::Mutex;
 
 /// The firmware name of a platform device, cut to what fits; a value that interrupt handlers can copy.
@@ -104,8 +105,7 @@ pub struct Device {
     description: DeviceDescription,
     pub(crate) domain: Mutex<Option<Arc<dyn Domain>>>,
     pub(crate) permissions: Mutex<Permissions>,
-    /// In ascending order.
-    pub(crate) pasids: Mutex<Vec<(Pasid, Arc<dyn Domain>)>>,
+    pub(crate) pasids: Mutex<Pasids>,
     pub(crate) handler: Mutex<Option<Arc<dyn FaultHandler>>>,
 }
 
@@ -115,7 +115,7 @@ impl Device {
             description,
             domain: Mutex::new(None),
             permissions: Mutex::new(Permissions::NONE),
-            pasids: Mutex::new(Vec::new()),
+            pasids: Mutex::new(Pasids::new()),
             handler: Mutex::new(None),
         }
     }

@@ -1,6 +1,10 @@
 //! PASIDs, page requests and ATS of a device: the orders in which unit and device learn of them.
 
-use crate::{AttachError, Device, DeviceId, Domain, Iommu, Missing, Permissions, Requests, Transition};
+use crate::{
+    AttachError, Device, DeviceId, Domain, Iommu, Missing, PasidError, PasidSpace, Permissions, Requests,
+    Transition,
+};
+use alloc::vec::Vec;
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Arc, Hal, OutOfMemory, Pasid};
 use thiserror::Error;
@@ -154,23 +158,40 @@ impl<H: Hal> Iommu<H> {
             return Err(AttachError::GroupInUse);
         }
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
-        device.reserve_pasid()?;
+        device.pasids.lock().reserve()?;
         let result = unit.attach_pasid(device.endpoints(), pasid, domain);
         match result {
-            Ok(_) => device.set_pasid(pasid, Some(domain.clone())),
-            Err(AttachError::Timeout(_) | AttachError::Lost) => device.set_pasid(pasid, None),
+            Ok(_) => device.note(pasid, Some(PasidUse::Attached(domain.clone()))),
+            Err(AttachError::Timeout(_) | AttachError::Lost) => {
+                device.note(pasid, Some(PasidUse::Quarantined));
+            }
             Err(_) => {}
         }
         result
     }
 
-    /// Detaches one PASID of `device`: with it, the device reaches nothing any more, and its attempts are recorded.
+    /// Detaches one PASID of `device`: with it, the device reaches nothing any more, and its attempts are recorded. If
+    /// the hardware does not confirm that, the PASID is quarantined and cannot be released any more.
     pub fn detach_pasid(&self, device: &Device, pasid: Pasid) -> Result<(), AttachError> {
         let _attaching = self.attaching.lock();
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
         let result = unit.detach_pasid(device.endpoints(), pasid);
-        device.set_pasid(pasid, None);
+        device.note(pasid, result.is_err().then_some(PasidUse::Quarantined));
         result
+    }
+
+    /// Gives a PASID back to its namespace.
+    ///
+    /// # Errors
+    ///
+    /// [`PasidError::Attached`] while a device of this registry uses it, or may still use it since its unit never
+    /// confirmed the detachment.
+    pub fn release_pasid(&self, space: &mut PasidSpace, pasid: Pasid) -> Result<(), PasidError> {
+        let _attaching = self.attaching.lock();
+        if self.devices.read().iter().any(|device| device.pasids.lock().find(pasid).is_some()) {
+            return Err(PasidError::Attached(pasid));
+        }
+        space.release(pasid)
     }
 
     fn is_alone(&self, device: &Device) -> bool {
@@ -219,41 +240,73 @@ impl Device {
 
     /// The domain that a PASID of it is attached to, if any.
     pub fn pasid_domain(&self, pasid: Pasid) -> Option<Arc<dyn Domain>> {
-        let pasids = self.pasids.lock();
-        let at = pasids.binary_search_by_key(&pasid, |(other, _)| *other).ok()?;
-        pasids.get(at).map(|(_, domain)| domain.clone())
+        match self.pasids.lock().find(pasid)? {
+            PasidUse::Attached(domain) => Some(domain.clone()),
+            PasidUse::Quarantined => None,
+        }
     }
 
     fn first_pasid(&self) -> Option<Pasid> {
-        self.pasids.lock().first().map(|(pasid, _)| *pasid)
+        let pasids = self.pasids.lock();
+        let mut attached = pasids.0.iter().filter(|(_, usage)| matches!(usage, PasidUse::Attached(_)));
+        attached.next().map(|(pasid, _)| *pasid)
     }
 
-    fn reserve_pasid(&self) -> Result<(), OutOfMemory> {
-        self.pasids.lock().try_reserve(1).map_err(|_| OutOfMemory)
+    fn note(&self, pasid: Pasid, usage: Option<PasidUse>) {
+        let old = self.pasids.lock().set(pasid, usage);
+        drop(old);
     }
 
-    /// Notes what a PASID is attached to; there is room.
-    fn set_pasid(&self, pasid: Pasid, domain: Option<Arc<dyn Domain>>) {
+    /// Notes that no PASID is attached any more, as far as the hardware confirmed it.
+    pub(crate) fn forget_pasids(&self, confirmed: bool) {
         let mut pasids = self.pasids.lock();
-        let place = pasids.binary_search_by_key(&pasid, |(other, _)| *other);
-        let old = match (place, domain) {
-            (Ok(at), Some(domain)) => {
-                pasids.get_mut(at).map(|slot| core::mem::replace(slot, (pasid, domain)))
-            }
-            (Ok(at), None) => Some(pasids.remove(at)),
-            (Err(at), Some(domain)) => {
-                pasids.insert(at, (pasid, domain));
+        if confirmed {
+            let old = core::mem::take(&mut pasids.0);
+            drop(pasids);
+            drop(old);
+        } else {
+            pasids.0.iter_mut().for_each(|(_, usage)| *usage = PasidUse::Quarantined);
+        }
+    }
+}
+
+/// What a PASID of a device is in use for.
+pub(crate) enum PasidUse {
+    Attached(Arc<dyn Domain>),
+    /// The unit did not confirm that it forgot the PASID.
+    Quarantined,
+}
+
+/// A device's PASIDs in use, in ascending order.
+pub(crate) struct Pasids(Vec<(Pasid, PasidUse)>);
+
+impl Pasids {
+    pub(crate) const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    fn place(&self, pasid: Pasid) -> Result<usize, usize> {
+        self.0.binary_search_by_key(&pasid, |(other, _)| *other)
+    }
+
+    fn find(&self, pasid: Pasid) -> Option<&PasidUse> {
+        self.0.get(self.place(pasid).ok()?).map(|(_, usage)| usage)
+    }
+
+    fn reserve(&mut self) -> Result<(), OutOfMemory> {
+        self.0.try_reserve(1).map_err(|_| OutOfMemory)
+    }
+
+    /// Notes what a PASID is in use for, for which there is room, and returns what it was.
+    fn set(&mut self, pasid: Pasid, usage: Option<PasidUse>) -> Option<PasidUse> {
+        match (self.place(pasid), usage) {
+            (Ok(at), Some(usage)) => self.0.get_mut(at).map(|(_, slot)| core::mem::replace(slot, usage)),
+            (Ok(at), None) => Some(self.0.remove(at).1),
+            (Err(at), Some(usage)) if self.0.len() < self.0.capacity() => {
+                self.0.insert(at, (pasid, usage));
                 None
             }
-            (Err(_), None) => None,
-        };
-        drop(pasids);
-        drop(old);
-    }
-
-    /// Forgets all PASIDs.
-    pub(crate) fn clear_pasids(&self) {
-        let old = core::mem::take(&mut *self.pasids.lock());
-        drop(old);
+            (Err(_), _) => None,
+        }
     }
 }

@@ -18,6 +18,7 @@ mod enable;
 mod fault;
 mod ids;
 mod iova;
+mod pasid;
 mod registry;
 mod unit;
 
@@ -27,6 +28,7 @@ pub use enable::{ControlError, DeviceControl, EnableError};
 pub use fault::{Fault, FaultHandler, FaultLog, FaultReason, FaultRecord, UnitEvent};
 pub use ids::IdPool;
 pub use iova::{IovaAllocator, IovaError};
+pub use pasid::{GuestPasid, PasidError, PasidSetId, PasidSetSpec, PasidSpace};
 pub use registry::{AddDeviceError, Iommu};
 pub use unit::{
     AttachError, Backend, FaultModels, Missing, Permissions, Requests, Stages, Transition, Unit, UnitId,

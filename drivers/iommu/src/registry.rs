@@ -170,7 +170,7 @@ impl<H: Hal> Iommu<H> {
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
         let result = unit.detach(device.endpoints());
         *device.domain.lock() = None;
-        device.clear_pasids();
+        device.forget_pasids(result.is_ok());
         result
     }
 

@@ -289,6 +289,25 @@ fn a_pasid_is_attached_if_permitted_and_keeps_its_permission() {
 }
 
 #[test]
+fn a_pasid_is_released_when_no_device_can_use_it_any_more() {
+    let rig = Rig::new();
+    let mut space = PasidSpace::new(pasid(255));
+    let set = space.add_set(PasidSetSpec { min: pasid(1), max: pasid(255), quota: 2 }).unwrap();
+    let (one, other) = (space.allocate(set).unwrap(), space.allocate(set).unwrap());
+    rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
+    rig.iommu.attach_pasid(&rig.device, one, &domain()).unwrap();
+    rig.iommu.attach_pasid(&rig.device, other, &domain()).unwrap();
+    assert_eq!(rig.iommu.release_pasid(&mut space, one), Err(PasidError::Attached(one)));
+    rig.iommu.detach_pasid(&rig.device, one).unwrap();
+    rig.iommu.release_pasid(&mut space, one).unwrap();
+    // The unit does not confirm this one, whatever is tried afterwards.
+    *rig.unit.fails.lock().unwrap() = "detach 0x2";
+    assert_eq!(rig.iommu.detach_pasid(&rig.device, other), Err(AttachError::Lost));
+    assert!(rig.device.pasid_domain(other).is_none());
+    assert_eq!(rig.iommu.release_pasid(&mut space, other), Err(PasidError::Attached(other)));
+}
+
+#[test]
 fn a_failed_attachment_of_a_pasid_leaves_the_old_one() {
     let rig = Rig::new();
     rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();

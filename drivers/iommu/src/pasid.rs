@@ -1,0 +1,287 @@
+//! The allocator of PASIDs: namespaces, and sets with an owner's quota in them.
+
+use alloc::vec::Vec;
+use portcullis_hal::{OutOfMemory, Pasid};
+use thiserror::Error;
+
+/// A set of a namespace: the PASIDs of one owner, a VM say. A number is never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PasidSetId(u64);
+
+/// A guest's name for one of its PASIDs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GuestPasid(pub Pasid);
+
+/// What a set may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PasidSetSpec {
+    /// The least PASID.
+    pub min: Pasid,
+    /// The greatest PASID.
+    pub max: Pasid,
+    /// How many at most.
+    pub quota: u32,
+}
+
+/// Why the allocator refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PasidError {
+    /// There is no such set.
+    #[error("no such set of PASIDs")]
+    UnknownSet,
+    /// The range is empty or reaches beyond the namespace.
+    #[error("PASIDs {min} to {max} do not fit the namespace")]
+    Range {
+        /// The least PASID asked for.
+        min: Pasid,
+        /// The greatest.
+        max: Pasid,
+    },
+    /// The set holds as many as it may.
+    #[error("the quota of {0} PASIDs is used up")]
+    Quota(u32),
+    /// All PASIDs of the set's range are out.
+    #[error("no PASID is free")]
+    Exhausted,
+    /// The guest's name is taken in this set.
+    #[error("the guest's pasid {0} is in use")]
+    GuestInUse(Pasid),
+    /// The set still holds PASIDs.
+    #[error("the set still holds {0} PASIDs")]
+    SetInUse(u32),
+    /// The PASID is not out.
+    #[error("pasid {0} is not allocated")]
+    NotAllocated(Pasid),
+    /// A device still uses the PASID, or its unit has not confirmed that it forgot it.
+    #[error("pasid {0} is attached or quarantined")]
+    Attached(Pasid),
+    /// No memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
+/// A namespace of PASIDs: one for the system, where devices share work queues, or one for each device. PASID 0 is never
+/// handed out.
+///
+/// Whoever gives a PASID back has detached it from every device and seen the hardware confirm that; see
+/// [`Iommu::release_pasid`](crate::Iommu::release_pasid), which checks it.
+#[derive(Debug)]
+pub struct PasidSpace {
+    max: Pasid,
+    next_set: u64,
+    sets: Vec<Set>,
+    /// In ascending order of PASID.
+    out: Vec<Lease>,
+}
+
+#[derive(Debug)]
+struct Set {
+    id: PasidSetId,
+    spec: PasidSetSpec,
+    held: u32,
+    /// Where the next search starts, so that a PASID rests before it is used again.
+    hint: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lease {
+    pasid: Pasid,
+    set: PasidSetId,
+    guest: Option<GuestPasid>,
+}
+
+impl PasidSpace {
+    /// An empty namespace of the PASIDs up to `max`: what the narrowest unit and device that use it can do.
+    pub const fn new(max: Pasid) -> Self {
+        Self { max, next_set: 0, sets: Vec::new(), out: Vec::new() }
+    }
+
+    /// Makes a set. Sets may overlap; no PASID is out in two of them.
+    pub fn add_set(&mut self, spec: PasidSetSpec) -> Result<PasidSetId, PasidError> {
+        if spec.min > spec.max || spec.max > self.max {
+            return Err(PasidError::Range { min: spec.min, max: spec.max });
+        }
+        self.sets.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let id = PasidSetId(self.next_set);
+        self.next_set += 1;
+        self.sets.push(Set { id, spec, held: 0, hint: spec.min.get() });
+        Ok(id)
+    }
+
+    /// Removes an empty set.
+    pub fn remove_set(&mut self, id: PasidSetId) -> Result<(), PasidError> {
+        let at = self.sets.iter().position(|set| set.id == id).ok_or(PasidError::UnknownSet)?;
+        match self.sets.get(at).map_or(0, |set| set.held) {
+            0 => {
+                self.sets.swap_remove(at);
+                Ok(())
+            }
+            held => Err(PasidError::SetInUse(held)),
+        }
+    }
+
+    /// Takes a free PASID for a set.
+    pub fn allocate(&mut self, set: PasidSetId) -> Result<Pasid, PasidError> {
+        self.take(set, None)
+    }
+
+    /// Takes a free PASID for a set, and notes the name that the set's guest has for it.
+    pub fn allocate_for_guest(&mut self, set: PasidSetId, guest: GuestPasid) -> Result<Pasid, PasidError> {
+        if self.host_pasid(set, guest).is_some() {
+            return Err(PasidError::GuestInUse(guest.0));
+        }
+        self.take(set, Some(guest))
+    }
+
+    fn take(&mut self, id: PasidSetId, guest: Option<GuestPasid>) -> Result<Pasid, PasidError> {
+        let set = self.sets.iter_mut().find(|set| set.id == id).ok_or(PasidError::UnknownSet)?;
+        if set.held >= set.spec.quota {
+            return Err(PasidError::Quota(set.spec.quota));
+        }
+        self.out.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let (min, max) = (set.spec.min.get(), set.spec.max.get());
+        let (pasid, at) = free(&self.out, set.hint, max)
+            .or_else(|| free(&self.out, min, set.hint.saturating_sub(1)))
+            .ok_or(PasidError::Exhausted)?;
+        set.held += 1;
+        set.hint = if pasid.get() == max { min } else { pasid.get() + 1 };
+        self.out.insert(at, Lease { pasid, set: id, guest });
+        Ok(pasid)
+    }
+
+    /// Gives a PASID back. Its former users cannot reach anything with it any more.
+    pub fn release(&mut self, pasid: Pasid) -> Result<(), PasidError> {
+        let at = self.place(pasid).map_err(|_| PasidError::NotAllocated(pasid))?;
+        let lease = self.out.remove(at);
+        if let Some(set) = self.sets.iter_mut().find(|set| set.id == lease.set) {
+            set.held -= 1;
+        }
+        Ok(())
+    }
+
+    fn place(&self, pasid: Pasid) -> Result<usize, usize> {
+        self.out.binary_search_by_key(&pasid, |lease| lease.pasid)
+    }
+
+    fn lease(&self, pasid: Pasid) -> Option<&Lease> {
+        self.out.get(self.place(pasid).ok()?)
+    }
+
+    /// The set that holds a PASID.
+    pub fn owner(&self, pasid: Pasid) -> Option<PasidSetId> {
+        Some(self.lease(pasid)?.set)
+    }
+
+    /// The guest's name for a PASID, if it has one.
+    pub fn guest_pasid(&self, pasid: Pasid) -> Option<GuestPasid> {
+        self.lease(pasid)?.guest
+    }
+
+    /// The PASID that the guest of a set calls `guest`.
+    pub fn host_pasid(&self, set: PasidSetId, guest: GuestPasid) -> Option<Pasid> {
+        self.out.iter().find(|lease| lease.set == set && lease.guest == Some(guest)).map(|lease| lease.pasid)
+    }
+
+    /// The PASIDs that a set holds, in ascending order.
+    pub fn held_by(&self, set: PasidSetId) -> impl Iterator<Item = Pasid> {
+        self.out.iter().filter(move |lease| lease.set == set).map(|lease| lease.pasid)
+    }
+}
+
+/// The first number in `from..=to` that is not out, and its place in the list.
+fn free(out: &[Lease], from: u32, to: u32) -> Option<(Pasid, usize)> {
+    let mut at = out.partition_point(|lease| lease.pasid.get() < from);
+    let mut number = from;
+    while out.get(at).is_some_and(|lease| lease.pasid.get() == number) {
+        at += 1;
+        number += 1;
+    }
+    if number > to {
+        return None;
+    }
+    Some((Pasid::new(number).ok()?, at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pasid(value: u32) -> Pasid {
+        Pasid::new(value).unwrap()
+    }
+
+    fn spec(min: u32, max: u32, quota: u32) -> PasidSetSpec {
+        PasidSetSpec { min: pasid(min), max: pasid(max), quota }
+    }
+
+    #[test]
+    fn a_set_stays_in_its_range_and_quota() {
+        let mut space = PasidSpace::new(pasid(0xf_ffff));
+        let set = space.add_set(spec(5, 9, 3)).unwrap();
+        let held: Vec<Pasid> = (0..3).map(|_| space.allocate(set).unwrap()).collect();
+        assert_eq!(held, [5, 6, 7].map(pasid));
+        assert_eq!(space.allocate(set), Err(PasidError::Quota(3)));
+        assert!(space.held_by(set).eq(held));
+    }
+
+    #[test]
+    fn sets_that_overlap_share_no_pasid_and_run_dry_together() {
+        let mut space = PasidSpace::new(pasid(255));
+        let (one, other) = (space.add_set(spec(1, 8, 8)).unwrap(), space.add_set(spec(4, 10, 8)).unwrap());
+        let mut all: Vec<Pasid> = (0..4).map(|_| space.allocate(one).unwrap()).collect();
+        all.extend(core::iter::from_fn(|| space.allocate(other).ok()));
+        assert_eq!(space.allocate(one), Err(PasidError::Exhausted));
+        assert_eq!(space.allocate(other), Err(PasidError::Exhausted));
+        for pasid in &all {
+            assert!(space.owner(*pasid).is_some());
+        }
+        all.sort();
+        assert_eq!(all, (1..=10).map(pasid).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_pasid_given_back_rests_while_others_are_free() {
+        let mut space = PasidSpace::new(pasid(255));
+        let set = space.add_set(spec(1, 3, 3)).unwrap();
+        let first = space.allocate(set).unwrap();
+        space.release(first).unwrap();
+        assert_eq!(
+            [(); 4].map(|()| space.allocate(set)),
+            [Ok(pasid(2)), Ok(pasid(3)), Ok(pasid(1)), Err(PasidError::Quota(3))]
+        );
+        assert_eq!(space.release(pasid(9)), Err(PasidError::NotAllocated(pasid(9))));
+    }
+
+    #[test]
+    fn a_set_reaches_neither_zero_nor_beyond_the_namespace_and_goes_when_it_is_empty() {
+        let mut space = PasidSpace::new(pasid(63));
+        assert!(matches!(space.add_set(spec(1, 64, 1)), Err(PasidError::Range { .. })));
+        assert!(matches!(space.add_set(spec(3, 2, 1)), Err(PasidError::Range { .. })));
+        let set = space.add_set(spec(63, 63, 1)).unwrap();
+        let only = space.allocate(set).unwrap();
+        assert_eq!(space.remove_set(set), Err(PasidError::SetInUse(1)));
+        space.release(only).unwrap();
+        space.remove_set(set).unwrap();
+        assert_eq!(
+            (space.remove_set(set), space.allocate(set)),
+            (Err(PasidError::UnknownSet), Err(PasidError::UnknownSet))
+        );
+        assert_ne!(space.add_set(spec(1, 1, 1)).unwrap(), set);
+    }
+
+    #[test]
+    fn a_guests_names_are_its_own() {
+        let mut space = PasidSpace::new(pasid(255));
+        let (one, other) = (space.add_set(spec(1, 99, 9)).unwrap(), space.add_set(spec(1, 99, 9)).unwrap());
+        let name = GuestPasid(pasid(7));
+        let host = space.allocate_for_guest(one, name).unwrap();
+        let theirs = space.allocate_for_guest(other, name).unwrap();
+        assert_ne!(host, theirs);
+        assert_eq!(space.allocate_for_guest(one, name), Err(PasidError::GuestInUse(pasid(7))));
+        assert_eq!((space.host_pasid(one, name), space.guest_pasid(theirs)), (Some(host), Some(name)));
+        space.release(host).unwrap();
+        assert_eq!((space.host_pasid(one, name), space.guest_pasid(host)), (None, None));
+        let plain = space.allocate(one).unwrap();
+        assert_eq!(space.guest_pasid(plain), None);
+    }
+}
