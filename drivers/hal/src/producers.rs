@@ -115,6 +115,10 @@ impl Gate {
         Self { next: Position((word >> 32) as u32), limit: Position(word as u32) }
     }
 
+    fn fits(self, count: u32) -> bool {
+        self.room().is_some_and(|room| room >= count)
+    }
+
     /// How many places are free; `None` if the ring is closed, since somebody has run past the limit.
     fn room(self) -> Option<u32> {
         self.limit.has_reached(self.next).then(|| self.limit.since(self.next))
@@ -180,21 +184,22 @@ impl<W: Word> Producers<W> {
     pub fn reserve(&self, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
         // A look first, so that those who wait for room do not close the ring to those who need less of it.
         let seen = Gate::of(self.gate.0.load(Ordering::Relaxed));
-        if seen.room().is_none_or(|room| room < count) {
-            let fresh = Gate { limit: consumed().plus(self.capacity()), ..seen };
-            if fresh.room().is_none_or(|room| room < count) {
-                return None;
-            }
+        if !seen.fits(count) && !self.renewed(seen, consumed()).fits(count) {
+            return None;
         }
         let before = Gate::of(self.gate.0.fetch_add(u64::from(count) << 32, Ordering::AcqRel));
-        let room = before.room()?;
-        if room >= count {
+        if before.room()? >= count {
             return Some(before.next);
         }
         // This addition closed the ring: whatever was added to the word since has failed, and may be overwritten.
-        let open = Gate { next: before.next, limit: consumed().plus(self.capacity()) };
-        self.gate.0.swap(open.word(), Ordering::AcqRel);
+        self.gate.0.swap(self.renewed(before, consumed()).word(), Ordering::AcqRel);
         None
+    }
+
+    /// The same place with the limit that `consumed` allows, which is never taken back.
+    fn renewed(&self, gate: Gate, consumed: Position) -> Gate {
+        let limit = consumed.plus(self.capacity());
+        Gate { limit: if limit.has_reached(gate.limit) { limit } else { gate.limit }, ..gate }
     }
 
     /// Declares that the slots of a reserved batch are written, and calls `ring` for what is finished in a row, unless

@@ -311,6 +311,26 @@ fn an_unfinished_batch_holds_up_those_behind_it_and_its_producer_publishes_them(
 }
 
 #[test]
+fn room_that_was_once_known_is_not_taken_back() {
+    let producers = Producers::<AtomicU64>::new(8).unwrap();
+    let take = |count, consumed: &dyn Fn() -> Position| {
+        let first = producers.reserve(count, consumed)?;
+        producers.publish(first, count, 0, |_| ());
+        Some(first.get())
+    };
+    assert_eq!(take(7, &|| Position::new(0)), Some(0));
+    // Somebody knows from elsewhere that all is read, and takes notice of it.
+    assert_eq!(take(1, &|| Position::new(7)), None);
+    assert_eq!(take(2, &|| Position::new(7)), Some(7));
+    // Who looks twice may find less at the second look.
+    let found = Cell::new(9);
+    assert_eq!(take(6, &|| Position::new(found.replace(0))), None);
+    assert_eq!(take(5, &|| Position::new(0)), Some(9));
+    assert_eq!(take(7, &|| Position::new(14)), None);
+    assert_eq!(take(7, &|| Position::new(14)), Some(14));
+}
+
+#[test]
 fn sizes_that_are_no_rings_are_refused() {
     for slots in [0, 1, 3, 100, (1 << 30) + 1, 1 << 31] {
         assert!(Producers::<AtomicU64>::new(slots).is_err(), "{slots}");

@@ -3,17 +3,15 @@
 #![expect(unsafe_code, reason = "queue slots, 128-bit table words and the contract of IoSpace")]
 
 use crate::domain::PagingDomain;
-use crate::invalidate::Descriptor;
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portcullis_hal::atomic128::AtomicU128;
 use portcullis_hal::{
     Frames, Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, PhysAddr, SyncError, SyncProof,
     Translated, UnmapError,
 };
-use volatile::VolatilePtr;
 
 /// Frames that are leaked when the value is dropped after hardware got to know them, since nobody can say that it has
 /// forgotten them.
@@ -61,46 +59,39 @@ pub(crate) fn quanta<H: Hal>(frames: &Frames<H>) -> &[AtomicU128] {
     unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), words.len() / 2) }
 }
 
-/// The slots of an invalidation queue.
-pub(crate) struct Descriptors<H: Hal>(Published<H>);
+/// Published frames as words. Where they are is looked up once.
+pub(crate) struct Words<H: Hal> {
+    frames: Published<H>,
+    words: NonNull<[AtomicU64]>,
+}
 
-impl<H: Hal> Descriptors<H> {
+// SAFETY: the words are atomics in frames that belong to the value; `Published` is both for any `Hal`.
+unsafe impl<H: Hal> Send for Words<H> {}
+// SAFETY: as above.
+unsafe impl<H: Hal> Sync for Words<H> {}
+
+impl<H: Hal> Words<H> {
     pub(crate) fn new(frames: Frames<H>) -> Self {
-        Self(Published::new(frames))
+        let words = NonNull::from(frames.words());
+        Self { frames: Published::new(frames), words }
     }
 
     pub(crate) fn phys(&self) -> PhysAddr {
-        self.0.phys()
+        self.frames.phys()
     }
 
     /// The physical address, to be shown to hardware.
     pub(crate) fn publish(&self) -> PhysAddr {
-        self.0.publish()
+        self.frames.publish()
     }
+}
 
-    fn slot(&self, index: usize) -> Option<VolatilePtr<'_, [u64; 4]>> {
-        let slots = self.0.order().bytes() as usize / size_of::<Descriptor>();
-        if index >= slots {
-            return None;
-        }
-        let base = self.0.hal().phys_to_virt(self.0.phys()).cast::<[u64; 4]>();
-        // SAFETY: `index` was just checked against the frames, which belong to self and are aligned to 4096.
-        let slot: NonNull<[u64; 4]> = unsafe { base.add(index) };
-        // SAFETY: the slot is mapped memory that stays as long as self; hardware reads it, and the queue's lock keeps
-        // other CPUs from writing it meanwhile.
-        Some(unsafe { VolatilePtr::new(slot) })
-    }
+impl<H: Hal> Deref for Words<H> {
+    type Target = [AtomicU64];
 
-    /// Fills a slot that is the producer's; a slot beyond the end is left alone.
-    pub(crate) fn write(&self, index: usize, descriptor: Descriptor) {
-        if let Some(slot) = self.slot(index) {
-            slot.write(descriptor.0);
-        }
-    }
-
-    /// What is in a slot; zeros beyond the end.
-    pub(crate) fn read(&self, index: usize) -> Descriptor {
-        Descriptor(self.slot(index).map_or([0; 4], |slot| slot.read()))
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: the frames live as long as self, and a `Hal` shows allocated frames always at the same place.
+        unsafe { self.words.as_ref() }
     }
 }
 

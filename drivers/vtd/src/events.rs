@@ -2,7 +2,7 @@
 
 use crate::InterruptError;
 use crate::features::Features;
-use crate::queue;
+use crate::recovery;
 use crate::spec::faults::FaultCode;
 use crate::spec::registers::{
     EventControl, FAULT_RECORD_BYTES, FEADDR, FECTL, FEDATA, FEUADDR, FSTS, FaultInfo, FaultSource,
@@ -48,7 +48,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             let _draining = self.draining.lock();
             for _ in 0..ROUNDS {
                 let Some(status) = self.pending_conditions() else { return };
-                if queue::is_error(status) {
+                if recovery::is_error(status) {
                     report(UnitEvent::QueueError);
                     // Its submitter would do it too, but perhaps after a fault that is no event because of it.
                     self.queue.recover(&self.registers);
@@ -71,7 +71,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     /// The fault status, if it holds a condition that keeps others from being events.
     fn pending_conditions(&self) -> Option<FaultStatus> {
         let status = FaultStatus::from_bits(self.registers.read32(FSTS));
-        (status.ppf() || status.pfo() || queue::is_error(status)).then_some(status)
+        (status.ppf() || status.pfo() || recovery::is_error(status)).then_some(status)
     }
 
     fn take_faults(&self, status: FaultStatus, report: &mut dyn FnMut(UnitEvent)) {
@@ -100,7 +100,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     pub(crate) fn discard_faults(&self) {
         for _ in 0..ROUNDS {
             let Some(status) = self.pending_conditions() else { return };
-            if queue::is_error(status) {
+            if recovery::is_error(status) {
                 self.queue.recover(&self.registers);
             }
             for index in 0..self.features.fault_records() {
@@ -133,7 +133,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 
     /// Whether the queue stopped at an error, for the dump of registers.
     pub(crate) fn has_queue_error(&self) -> bool {
-        queue::has_error(&self.registers)
+        recovery::has_error(&self.registers)
     }
 }
 

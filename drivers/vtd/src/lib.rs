@@ -41,6 +41,7 @@ mod events;
 mod features;
 mod invalidate;
 mod queue;
+mod recovery;
 mod registers;
 mod ring;
 mod setup;

@@ -1,35 +1,34 @@
 //! The invalidation queue: batches in, completion by a status word in memory.
 //!
-//! Each batch ends with a wait descriptor whose status data is the position behind it, so one word in memory says
-//! how far the hardware has come: to whoever waits, however many, and to whoever looks for room. The registers are
-//! read only when an answer takes long.
+//! Any number of CPUs submit at once, as [`producers`](portcullis_hal::producers) describes; interrupts are masked from
+//! the reservation of slots until they are published, and never while anything is waited for.
+//!
+//! Each batch ends with a wait descriptor whose status data is the place behind it. All of them write the same word, in
+//! the order of their places, since each is a fence. So that one word says how far the hardware has come: to whoever
+//! waits, however many, and to whoever looks for room. Somebody else's later wait serves as well as one's own, and the
+//! registers are read only when an answer takes long.
 
-use crate::dma::{Descriptors, Published};
+use crate::dma::Words;
 use crate::invalidate::Descriptor;
+use crate::recovery::Errors;
 use crate::registers::Registers;
-use crate::ring::{Position, Ring};
-use crate::spec::registers::{FSTS, FaultStatus, IQERCD, IQH, IQT};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::ring::Ring;
+use crate::spec::registers::IQT;
+use core::sync::atomic::{AtomicU64, Ordering};
+use portcullis_hal::producers::{Position, Producers, Run};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Frames, Hal, Mmio, PhysAddr, SyncError, barrier};
-use spin::Mutex;
+use portcullis_hal::{Frames, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
 /// How long an answer may take before the fault status is looked at, in nanoseconds.
 const ATTEND_NS: u64 = 20_000;
 
-/// How many errors are remembered for those who have not looked yet.
-const REMEMBERED: usize = 16;
-
 /// A unit's invalidation queue.
 pub(crate) struct Queue<H: Hal> {
-    descriptors: Descriptors<H>,
-    status: Published<H>,
-    ring: Ring,
-    producer: Mutex<Producer>,
-    /// The number of errors so far; changes under the producer's lock.
-    errors: AtomicU32,
-    /// FSTS_REG at the latest error.
-    last_error: AtomicU32,
+    pub(crate) descriptors: Descriptors<H>,
+    status: Words<H>,
+    pub(crate) ring: Ring,
+    pub(crate) producers: Producers,
+    pub(crate) errors: Errors,
     pub(crate) counters: Counters,
 }
 
@@ -43,43 +42,40 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    fn add(counter: &AtomicU64, count: usize) {
-        counter.fetch_add(count as u64, Ordering::Relaxed);
+    /// Counts what a doorbell makes visible. Only one CPU at a time rings.
+    fn add(&self, run: &Run) {
+        let add = |counter: &AtomicU64, count| {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+        };
+        add(&self.invalidations, run.weight);
+        add(&self.syncs, run.batches);
+        add(&self.doorbells, 1);
     }
-}
-
-struct Producer {
-    tail: Position,
-    /// The places of the latest bad descriptors; the n-th error is at n modulo the size.
-    bad: [Position; REMEMBERED],
 }
 
 /// A batch in the queue.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "a batch has done nothing until it was waited for"]
 pub(crate) struct Ticket {
-    first: Position,
+    pub(crate) first: Position,
     /// Behind the wait descriptor.
-    end: Position,
-    errors: u32,
+    pub(crate) end: Position,
+    /// How many errors there were before.
+    pub(crate) errors: u32,
 }
 
 impl<H: Hal> Queue<H> {
     /// A queue in `slots`, as many as the ring says, with its status word in `status`; the hardware does not know them
     /// yet.
-    pub(crate) fn new(ring: Ring, slots: Frames<H>, status: Frames<H>) -> Self {
-        Self {
-            descriptors: Descriptors::new(slots),
-            status: Published::new(status),
+    pub(crate) fn new(ring: Ring, slots: Frames<H>, status: Frames<H>) -> Result<Self, OutOfMemory> {
+        Ok(Self {
+            descriptors: Descriptors(Words::new(slots)),
+            status: Words::new(status),
             ring,
-            producer: Mutex::new(Producer {
-                tail: Position::default(),
-                bad: [Position::default(); REMEMBERED],
-            }),
-            errors: AtomicU32::new(0),
-            last_error: AtomicU32::new(0),
+            producers: Producers::new(ring.slots())?,
+            errors: Errors::default(),
             counters: Counters::default(),
-        }
+        })
     }
 
     pub(crate) fn ring(&self) -> Ring {
@@ -88,79 +84,114 @@ impl<H: Hal> Queue<H> {
 
     /// The physical address of the ring.
     pub(crate) fn phys(&self) -> PhysAddr {
-        self.descriptors.phys()
+        self.descriptors.0.phys()
     }
 
     /// The physical address of the ring, to be shown to hardware, which will write the status word too.
     pub(crate) fn publish(&self) -> PhysAddr {
         self.status.publish();
-        self.descriptors.publish()
+        self.descriptors.0.publish()
     }
 
     /// Up to where the hardware has come, by the status word.
-    fn done(&self) -> Position {
-        let word = self.status.words().first().map_or(0, |word| word.load(Ordering::Relaxed));
-        Position(word as u32)
+    pub(crate) fn done(&self) -> Position {
+        let word = self.status.first().map_or(0, |word| word.load(Ordering::Acquire));
+        Position::new(word as u32)
     }
 
-    /// Puts a batch in the queue, with one write of the doorbell. If there is no room it waits for some.
+    /// Puts a batch in the queue, with one write of the doorbell or none, if another CPU rings for both. If there is no
+    /// room it waits for some.
     pub(crate) fn submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
         batch: &[Descriptor],
     ) -> Result<Ticket, Timeout> {
+        let count = places(batch);
+        match self.try_submit(registers, batch, count) {
+            Some(ticket) => Ok(ticket),
+            None => self.submit_when_there_is_room(registers, batch, count),
+        }
+    }
+
+    #[cold]
+    fn submit_when_there_is_room<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        batch: &[Descriptor],
+        count: u32,
+    ) -> Result<Ticket, Timeout> {
         let mut patience = Patience::new(registers);
         loop {
-            if let Some(ticket) = self.try_submit(registers, batch) {
+            if let Some(ticket) = self.try_submit(registers, batch, count) {
                 return Ok(ticket);
             }
-            let done = self.done();
             patience.spend(self, || Timeout {
                 register: "free invalidation queue slots",
                 mask: u64::from(u32::MAX),
-                expected: (batch.len() + fences(batch)) as u64 + 1,
-                last: u64::from(done.0),
+                expected: u64::from(count),
+                last: u64::from(self.free()),
             })?;
         }
     }
 
-    fn try_submit<M: Mmio>(&self, registers: &Registers<H, M>, batch: &[Descriptor]) -> Option<Ticket> {
+    /// About how many slots are free.
+    fn free(&self) -> u32 {
+        self.producers.capacity().saturating_sub(self.producers.published().since(self.done()))
+    }
+
+    fn try_submit<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        batch: &[Descriptor],
+        count: u32,
+    ) -> Option<Ticket> {
         registers.hal().critical(|| {
-            let mut producer = self.producer.lock();
-            let first = producer.tail;
-            let count = u32::try_from(batch.len() + fences(batch)).ok()?;
-            // One slot more than needed stays free for the recovery's own wait descriptor.
-            if self.ring.free(first, self.done()) < count.checked_add(2)? {
-                return None;
-            }
-            let mut cache = None;
-            for &descriptor in batch {
-                if cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache()) {
-                    // Hardware may take all between two fences in any order (6.5.2.8).
-                    self.push_wait(&mut producer);
-                }
-                self.descriptors.write(self.ring.slot(producer.tail), descriptor);
-                producer.tail = producer.tail.plus(1);
-            }
-            let end = self.push_wait(&mut producer);
-            Counters::add(&self.counters.invalidations, batch.len());
-            self.ring_doorbell(registers, &producer);
-            Some(Ticket { first, end, errors: self.errors.load(Ordering::Relaxed) })
+            let first = self.producers.reserve(count, || self.done())?;
+            let errors = self.errors.count();
+            self.fill(first, batch);
+            self.hand_over(registers, first, count, batch.len() as u32);
+            Some(Ticket { first, end: first.plus(count), errors })
         })
     }
 
-    /// Adds a wait descriptor and returns the place behind it.
-    fn push_wait(&self, producer: &mut Producer) -> Position {
-        let end = producer.tail.plus(1);
-        self.descriptors.write(self.ring.slot(producer.tail), Descriptor::wait(self.status.phys(), end.0));
-        producer.tail = end;
-        end
+    /// Writes a batch to its slots, with its fences and the wait descriptor behind it.
+    fn fill(&self, first: Position, batch: &[Descriptor]) {
+        let mut place = first;
+        let mut cache = None;
+        for &descriptor in batch {
+            if cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache()) {
+                // Hardware may take all between two fences in any order (6.5.2.8).
+                self.put_wait(place);
+                place = place.plus(1);
+            }
+            self.descriptors.write(self.ring.slot(place), descriptor);
+            place = place.plus(1);
+        }
+        self.put_wait(place);
     }
 
-    fn ring_doorbell<M: Mmio>(&self, registers: &Registers<H, M>, producer: &Producer) {
+    /// Writes a wait descriptor to a slot.
+    pub(crate) fn put_wait(&self, place: Position) {
+        let wait = Descriptor::wait(self.status.phys(), place.plus(1).get());
+        self.descriptors.write(self.ring.slot(place), wait);
+    }
+
+    /// Gives a batch whose slots are written to the hardware, or to the CPU that is about to ring.
+    pub(crate) fn hand_over<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        first: Position,
+        count: u32,
+        invalidations: u32,
+    ) {
+        self.producers.publish(first, count, invalidations, |run| self.ring_doorbell(registers, &run));
+    }
+
+    /// To be called by the producer whose turn it is.
+    pub(crate) fn ring_doorbell<M: Mmio>(&self, registers: &Registers<H, M>, run: &Run) {
         barrier::before_doorbell();
-        registers.write64(IQT, self.ring.register_of(producer.tail));
-        Counters::add(&self.counters.doorbells, 1);
+        registers.write64(IQT, self.ring.register_of(run.tail));
+        self.counters.add(run);
     }
 
     /// Returns when the batch has completed.
@@ -169,121 +200,61 @@ impl<H: Hal> Queue<H> {
     ///
     /// [`SyncError::Timeout`], and [`SyncError::Faulted`] if the hardware refused a descriptor of this batch.
     pub(crate) fn wait<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        Counters::add(&self.counters.syncs, 1);
-        let mut patience = Patience::new(registers);
-        loop {
-            let done = self.done();
-            if done.has_reached(ticket.end) {
-                break;
-            }
-            patience.spend(self, || Timeout {
-                register: "invalidation status word",
-                mask: u64::from(u32::MAX),
-                expected: u64::from(ticket.end.0),
-                last: u64::from(done.0),
-            })?;
+        if !self.done().has_reached(ticket.end) {
+            self.wait_longer(registers, ticket.end)?;
         }
         barrier::after_completion();
-        if self.errors.load(Ordering::Acquire) != ticket.errors && self.was_refused(registers, ticket) {
+        if self.errors.count() != ticket.errors && self.errors.concern(registers.hal(), &ticket) {
             return Err(SyncError::Faulted);
         }
         Ok(())
     }
 
-    /// What the hardware said when it last stopped.
-    pub(crate) fn last_error(&self) -> Timeout {
-        let error = FaultStatus::new().with_iqe(true).with_ice(true).with_ite(true);
-        Timeout {
-            register: FSTS.name,
-            mask: u64::from(error.into_bits()),
-            expected: 0,
-            last: u64::from(self.last_error.load(Ordering::Relaxed)),
+    #[cold]
+    fn wait_longer<M: Mmio>(&self, registers: &Registers<H, M>, end: Position) -> Result<(), Timeout> {
+        let mut patience = Patience::new(registers);
+        while !self.done().has_reached(end) {
+            patience.spend(self, || Timeout {
+                register: "invalidation status word",
+                mask: u64::from(u32::MAX),
+                expected: u64::from(end.get()),
+                last: u64::from(self.done().get()),
+            })?;
         }
-    }
-
-    /// Whether one of the errors since the ticket was made concerns it. If there were more than are remembered, it is
-    /// taken for granted.
-    fn was_refused<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> bool {
-        registers.hal().critical(|| {
-            let producer = self.producer.lock();
-            let now = self.errors.load(Ordering::Relaxed);
-            let new = now.wrapping_sub(ticket.errors) as usize;
-            let length = ticket.end.since(ticket.first);
-            new > REMEMBERED
-                || (1..=new).any(|back| {
-                    let index = now.wrapping_sub(back as u32) as usize % REMEMBERED;
-                    producer.bad.get(index).is_some_and(|bad| bad.since(ticket.first) < length)
-                })
-        })
-    }
-
-    /// Looks whether the hardware stopped at an error, and sets it going again. Any number of waiters and an interrupt
-    /// handler may call it at once; who comes second finds nothing to do. Never waits for the hardware.
-    pub(crate) fn recover<M: Mmio>(&self, registers: &Registers<H, M>) {
-        if !has_error(registers) {
-            return;
-        }
-        registers.hal().critical(|| {
-            let mut producer = self.producer.lock();
-            let status = FaultStatus::from_bits(registers.read32(FSTS));
-            if is_error(status) {
-                self.last_error.store(status.into_bits(), Ordering::Relaxed);
-            }
-            if status.iqe() {
-                self.replace_bad(registers, &mut producer);
-            }
-            if status.ite() || status.ice() {
-                // Waits that were in the queue are dropped then (6.5.2.10); a new one covers them.
-                Counters::add(&self.counters.errors, 1);
-                let timed_out = FaultStatus::new().with_ite(status.ite()).with_ice(status.ice());
-                registers.write32(FSTS, timed_out.into_bits());
-                if self.ring.free(producer.tail, self.done()) > 0 {
-                    self.push_wait(&mut producer);
-                    self.ring_doorbell(registers, &producer);
-                }
-            }
-        });
-    }
-
-    /// The hardware stopped at a descriptor: puts a wait descriptor in its place, remembers the place, and lets the
-    /// hardware go on.
-    fn replace_bad<M: Mmio>(&self, registers: &Registers<H, M>, producer: &mut Producer) {
-        Counters::add(&self.counters.errors, 1);
-        let bad = self.ring.position_of(registers.read64(IQH), producer.tail);
-        let slot = self.ring.slot(bad);
-        log::error!(
-            "VT-d: invalidation descriptor {:#x?} in slot {slot} refused (IQERCD_REG {:#x})",
-            self.descriptors.read(slot).0,
-            registers.read64(IQERCD)
-        );
-        // At the tail there is no descriptor: then it was the tail register itself that was refused.
-        if bad != producer.tail {
-            self.descriptors.write(slot, Descriptor::wait(self.status.phys(), bad.plus(1).0));
-            let count = self.errors.load(Ordering::Relaxed);
-            if let Some(place) = producer.bad.get_mut(count as usize % REMEMBERED) {
-                *place = bad;
-            }
-            self.errors.store(count.wrapping_add(1), Ordering::Release);
-        }
-        registers.write32(FSTS, FaultStatus::new().with_iqe(true).into_bits());
-        // Clearing the error is enough by the manual; QEMU fetches again only when the tail is written.
-        self.ring_doorbell(registers, producer);
+        Ok(())
     }
 }
 
-/// Whether the queue stopped at an error.
-pub(crate) fn has_error<H: Hal, M: Mmio>(registers: &Registers<H, M>) -> bool {
-    is_error(FaultStatus::from_bits(registers.read32(FSTS)))
+/// The number of slots that a batch takes: a fence where the next cache begins, and a wait descriptor at the end.
+fn places(batch: &[Descriptor]) -> u32 {
+    let turns = batch.iter().zip(batch.iter().skip(1)).filter(|(one, next)| one.cache() != next.cache());
+    (batch.len() + turns.count() + 1) as u32
 }
 
-/// Whether a status says that the queue stopped at an error.
-pub(crate) fn is_error(status: FaultStatus) -> bool {
-    status.iqe() || status.ite() || status.ice()
-}
+/// The slots of the ring.
+pub(crate) struct Descriptors<H: Hal>(Words<H>);
 
-/// The number of fences that a batch takes: one where the next cache begins.
-fn fences(batch: &[Descriptor]) -> usize {
-    batch.iter().zip(batch.iter().skip(1)).filter(|(one, next)| one.cache() != next.cache()).count()
+/// The words of a descriptor.
+const WORDS: usize = 4;
+
+impl<H: Hal> Descriptors<H> {
+    /// Fills a slot; one beyond the end is left alone.
+    pub(crate) fn write(&self, slot: usize, descriptor: Descriptor) {
+        if let Some(words) = self.0.get(slot * WORDS..(slot + 1) * WORDS) {
+            for (word, value) in words.iter().zip(descriptor.0) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What is in a slot; zeros beyond the end.
+    pub(crate) fn read(&self, slot: usize) -> Descriptor {
+        let mut descriptor = Descriptor::default();
+        for (word, value) in self.0.iter().skip(slot * WORDS).zip(&mut descriptor.0) {
+            *value = word.load(Ordering::Relaxed);
+        }
+        descriptor
+    }
 }
 
 /// A bounded wait that attends to errors now and then.
@@ -291,19 +262,32 @@ struct Patience<'a, H: Hal, M: Mmio> {
     registers: &'a Registers<H, M>,
     start: u64,
     attend: u64,
+    last_look: LastLook,
+}
+
+/// Whether the errors were attended to after the time was up.
+#[derive(PartialEq, Eq)]
+enum LastLook {
+    Ahead,
+    Taken,
 }
 
 impl<'a, H: Hal, M: Mmio> Patience<'a, H, M> {
     fn new(registers: &'a Registers<H, M>) -> Self {
         let start = registers.hal().now_ns();
-        Self { registers, start, attend: start.saturating_add(ATTEND_NS) }
+        Self { registers, start, attend: start.saturating_add(ATTEND_NS), last_look: LastLook::Ahead }
     }
 
     /// Passes a moment, or reports that time is up.
     fn spend(&mut self, queue: &Queue<H>, timeout: impl FnOnce() -> Timeout) -> Result<(), Timeout> {
         let now = self.registers.hal().now_ns();
         if now.saturating_sub(self.start) > self.registers.timeout_ns() {
-            return Err(timeout());
+            // The CPU may have been away meanwhile; what counts is the hardware, so the caller looks once more.
+            if self.last_look == LastLook::Taken {
+                return Err(timeout());
+            }
+            self.last_look = LastLook::Taken;
+            self.attend = now;
         }
         if now >= self.attend {
             queue.recover(self.registers);

@@ -1,27 +1,7 @@
 //! The arithmetic of the invalidation queue's ring; no memory, no registers.
 
 use portcullis_hal::FrameOrder;
-
-/// A place in the endless sequence of descriptors, counted from zero at start-up and modulo 2^32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) struct Position(pub(crate) u32);
-
-impl Position {
-    /// The place `count` descriptors further on.
-    pub(crate) fn plus(self, count: u32) -> Self {
-        Self(self.0.wrapping_add(count))
-    }
-
-    /// How many descriptors lie between `earlier` and this place.
-    pub(crate) fn since(self, earlier: Self) -> u32 {
-        self.0.wrapping_sub(earlier.0)
-    }
-
-    /// Whether this place is `other` or behind it; both lie within one turn of a ring of each other.
-    pub(crate) fn has_reached(self, other: Self) -> bool {
-        self.since(other) < 1 << 31
-    }
-}
+use portcullis_hal::producers::Position;
 
 /// The size of a ring of 256-bit descriptors: 2^QS frames of 128 descriptors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,13 +33,7 @@ impl Ring {
 
     /// The slot of a place.
     pub(crate) fn slot(self, position: Position) -> usize {
-        (position.0 & (self.slots() - 1)) as usize
-    }
-
-    /// How many descriptors can be added at `tail` when everything before `done` has been consumed. One slot stays
-    /// empty, since a full ring would look like an empty one.
-    pub(crate) fn free(self, tail: Position, done: Position) -> u32 {
-        (self.slots() - 1).saturating_sub(tail.since(done))
+        (position.get() & (self.slots() - 1)) as usize
     }
 
     /// The value of IQT_REG for a tail.
@@ -72,8 +46,8 @@ impl Ring {
     pub(crate) fn position_of(self, head: u64, tail: Position) -> Position {
         let mask = self.slots() - 1;
         let slot = (head >> DESCRIPTOR_SHIFT) as u32 & mask;
-        let behind = tail.0.wrapping_sub(slot) & mask;
-        Position(tail.0.wrapping_sub(behind))
+        let behind = tail.get().wrapping_sub(slot) & mask;
+        Position::new(tail.get().wrapping_sub(behind))
     }
 }
 
@@ -95,42 +69,24 @@ mod tests {
     }
 
     #[test]
-    fn at_every_size_and_fill_the_free_slots_and_the_used_ones_make_up_the_ring() {
+    fn at_every_size_and_fill_the_head_is_found_behind_the_tail() {
         for ring in rings() {
             for start in [0, 1, ring.slots() - 1, u32::MAX - 3, u32::MAX] {
                 for used in 0..ring.slots() {
-                    let done = Position(start);
-                    let tail = done.plus(used);
-                    assert_eq!(ring.free(tail, done), ring.slots() - 1 - used);
-                    assert_eq!(ring.position_of(ring.register_of(done), tail), done, "{ring:?} {used}");
+                    let head = Position::new(start);
+                    let tail = head.plus(used);
+                    assert_eq!(ring.position_of(ring.register_of(head), tail), head, "{ring:?} {used}");
                 }
+                let full = Position::new(start).plus(ring.slots() - 1);
+                assert_ne!(ring.slot(full), ring.slot(Position::new(start)), "a slot stays empty");
             }
         }
     }
 
     #[test]
-    fn a_ring_is_full_before_head_and_tail_meet_again() {
-        for ring in rings() {
-            let done = Position(5);
-            let full = done.plus(ring.slots() - 1);
-            assert_eq!(ring.free(full, done), 0);
-            assert_ne!(ring.slot(full), ring.slot(done));
-            assert_eq!(ring.free(full.plus(7), done), 0);
-        }
-    }
-
-    #[test]
-    fn places_are_ordered_across_the_wrap() {
-        let before = Position(u32::MAX - 1);
-        let after = before.plus(5);
-        assert!(after.has_reached(before) && !before.has_reached(after) && before.has_reached(before));
-        assert_eq!(after.since(before), 5);
-    }
-
-    #[test]
     fn registers_count_in_bytes_of_256_bit_descriptors() {
         let ring = Ring { qs: 0 };
-        assert_eq!(ring.register_of(Position(3)), 0x60);
-        assert_eq!(ring.register_of(Position(128 + 127)), 0xfe0);
+        assert_eq!(ring.register_of(Position::new(3)), 0x60);
+        assert_eq!(ring.register_of(Position::new(128 + 127)), 0xfe0);
     }
 }

@@ -66,7 +66,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
         let root = Table::new(hal, &features)?;
         let slots = reachable_frames(hal, &features, order)?;
         let status = reachable_frames(hal, &features, FrameOrder::SINGLE)?;
-        let queue = Queue::new(ring, slots, status);
+        let queue = Queue::new(ring, slots, status)?;
         let inner = Arc::try_new(Inner::new(registers, features, queue, root, ids))?;
         inner.start_queue()?;
         Ok(Self { inner })

@@ -323,7 +323,8 @@ fn many_threads_map_unmap_and_attach_on_one_small_queue() {
             }
         });
         let stats = machine.driver.stats();
-        assert!(stats.syncs >= 800 && stats.doorbells >= 800 && stats.queue_errors == 0, "{stats:?}");
+        assert!(stats.syncs >= 800 && stats.queue_errors == 0, "{stats:?}");
+        assert!((1..=stats.syncs).contains(&stats.doorbells), "{stats:?}");
     }
 }
 

@@ -371,6 +371,27 @@ const _: () = {
     at(FaultStatus::FRI_OFFSET, FaultStatus::FRI_BITS, 15, 8);
 };
 
+/// Invalidation queue errors, IQERCD_REG (11.4.9.9).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct QueueErrors {
+    /// Bits 3:0: IQEI, why the queue stopped; of use while IQE is set.
+    #[bits(4)]
+    pub iqei: u8,
+    #[bits(28)]
+    __: u32,
+    /// Bits 47:32: ITESID, the device that did not answer in time; of use while ITE is set.
+    pub itesid: u16,
+    /// Bits 63:48: ICESID, the device that answered wrongly; of use while ICE is set.
+    pub icesid: u16,
+}
+
+const _: () = {
+    at(QueueErrors::IQEI_OFFSET, QueueErrors::IQEI_BITS, 3, 0);
+    at(QueueErrors::ITESID_OFFSET, QueueErrors::ITESID_BITS, 47, 32);
+    at(QueueErrors::ICESID_OFFSET, QueueErrors::ICESID_BITS, 63, 48);
+};
+
 /// Event control, FECTL_REG and IECTL_REG (11.4.7.2, 11.4.9.5).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]

@@ -60,16 +60,16 @@ fn submitters_wait_for_room_in_a_full_queue_and_then_all_are_served() {
             barrier.wait();
             bench.unit.hang();
             bench.unit.unwatch_all();
-            let before = driver.stats().doorbells;
+            let before = driver.stats().syncs;
             barrier.wait();
             // 127 descriptors have room: 14 batches.
             let start = Instant::now();
-            while driver.stats().doorbells < before + 13 && start.elapsed() < Duration::from_secs(20) {
+            while driver.stats().syncs < before + 13 && start.elapsed() < Duration::from_secs(20) {
                 thread::yield_now();
             }
             thread::sleep(Duration::from_millis(5));
-            let rung = driver.stats().doorbells - before;
-            assert!((13..u64::from(SUBMITTERS)).contains(&rung), "{rung} batches in the queue");
+            let queued = driver.stats().syncs - before;
+            assert!((13..u64::from(SUBMITTERS)).contains(&queued), "{queued} batches in the queue");
             bench.unit.unhang();
             barrier.wait();
         }
