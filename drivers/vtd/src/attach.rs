@@ -1,26 +1,39 @@
-//! Changes of attachments.
+//! Changes of attachments, with and without PASID.
 
 use crate::domain::PagingDomain;
-use crate::entry::{Plan, Step, plan};
+use crate::endpoint::{Attachment, Endpoint, Memory, PasidEntry, PasidTables, Pdts};
+use crate::entry::{Step, pasid_used, plan};
 use crate::error::TableError;
-use crate::invalidate::{Descriptor, context_changed, everything, pasid_entry_changed};
-use crate::spec::entries::{Context0, Directory, RootHalf};
+use crate::forget::{
+    Batch, Requester, device_of, endpoint_appeared, endpoint_gone, entry_appeared, entry_changed,
+    unit_and_device,
+};
+use crate::invalidate::{RID_PASID, Tag};
+use crate::spec::entries::{Context0, RootHalf};
 use crate::tables::{Table, quantum, words};
-use crate::unit::{Attachment, Endpoint, Inner, Memory, State, concrete, context_place, pasid_used};
+use crate::unit::{Inner, State, concrete, context_place};
 use core::sync::atomic::Ordering;
-use portcullis_hal::{Arc, DomainId, EndpointId, Hal, Mmio, OutOfMemory, SyncError, barrier};
+use portcullis_hal::{Arc, EndpointId, FrameOrder, Hal, Mmio, OutOfMemory, Pasid, SyncError, barrier};
 use portcullis_iommu::{AttachError, Domain, DomainKind, Missing, Transition};
 
 /// An endpoint's source-id.
-fn source_id(endpoint: EndpointId) -> Result<u16, AttachError> {
+pub(crate) fn source_id(endpoint: EndpointId) -> Result<u16, AttachError> {
     u16::try_from(endpoint.get()).map_err(|_| AttachError::UnknownEndpoint(endpoint))
 }
 
+/// Source-ids of endpoints that all have one.
+pub(crate) fn source_ids(endpoints: &[EndpointId]) -> impl Iterator<Item = u16> + Clone + '_ {
+    endpoints.iter().filter_map(|&endpoint| source_id(endpoint).ok())
+}
+
 impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
-    /// Replaces the translation of all endpoints; see [`Unit::attach`](portcullis_iommu::Unit::attach).
+    /// Replaces the translation of a PASID of all endpoints, or of their requests without one ([`RID_PASID`]); see
+    /// [`Unit::attach`](portcullis_iommu::Unit::attach) and
+    /// [`attach_pasid`](portcullis_iommu::Unit::attach_pasid).
     pub(crate) fn attach(
         this: &Arc<Self>,
         endpoints: &[EndpointId],
+        pasid: u32,
         domain: &Arc<dyn Domain>,
     ) -> Result<Transition, AttachError> {
         let Some(ours) = concrete::<H, M>(domain) else {
@@ -30,12 +43,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         for &endpoint in endpoints {
             source_id(endpoint)?;
         }
-        if endpoints.is_empty() {
-            return Ok(Transition::Hitless);
-        }
+        let mut state = this.state.lock();
+        state.check_permitted(endpoints, pasid)?;
         if ours.kind() == DomainKind::Blocked {
-            // A context entry that is not present denies everything, and needs no memory.
-            return Self::block(this, endpoints).map(|()| Transition::Hitless);
+            // An entry that is not present denies everything, and needs no memory.
+            return Self::detach_from(this, &mut state, endpoints, pasid).map(|()| Transition::Hitless);
         }
         let missing = ours.missing(&this.features);
         if !missing.is_empty() {
@@ -44,21 +56,36 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         if this.is_faulted() {
             return Err(AttachError::Faulted);
         }
-        let mut state = this.state.lock();
-        this.prepare(&mut state, endpoints)?;
-        let did = Self::use_domain(this, &mut state, ours)?;
-        let attachment = Attachment { domain: domain.clone(), did };
+        let is_there = |sid: u16| {
+            let attachment = state.endpoint(sid).and_then(|endpoint| endpoint.attachment(pasid));
+            attachment.is_some_and(|attachment| Arc::ptr_eq(&attachment.domain, domain))
+        };
+        if source_ids(endpoints).all(is_there) {
+            return Ok(Transition::Hitless);
+        }
+        this.prepare(&mut state, endpoints, pasid)?;
+        let devices = source_ids(endpoints).filter_map(|sid| state.device(sid, pasid));
+        ours.targets.reserve(devices.count())?;
+        let tag = Self::use_domain(this, &mut state, endpoints, pasid, ours)?;
+        let attachment = Attachment { domain: domain.clone(), tag };
+        for sid in source_ids(endpoints) {
+            if let Some(device) = state.device(sid, pasid) {
+                ours.targets.add_device(this, device);
+            }
+        }
         // An unmapper clears entries and then reads the targets; here the target is added and then the entry
         // published.
         barrier::store_then_load();
         let mut transition = Transition::Hitless;
-        for &endpoint in endpoints {
-            match Self::switch(this, &mut state, source_id(endpoint)?, &attachment, ours) {
+        for sid in source_ids(endpoints) {
+            match Self::switch(this, &mut state, sid, &attachment, ours) {
                 Ok(Transition::Hitless) => {}
                 Ok(Transition::Disruptive) => transition = Transition::Disruptive,
                 Err(error) => {
-                    ours.targets.join(this);
-                    this.give_up(&mut state, endpoints, attachment);
+                    // The new domain's id is never given back.
+                    ours.targets.join(this, tag);
+                    core::mem::forget(attachment);
+                    this.give_up(&mut state, endpoints);
                     return Err(this.unconfirmed(error));
                 }
             }
@@ -68,27 +95,26 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Allocates what the endpoints lack. What was allocated stays with them, whatever becomes of the attachment.
-    fn prepare(&self, state: &mut State<H>, endpoints: &[EndpointId]) -> Result<(), AttachError> {
-        for &endpoint in endpoints {
-            let sid = source_id(endpoint)?;
-            if state.context(sid).is_none() {
-                self.add_context_table(state, sid)?;
-            }
-            if state.endpoint(sid).is_none() {
-                self.add_endpoint(state, sid)?;
-            }
+    fn prepare(&self, state: &mut State<H>, endpoints: &[EndpointId], pasid: u32) -> Result<(), AttachError> {
+        state.tags.reserve()?;
+        for sid in source_ids(endpoints) {
+            self.add_context_table(state, sid)?;
+            self.add_endpoint(state, sid, Pdts::for_bits(0))?;
+            let Some(endpoint) = state.endpoint_mut(sid) else { continue };
+            endpoint.attachments.try_reserve(1).map_err(|_| OutOfMemory)?;
+            endpoint.pasids.add_leaf(self.hal(), &self.features, pasid)?;
         }
         Ok(())
     }
 
-    fn new_table(&self) -> Result<Table<H>, TableError> {
-        Table::new(self.hal(), &self.features)
-    }
-
+    /// Adds the context table of an endpoint, if there is none.
     fn add_context_table(&self, state: &mut State<H>, sid: u16) -> Result<(), TableError> {
+        if state.context(sid).is_some() {
+            return Ok(());
+        }
         let (key, _) = context_place(sid);
         state.contexts.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let table = self.new_table()?;
+        let table = Table::new(self.hal(), &self.features, FrameOrder::SINGLE)?;
         let bus = usize::from(sid >> 8);
         let half = RootHalf::new().with_present(true).with_ctp(table.publish()).into_bits();
         let [low, high] = words(self.root.load(bus));
@@ -99,41 +125,76 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         Ok(())
     }
 
-    fn add_endpoint(&self, state: &mut State<H>, sid: u16) -> Result<(), TableError> {
+    /// Adds the tables of an endpoint, if there are none.
+    pub(crate) fn add_endpoint(&self, state: &mut State<H>, sid: u16, pdts: Pdts) -> Result<(), TableError> {
+        if state.endpoint(sid).is_some() {
+            return Ok(());
+        }
         state.endpoints.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let pasids = self.new_table()?;
-        let directory = self.new_table()?;
-        // The first directory entry: PASIDs 0 to 63.
-        let first = Directory::new().with_present(true).with_smptblptr(pasids.publish());
-        directory.store(0, quantum(first.into_bits(), 0));
+        let pasids = PasidTables::new(self.hal(), &self.features, pdts)?;
         let index = state.endpoints.partition_point(|other| other.sid < sid);
-        state
-            .endpoints
-            .insert(index, Endpoint { sid, directory, pasids, attachment: None, memory: Memory::Nothing });
+        state.endpoints.insert(index, Endpoint::new(sid, pasids));
         Ok(())
     }
 
-    /// The domain's id on this unit; a new one, with the unit among the domain's targets, if it had none.
+    /// The tag of the domain at a PASID of the endpoints; a new one, among the domain's targets, if it had none. There is
+    /// room for it.
     fn use_domain(
         this: &Arc<Self>,
         state: &mut State<H>,
+        endpoints: &[EndpointId],
+        pasid: u32,
         ours: &PagingDomain<H, M>,
-    ) -> Result<DomainId, AttachError> {
-        if let Some(did) = ours.targets.did(this) {
-            return Ok(did);
+    ) -> Result<Tag, AttachError> {
+        let kind = ours.tag_kind();
+        let add = |tag| {
+            ours.note_unit(&this.features);
+            ours.targets.add(this, tag);
+            tag
+        };
+        let found = ours.targets.find(this, pasid);
+        if kind.is_tagged_by_pasid() {
+            if let Some(tag) = Self::handed_over(this, state, endpoints, pasid) {
+                state.tags.add(tag);
+                return Ok(add(Tag { kind, ..tag }));
+            }
+            match found {
+                Some(tag) if tag.pasid == pasid => return Ok(tag),
+                // The domain's id, where nobody else uses it at this PASID.
+                Some(tag) if state.tags.is_free(Tag { pasid, ..tag }) => {
+                    let tag = Tag { pasid, ..tag };
+                    state.tags.add(tag);
+                    return Ok(add(tag));
+                }
+                _ => {}
+            }
+        } else if let Some(tag) = found {
+            return Ok(Tag { pasid, ..tag });
         }
-        ours.targets.reserve()?;
-        let id = state.ids.take().ok_or(AttachError::NoFreeId)?;
-        let did = DomainId::new(id as u16);
-        ours.note_unit(&this.features);
-        if ours.targets.add(this, did).is_none() {
-            state.ids.give_back(id);
-            return Err(OutOfMemory.into());
-        }
-        Ok(did)
+        state.tags.take(kind, pasid).map(add).ok_or(AttachError::NoFreeId)
     }
 
-    /// Changes the translation of one endpoint.
+    /// The tag that the endpoints have at a PASID, if it is theirs alone and may be the next domain's. Under the same id
+    /// first-stage tables can be replaced without a moment of no translation.
+    fn handed_over(this: &Arc<Self>, state: &State<H>, endpoints: &[EndpointId], pasid: u32) -> Option<Tag> {
+        let of = |sid| state.endpoint(sid).and_then(|endpoint| endpoint.attachment(pasid));
+        let old = of(source_ids(endpoints).next()?)?;
+        if !old.tag.kind.is_tagged_by_pasid() {
+            return None;
+        }
+        let same = |attachment: &Attachment| {
+            attachment.tag == old.tag && Arc::ptr_eq(&attachment.domain, &old.domain)
+        };
+        if !source_ids(endpoints).all(|sid| of(sid).is_some_and(same)) {
+            return None;
+        }
+        let theirs = concrete::<H, M>(&old.domain)?;
+        let known = state.endpoints.iter();
+        let moving = known.filter(|one| source_ids(endpoints).any(|sid| sid == one.sid)).count();
+        (theirs.targets.users(this, old.tag) as usize == moving).then_some(old.tag)
+    }
+
+    /// Changes the translation of a PASID of one endpoint.
     fn switch(
         this: &Arc<Self>,
         state: &mut State<H>,
@@ -141,110 +202,176 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         new: &Attachment,
         ours: &PagingDomain<H, M>,
     ) -> Result<Transition, SyncError> {
-        let entry = ours.pasid_entry(&this.features, new.did);
-        let Some(old) = state.endpoint(sid).map(|endpoint| endpoint.attachment.clone()) else {
+        let pasid = new.tag.pasid;
+        let entry = ours.pasid_entry(&this.features, new.tag.did);
+        let Some(endpoint) = state.endpoint(sid) else {
             return Err(SyncError::Faulted);
         };
-        let transition = match &old {
-            Some(old) if Arc::ptr_eq(&old.domain, &new.domain) => return Ok(Transition::Hitless),
-            Some(old) => this.replace(state, sid, old, entry)?,
-            None => {
-                this.confirm_forgotten(state, sid)?;
-                this.install(state, sid, new.did, entry)?
-            }
-        };
-        ours.targets.join(this);
-        if let Some(endpoint) = state.endpoint_mut(sid) {
-            endpoint.attachment = Some(new.clone());
+        let old = endpoint.attachment(pasid);
+        if old.is_some_and(|old| Arc::ptr_eq(&old.domain, &new.domain)) {
+            return Ok(Transition::Hitless);
         }
-        if let Some(old) = old {
-            Self::leave(this, state, &old);
+        let old = old.map(|old| old.tag);
+        let transition = if endpoint.is_live() {
+            let transition = this.replace(state, sid, pasid, old, entry, new.tag)?;
+            // Nothing was translated before.
+            if old.is_some() { transition } else { Transition::Hitless }
+        } else {
+            this.confirm_forgotten(state, sid)?;
+            this.install(state, sid, entry, new.tag)?;
+            Transition::Hitless
+        };
+        ours.targets.join(this, new.tag);
+        if let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attach(new.clone())) {
+            Self::leave(this, state, sid, &old);
         }
         Ok(transition)
     }
 
-    /// Makes an endpoint known to the hardware. Its PASID table is not reachable before the context entry is present.
-    fn install(
-        &self,
-        state: &State<H>,
-        sid: u16,
-        did: DomainId,
-        entry: [u128; 4],
-    ) -> Result<Transition, SyncError> {
+    /// Makes an endpoint known to the hardware. Its PASID tables are not reachable before the context entry is present.
+    fn install(&self, state: &State<H>, sid: u16, entry: PasidEntry, tag: Tag) -> Result<(), SyncError> {
         let (Some(endpoint), Some((contexts, number))) = (state.endpoint(sid), state.context(sid)) else {
             return Err(SyncError::Faulted);
         };
-        for (index, value) in entry.into_iter().enumerate().rev() {
-            endpoint.pasids.store(index, value);
+        endpoint.pasids.fill(tag.pasid, entry);
+        if tag.pasid != RID_PASID {
+            endpoint.pasids.fill(RID_PASID, state.nowhere()?.1);
         }
-        // PDTS = 0: 128 directory entries. RID_PASID, in the other quantum, is 0.
-        let context = Context0::new().with_present(true).with_pasiddirptr(endpoint.directory.publish());
-        contexts.store(number * 2, quantum(context.into_bits(), 0));
+        contexts.store(number * 2, endpoint.context());
+        self.announce(&endpoint_appeared(&self.features, sid, tag))
+    }
+
+    /// Tells the unit of an entry that was not present and is present now, if it has to be told.
+    fn announce(&self, batch: &Batch) -> Result<(), SyncError> {
         if self.features.cap.cm() {
-            self.run_or_forget(&context_changed(&self.features, sid, did))?;
+            self.run_or_forget(batch.descriptors())?;
         } else if self.features.cap.rwbf() {
             self.registers.flush_write_buffer().map_err(|timeout| self.failed(timeout.into()))?;
-        }
-        Ok(Transition::Hitless)
-    }
-
-    /// Replaces the PASID entry of an endpoint in use.
-    fn replace(
-        &self,
-        state: &State<H>,
-        sid: u16,
-        old: &Attachment,
-        entry: [u128; 4],
-    ) -> Result<Transition, SyncError> {
-        let (Some(endpoint), Some(theirs)) = (state.endpoint(sid), concrete::<H, M>(&old.domain)) else {
-            return Err(SyncError::Faulted);
-        };
-        let plan = plan(endpoint.pasids.entry(0), entry, pasid_used);
-        let batch = pasid_entry_changed(&self.features, theirs.tag(), old.did);
-        self.execute(&plan, &endpoint.pasids, &batch)?;
-        Ok(plan.transition)
-    }
-
-    /// Carries out a plan for the first entry of a table; `batch` makes hardware forget it.
-    fn execute(&self, plan: &Plan, table: &Table<H>, batch: &[Descriptor]) -> Result<(), SyncError> {
-        for step in plan.steps() {
-            match step {
-                Step::Write { quantum, value } => table.store(quantum, value),
-                Step::Sync => self.run_or_forget(batch)?,
-            }
         }
         Ok(())
     }
 
-    /// Counts an endpoint out of a domain. With the last one the domain id is given back: each endpoint that left was
-    /// followed by an invalidation of all that is tagged with the id.
-    fn leave(this: &Arc<Self>, state: &mut State<H>, old: &Attachment) {
-        if let Some(theirs) = concrete::<H, M>(&old.domain)
-            && theirs.targets.leave(this) == 0
-        {
-            theirs.targets.remove(this);
-            state.ids.give_back(u32::from(old.did.get()));
+    /// Changes a PASID entry of an endpoint in use. `old` is what it is attached to; `tag` belongs to `entry`.
+    fn replace(
+        &self,
+        state: &State<H>,
+        sid: u16,
+        pasid: u32,
+        old: Option<Tag>,
+        entry: PasidEntry,
+        tag: Tag,
+    ) -> Result<Transition, SyncError> {
+        let endpoint = state.endpoint(sid).ok_or(SyncError::Faulted)?;
+        let old = match (old, pasid) {
+            (None, RID_PASID) => Some(state.nowhere()?.0),
+            (old, _) => old,
+        };
+        let Some(old) = old else {
+            endpoint.pasids.fill(pasid, entry);
+            self.announce(&entry_appeared(&self.features, tag))?;
+            return Ok(Transition::Hitless);
+        };
+        let device = device_of(sid, pasid, &endpoint.permissions);
+        let batch = entry_changed(&self.features, old, device);
+        let plan = plan(endpoint.pasids.entry(pasid), entry, pasid_used);
+        for step in plan.steps() {
+            match step {
+                Step::Write { quantum, value } => endpoint.pasids.store(pasid, quantum, value),
+                Step::Sync => self.run_or_forget(batch.descriptors())?,
+            }
+        }
+        Ok(plan.transition)
+    }
+
+    /// Counts a PASID of an endpoint out of a domain. With the last one the tag is given back: each that left was
+    /// followed by an invalidation of all that is tagged so.
+    fn leave(this: &Arc<Self>, state: &mut State<H>, sid: u16, old: &Attachment) {
+        let Some(theirs) = concrete::<H, M>(&old.domain) else { return };
+        theirs.targets.remove_device(this, Requester { sid, pasid: old.tag.pasid });
+        if theirs.targets.leave(this, old.tag) {
+            state.tags.remove(old.tag);
         }
     }
 
-    /// Denies everything to all endpoints; see [`Unit::detach`](portcullis_iommu::Unit::detach). Allocates nothing.
-    pub(crate) fn block(this: &Arc<Self>, endpoints: &[EndpointId]) -> Result<(), AttachError> {
-        let mut state = this.state.lock();
+    /// See [`Unit::detach_pasid`](portcullis_iommu::Unit::detach_pasid).
+    pub(crate) fn detach_pasid(
+        this: &Arc<Self>,
+        endpoints: &[EndpointId],
+        pasid: u32,
+    ) -> Result<(), AttachError> {
         for &endpoint in endpoints {
-            this.unpublish(&state, source_id(endpoint)?);
+            source_id(endpoint)?;
+        }
+        Self::detach_from(this, &mut this.state.lock(), endpoints, pasid)
+    }
+
+    /// Takes an endpoint's PASID from whatever it is attached to, or the requests without one ([`RID_PASID`]). Others
+    /// stay. Allocates nothing.
+    pub(crate) fn detach_from(
+        this: &Arc<Self>,
+        state: &mut State<H>,
+        endpoints: &[EndpointId],
+        pasid: u32,
+    ) -> Result<(), AttachError> {
+        let has_others = |sid| state.endpoint(sid).is_some_and(|endpoint| endpoint.has_others(pasid));
+        if !source_ids(endpoints).any(has_others) {
+            return Self::block(this, state, endpoints);
+        }
+        for sid in source_ids(endpoints) {
+            let Some(endpoint) = state.endpoint(sid) else { continue };
+            let Some(old) = endpoint.attachment(pasid).map(|attachment| attachment.tag) else { continue };
+            let result = if !endpoint.has_others(pasid) {
+                let [endpoint] = [EndpointId::new(u32::from(sid))];
+                Self::block(this, state, &[endpoint])?;
+                continue;
+            } else if pasid == RID_PASID {
+                // Some units want a valid entry there beside PASIDs: it leads nowhere.
+                state.nowhere().and_then(|(tag, entry)| {
+                    this.replace(state, sid, pasid, Some(old), entry, tag).map(|_transition| ())
+                })
+            } else {
+                this.remove(state, sid, old)
+            };
+            if let Err(error) = result {
+                this.give_up(state, endpoints);
+                return Err(this.unconfirmed(error));
+            }
+            if let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.detach(pasid)) {
+                Self::leave(this, state, sid, &old);
+            }
+        }
+        this.counters.attaches.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes a PASID entry of an endpoint in use away. Its content stays until hardware has forgotten it.
+    fn remove(&self, state: &State<H>, sid: u16, old: Tag) -> Result<(), SyncError> {
+        let endpoint = state.endpoint(sid).ok_or(SyncError::Faulted)?;
+        let [first, ..] = endpoint.pasids.entry(old.pasid);
+        endpoint.pasids.store(old.pasid, 0, first & !crate::entry::PRESENT);
+        let device = device_of(sid, old.pasid, &endpoint.permissions);
+        self.run_or_forget(entry_changed(&self.features, old, device).descriptors())?;
+        endpoint.pasids.fill(old.pasid, [0; 4]);
+        Ok(())
+    }
+
+    /// Denies everything to all endpoints, with any PASID; see [`Unit::detach`](portcullis_iommu::Unit::detach).
+    /// Allocates nothing.
+    pub(crate) fn detach(this: &Arc<Self>, endpoints: &[EndpointId]) -> Result<(), AttachError> {
+        for &endpoint in endpoints {
+            source_id(endpoint)?;
+        }
+        Self::block(this, &mut this.state.lock(), endpoints)
+    }
+
+    fn block(this: &Arc<Self>, state: &mut State<H>, endpoints: &[EndpointId]) -> Result<(), AttachError> {
+        for sid in source_ids(endpoints) {
+            this.unpublish(state, sid);
         }
         let mut result = Ok(());
-        for &endpoint in endpoints {
-            let sid = source_id(endpoint)?;
-            let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachment.take()) else {
-                // An earlier call may have ended before hardware confirmed it.
-                if let Err(error) = this.confirm_forgotten(&mut state, sid) {
-                    result = Err(this.unconfirmed(error));
-                }
-                continue;
-            };
-            if let Err(error) = Self::forget(this, &mut state, sid, &old) {
-                this.quarantine(&mut state, sid, old);
+        for sid in source_ids(endpoints) {
+            if let Err(error) = Self::forget(this, state, sid) {
+                this.quarantine(state, sid);
                 result = Err(this.unconfirmed(error));
             }
         }
@@ -261,37 +388,39 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
     }
 
-    /// Makes hardware forget an endpoint whose context entry was taken away, and clears its PASID entry.
-    fn forget(this: &Arc<Self>, state: &mut State<H>, sid: u16, old: &Attachment) -> Result<(), SyncError> {
-        this.run_or_forget(&context_changed(&this.features, sid, old.did))?;
-        if let Some(endpoint) = state.endpoint(sid) {
-            for index in 0..4 {
-                endpoint.pasids.store(index, 0);
-            }
+    /// Makes hardware forget an endpoint whose context entry was taken away, and clears its PASID entries.
+    fn forget(this: &Arc<Self>, state: &mut State<H>, sid: u16) -> Result<(), SyncError> {
+        let Some(endpoint) = state.endpoint(sid) else { return Ok(()) };
+        if !endpoint.is_live() {
+            // An earlier call may have ended before hardware confirmed it.
+            return this.confirm_forgotten(state, sid);
         }
-        Self::leave(this, state, old);
+        let mut tags = endpoint.attachments.iter().map(|attachment| attachment.tag);
+        let batch = endpoint_gone(&this.features, sid, &mut tags, &endpoint.permissions);
+        this.run_or_forget(batch.descriptors())?;
+        endpoint.pasids.fill(RID_PASID, [0; 4]);
+        while let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachments.pop()) {
+            if let Some(endpoint) = state.endpoint(sid) {
+                endpoint.pasids.fill(old.tag.pasid, [0; 4]);
+            }
+            Self::leave(this, state, sid, &old);
+        }
         Ok(())
     }
 
-    /// After an attachment failed half-way: denies everything to the endpoints. The caller has counted one user of the
-    /// new domain more, so that its id is never given back.
-    fn give_up(&self, state: &mut State<H>, endpoints: &[EndpointId], new: Attachment) {
-        core::mem::forget(new);
-        for &endpoint in endpoints {
-            let Ok(sid) = source_id(endpoint) else { continue };
+    /// After a change failed half-way: denies everything to the endpoints.
+    pub(crate) fn give_up(&self, state: &mut State<H>, endpoints: &[EndpointId]) {
+        for sid in source_ids(endpoints) {
             self.unpublish(state, sid);
-            if let Some(endpoint) = state.endpoint_mut(sid) {
-                endpoint.memory = Memory::Unknown;
-                core::mem::forget(endpoint.attachment.take());
-            }
+            self.quarantine(state, sid);
         }
     }
 
-    /// The hardware did not confirm that it forgot an endpoint, and may go on using the domain's tables and its id: both
-    /// stay as they are, for ever.
-    fn quarantine(&self, state: &mut State<H>, sid: u16, old: Attachment) {
-        core::mem::forget(old);
+    /// The hardware did not confirm that it forgot an endpoint, and may go on using its domains' tables and their ids:
+    /// they stay as they are, for ever.
+    fn quarantine(&self, state: &mut State<H>, sid: u16) {
         if let Some(endpoint) = state.endpoint_mut(sid) {
+            endpoint.attachments.drain(..).for_each(core::mem::forget);
             endpoint.memory = Memory::Unknown;
         }
     }
@@ -301,19 +430,34 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         if let Some(endpoint) = state.endpoint_mut(sid)
             && endpoint.memory == Memory::Unknown
         {
-            self.run_or_forget(&everything(&self.features))?;
+            let batch = unit_and_device(&self.features, sid, &endpoint.permissions);
+            self.run_or_forget(batch.descriptors())?;
             endpoint.memory = Memory::Nothing;
         }
         Ok(())
     }
 
     /// What to say of a change that the hardware did not confirm.
-    fn unconfirmed(&self, error: SyncError) -> AttachError {
+    pub(crate) fn unconfirmed(&self, error: SyncError) -> AttachError {
         match error {
             SyncError::Timeout(timeout) => AttachError::Timeout(timeout),
             SyncError::Faulted | SyncError::Gather(_) => {
                 self.fault().map_or(AttachError::Lost, AttachError::Timeout)
             }
         }
+    }
+}
+
+impl<H: Hal> State<H> {
+    /// The device TLB that may hold translations of an endpoint's PASID, if there is one.
+    fn device(&self, sid: u16, pasid: u32) -> Option<Requester> {
+        device_of(sid, pasid, &self.endpoint(sid)?.permissions)
+    }
+
+    /// Whether the endpoints may use this PASID; all may do without one.
+    fn check_permitted(&self, endpoints: &[EndpointId], pasid: u32) -> Result<(), AttachError> {
+        let Ok(pasid) = Pasid::new(pasid) else { return Ok(()) };
+        let may = |sid| self.endpoint(sid).is_some_and(|endpoint| endpoint.permissions.allow(pasid));
+        if source_ids(endpoints).all(may) { Ok(()) } else { Err(AttachError::UnknownPasid(pasid)) }
     }
 }

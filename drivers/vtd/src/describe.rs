@@ -1,5 +1,6 @@
 //! Registers and table entries in words, one `name: value` per line.
 
+use crate::endpoint::Endpoint;
 use crate::invalidate::RID_PASID;
 use crate::spec::entries::{Context0, Context1, Directory, Pasid0, Pasid1, Pasid2, RootHalf};
 use crate::spec::registers::{
@@ -61,28 +62,47 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let Some(endpoint) = state.endpoint(sid) else {
             return writeln!(out, "PASID directory: none, the endpoint was never attached");
         };
-        let [directory, _] = words(endpoint.directory.load(0));
-        writeln!(out, "PASID directory entry: {directory:#018x}")?;
-        writeln!(out, "PASID directory fields: {:?}", Directory::from_bits(directory))?;
-        let entry = endpoint.pasids.entry::<4>(RID_PASID as usize).map(words);
-        write!(out, "PASID entry:")?;
-        for word in entry.as_flattened() {
-            write!(out, " {word:#018x}")?;
+        writeln!(out, "permissions: {:?}", endpoint.permissions)?;
+        describe_pasid(endpoint, RID_PASID, out)
+    }
+
+    pub(crate) fn describe_pasid(
+        &self,
+        endpoint: EndpointId,
+        pasid: u32,
+        out: &mut dyn Write,
+    ) -> fmt::Result {
+        let state = self.state.lock();
+        match u16::try_from(endpoint.get()).ok().and_then(|sid| state.endpoint(sid)) {
+            Some(endpoint) => describe_pasid(endpoint, pasid, out),
+            None => writeln!(out, "PASID directory: none, nothing was ever permitted to the endpoint"),
         }
-        writeln!(out)?;
-        let [[low, high], [first, _], ..] = entry;
-        writeln!(
-            out,
-            "PASID fields: {:?} {:?} {:?}",
-            Pasid0::from_bits(low),
-            Pasid1::from_bits(high),
-            Pasid2::from_bits(first)
-        )?;
-        match &endpoint.attachment {
-            Some(attachment) => {
-                writeln!(out, "domain: {}, id {}", attachment.domain.info().kind, attachment.did)
-            }
-            None => writeln!(out, "domain: none"),
+    }
+}
+
+/// The entries that lead to what a PASID reaches, if the context entry is present.
+fn describe_pasid<H: Hal>(endpoint: &Endpoint<H>, pasid: u32, out: &mut dyn Write) -> fmt::Result {
+    let directory = endpoint.pasids.directory_entry(pasid);
+    writeln!(out, "PASID directory entry: {directory:#018x}")?;
+    writeln!(out, "PASID directory fields: {:?}", Directory::from_bits(directory))?;
+    let entry = endpoint.pasids.entry(pasid).map(words);
+    write!(out, "PASID entry:")?;
+    for word in entry.as_flattened() {
+        write!(out, " {word:#018x}")?;
+    }
+    writeln!(out)?;
+    let [[low, high], [first, _], ..] = entry;
+    writeln!(
+        out,
+        "PASID fields: {:?} {:?} {:?}",
+        Pasid0::from_bits(low),
+        Pasid1::from_bits(high),
+        Pasid2::from_bits(first)
+    )?;
+    match endpoint.attachment(pasid) {
+        Some(attachment) => {
+            writeln!(out, "domain: {}, id {}", attachment.domain.info().kind, attachment.tag.did)
         }
+        None => writeln!(out, "domain: none"),
     }
 }

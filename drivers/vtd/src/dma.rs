@@ -26,6 +26,11 @@ impl<H: Hal> Published<H> {
         Self { frames: ManuallyDrop::new(frames), known: AtomicBool::new(false) }
     }
 
+    /// Gives the frames back: hardware has confirmed that it forgot them, or never got to know them.
+    pub(crate) fn free(mut self) {
+        *self.known.get_mut() = false;
+    }
+
     /// The physical address, to be shown to hardware.
     pub(crate) fn publish(&self) -> PhysAddr {
         self.known.store(true, Ordering::Relaxed);

@@ -1,7 +1,8 @@
 //! I/O address spaces.
 
+use crate::endpoint::PasidEntry;
 use crate::features::{Features, address_width, depth};
-use crate::invalidate::{Changed, RangeInvalidation, Tag};
+use crate::invalidate::{Changed, RID_PASID, RangeInvalidation, TagKind};
 use crate::spec::entries::{PagingMode, Pasid0, Pasid1, Pasid2, Translation};
 use crate::tables::quantum;
 use crate::targets::Targets;
@@ -169,60 +170,28 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         table.root().input_bits > features.cap.mgaw() + 1
     }
 
-    /// How hardware tags the domain's translations.
-    pub(crate) fn tag(&self) -> Tag {
+    /// What tags the domain's translations.
+    pub(crate) fn tag_kind(&self) -> TagKind {
         match self.tables.stage() {
-            Some(Stage::Stage1) => Tag::First,
-            Some(Stage::Stage2) => Tag::Second,
-            None => Tag::PassThrough,
+            Some(Stage::Stage1) => TagKind::FirstStage,
+            Some(Stage::Stage2) => TagKind::SecondStage,
+            None => TagKind::PassThrough,
         }
     }
 
     /// The PASID entry that leads to the domain, for a unit that lacks nothing; not present if the domain is blocked.
-    pub(crate) fn pasid_entry(&self, features: &Features, did: DomainId) -> [u128; 4] {
-        let mut low = Pasid0::new().with_present(true);
-        let mut high = Pasid1::new().with_did(did.get());
-        let mut first = Pasid2::new();
+    pub(crate) fn pasid_entry(&self, features: &Features, did: DomainId) -> PasidEntry {
         match self.tables.root() {
-            Some(TableRoot { format: TableFormat::X86 { levels }, root, .. }) => {
-                let five = levels == 5;
-                // QEMU takes the width of first-stage addresses from AW, which the manual does not use here.
-                low = low
-                    .with_pgtt(Translation::FIRST_STAGE)
-                    .with_aw(depth(levels).map_or(features.widest(), address_width));
-                first = first
-                    .with_fspm(if five { PagingMode::FIVE_LEVELS } else { PagingMode::FOUR_LEVELS })
-                    .with_nxe(true)
-                    .with_fsptptr(root.get() >> 12);
-            }
-            Some(TableRoot { format: TableFormat::VtdSecondStage { levels }, root, .. }) => {
-                low = low
-                    .with_pgtt(Translation::SECOND_STAGE)
-                    .with_aw(depth(levels).map_or(features.widest(), address_width))
-                    .with_ssptptr(root.get() >> 12);
-            }
-            Some(_) => return [0; 4],
-            None if self.kind() == DomainKind::Identity => {
-                low = low.with_pgtt(Translation::PASS_THROUGH).with_aw(features.widest());
-            }
-            None => return [0; 4],
+            Some(root) => table_entry(features, &root, did),
+            None if self.kind() == DomainKind::Identity => identity_entry(features, did),
+            None => [0; 4],
         }
-        if self.tables.root().is_some() {
-            high.set_pwsnp(features.ecap.smpwc());
-        }
-        if self.tag() == Tag::First {
-            high.set_pgsnp(features.ecap.sc());
-            if features.ecap.mts() {
-                high.set_pat(PAT_RESET);
-            }
-        }
-        [quantum(low.into_bits(), high.into_bits()), quantum(first.into_bits(), 0), 0, 0]
     }
 
     /// To be called before the domain is published on a unit.
     pub(crate) fn note_unit(&self, features: &Features) {
         // First-stage entries that are not present are never cached (6.1), but the write buffer holds any.
-        if features.cap.rwbf() || features.cap.cm() && self.tag() != Tag::First {
+        if features.cap.rwbf() || features.cap.cm() && self.tag_kind() != TagKind::FirstStage {
             self.tell_of_maps.store(true, Ordering::Relaxed);
         }
     }
@@ -249,9 +218,9 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             }
         }
         let Some(range) = range else { return Ok(()) };
-        self.targets.sync_all(|unit, did| {
-            if unit.features.cap.cm() && self.tag() != Tag::First {
-                let batch = RangeInvalidation::new(&unit.features, self.tag(), did, range, Changed::Tables);
+        self.targets.tell(|unit, tag| {
+            if unit.features.cap.cm() && tag.kind != TagKind::FirstStage {
+                let batch = RangeInvalidation::new(&unit.features, tag, range, Changed::Tables);
                 return unit.submit(batch.descriptors()).map(Some);
             }
             if unit.features.cap.rwbf() {
@@ -281,15 +250,47 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         }
         // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
         barrier::store_then_load();
-        let tag = self.tag();
-        self.targets.sync_all(|unit, did| {
-            let batch = match range {
-                Some(range) if !shared => RangeInvalidation::new(&unit.features, tag, did, range, changed),
-                _ => RangeInvalidation::whole(&unit.features, tag, did),
-            };
-            unit.submit(batch.descriptors()).map(Some)
-        })
+        self.targets.invalidate(range.filter(|_| !shared), changed)
     }
+}
+
+/// A PASID entry that leads to tables (9.6).
+pub(crate) fn table_entry(features: &Features, root: &TableRoot, did: DomainId) -> PasidEntry {
+    let mut low = Pasid0::new().with_present(true);
+    let mut high = Pasid1::new().with_did(did.get()).with_pwsnp(features.ecap.smpwc());
+    let mut first = Pasid2::new();
+    let width = |levels| depth(levels).map_or(features.widest(), address_width);
+    match root.format {
+        TableFormat::X86 { levels } => {
+            let five = levels == 5;
+            // QEMU takes the width of first-stage addresses from AW, which the manual does not use here.
+            low = low.with_pgtt(Translation::FIRST_STAGE).with_aw(width(levels));
+            first = first
+                .with_fspm(if five { PagingMode::FIVE_LEVELS } else { PagingMode::FOUR_LEVELS })
+                .with_nxe(true)
+                .with_fsptptr(root.root.get() >> 12);
+            high.set_pgsnp(features.ecap.sc());
+            if features.ecap.mts() {
+                high.set_pat(PAT_RESET);
+            }
+        }
+        TableFormat::VtdSecondStage { levels } => {
+            low = low
+                .with_pgtt(Translation::SECOND_STAGE)
+                .with_aw(width(levels))
+                .with_ssptptr(root.root.get() >> 12);
+        }
+        _ => return [0; 4],
+    }
+    [quantum(low.into_bits(), high.into_bits()), quantum(first.into_bits(), 0), 0, 0]
+}
+
+/// A PASID entry that passes addresses through (9.6).
+fn identity_entry(features: &Features, did: DomainId) -> PasidEntry {
+    let low =
+        Pasid0::new().with_present(true).with_pgtt(Translation::PASS_THROUGH).with_aw(features.widest());
+    let high = Pasid1::new().with_did(did.get());
+    [quantum(low.into_bits(), high.into_bits()), 0, 0, 0]
 }
 
 /// Makes the table of a paging domain.
@@ -338,8 +339,12 @@ impl<H: Hal, M: Mmio + 'static> Domain for PagingDomain<H, M> {
         if let Some(root) = self.tables.root() {
             writeln!(out, "root: {} ({:?}, {} bits)", root.root, root.format, root.input_bits)?;
         }
-        for (unit, did) in self.targets.iter() {
-            writeln!(out, "domain id: {did} (unit with queue at {})", unit.queue.phys())?;
+        for (unit, tag) in self.targets.iter() {
+            write!(out, "domain id: {}", tag.did)?;
+            if tag.kind.is_tagged_by_pasid() && tag.pasid != RID_PASID {
+                write!(out, " with PASID {:#x}", tag.pasid)?;
+            }
+            writeln!(out, " (unit with queue at {})", unit.queue.phys())?;
         }
         Ok(())
     }

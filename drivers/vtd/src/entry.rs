@@ -75,6 +75,33 @@ impl Plan {
 /// Present, in the first quantum of every entry.
 pub(crate) const PRESENT: u128 = 1;
 
+/// The bits of a PASID entry that hardware uses (section 9.6).
+pub(crate) fn pasid_used(entry: &[u128; 4]) -> [u128; 4] {
+    /// Present and FPD, which is evaluated even if the entry is not present.
+    const ALWAYS: u128 = 0b11;
+    /// SSEE, SSADE and SSPTPTR.
+    const SECOND_STAGE: u128 = 0xffff_ffff_ffff_f220;
+    /// SRE and ERE, in the second quantum: which requests are taken, whatever the translation.
+    const REQUESTS: u128 = 0b11;
+    let [first, ..] = *entry;
+    if first & PRESENT == 0 {
+        return [ALWAYS, 0, 0, 0];
+    }
+    let (first_stage, second_stage) = match first >> 6 & 0b111 {
+        0b001 => (u128::MAX, 0),
+        0b010 => (REQUESTS, SECOND_STAGE),
+        0b100 => (REQUESTS, 0),
+        _ => (u128::MAX, SECOND_STAGE),
+    };
+    // Reserved quanta are checked for zero.
+    [!SECOND_STAGE | second_stage, first_stage, u128::MAX, u128::MAX]
+}
+
+/// The bits of a context entry that hardware uses (section 9.4).
+pub(crate) fn context_used([first, _]: &[u128; 2]) -> [u128; 2] {
+    if first & PRESENT == 0 { [0b11, 0] } else { [u128::MAX; 2] }
+}
+
 /// Plans the change of an entry from `from` to `to`. `used` gives the bits of an entry that hardware reads.
 pub(crate) fn plan<const N: usize>(
     from: [u128; N],
@@ -121,116 +148,4 @@ pub(crate) fn plan<const N: usize>(
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::unit::pasid_used;
-    use std::collections::BTreeSet;
-    use std::vec::Vec;
-
-    type Entry = [u128; 4];
-
-    /// PASID entries of every kind, with fields that differ and fields left over from other kinds.
-    fn entries() -> Vec<Entry> {
-        let mut entries = std::vec![[0; 4], [0xabc_0000 & !1, 0x77, 0, 0]];
-        for pgtt in [0b001_u128, 0b010, 0b100] {
-            for did in [1_u128, 2] {
-                for pointer in [0x1000_u128, 0x2000] {
-                    for rest in [0_u128, 0x9000] {
-                        let first = pgtt == 0b001;
-                        let ss = if first { rest } else { pointer };
-                        let fs = if first { pointer | 0x20 } else { rest };
-                        entries.push([did << 64 | ss | pgtt << 6 | 0b01001, fs, 0, 0]);
-                    }
-                }
-            }
-        }
-        entries
-    }
-
-    fn view(entry: &Entry) -> Entry {
-        let used = pasid_used(entry);
-        core::array::from_fn(|i| entry[i] & used[i])
-    }
-
-    /// All entries that hardware can put together from the values that each quantum had.
-    fn mixes(values: &[BTreeSet<u128>; 4]) -> Vec<Entry> {
-        let mut mixes = std::vec![[0; 4]];
-        for (i, values) in values.iter().enumerate() {
-            mixes = mixes
-                .iter()
-                .flat_map(|mix| {
-                    values.iter().map(move |&value| {
-                        let mut mix = *mix;
-                        mix[i] = value;
-                        mix
-                    })
-                })
-                .collect();
-        }
-        mixes
-    }
-
-    #[test]
-    fn hardware_sees_the_old_entry_the_new_one_or_in_disruptive_plans_none() {
-        let (mut hitless, mut disruptive) = (0, 0);
-        for from in entries() {
-            for to in entries() {
-                let plan = plan(from, to, pasid_used);
-                let mut now = from;
-                let mut values = now.map(|value| BTreeSet::from([value]));
-                for step in plan.steps() {
-                    match step {
-                        Step::Write { quantum, value } => {
-                            assert_ne!(now[quantum], value, "a store that changes nothing");
-                            now[quantum] = value;
-                            values[quantum].insert(value);
-                        }
-                        Step::Sync => values = now.map(|value| BTreeSet::from([value])),
-                    }
-                    for mix in mixes(&values) {
-                        let absent = mix[0] & PRESENT == 0;
-                        let known = view(&mix) == view(&from) || view(&mix) == view(&to);
-                        let allowed = plan.transition == Transition::Disruptive && absent;
-                        assert!(known || allowed, "{from:x?} to {to:x?} shows {mix:x?}");
-                    }
-                }
-                assert_eq!(now, to);
-                assert!(plan.steps().last().is_none_or(|step| step == Step::Sync));
-                match plan.transition {
-                    Transition::Hitless => hitless += 1,
-                    Transition::Disruptive => disruptive += 1,
-                }
-            }
-        }
-        // Only first stage to first stage with another table under another domain id cannot be done otherwise.
-        assert_eq!((hitless, disruptive), (660, 16));
-    }
-
-    #[test]
-    fn second_stage_swaps_take_one_store() {
-        let entry = |pointer: u128, did: u128| [did << 64 | pointer | 0b010 << 6 | 1, 0, 0, 0];
-        let plan = plan(entry(0x1000, 1), entry(0x2000, 2), pasid_used);
-        assert_eq!(plan.transition, Transition::Hitless);
-        let steps: Vec<Step> = plan.steps().collect();
-        let value = entry(0x2000, 2)[0];
-        assert_eq!(steps, [Step::Write { quantum: 0, value }, Step::Sync]);
-    }
-
-    #[test]
-    fn first_stage_swaps_are_hitless_under_one_domain_id_only() {
-        let entry = |pointer: u128, did: u128| [did << 64 | 0b001 << 6 | 1, pointer, 0, 0];
-        let same = plan(entry(0x1000, 1), entry(0x2000, 1), pasid_used);
-        let other = plan(entry(0x1000, 1), entry(0x2000, 2), pasid_used);
-        assert_eq!(same.transition, Transition::Hitless);
-        assert_eq!(other.transition, Transition::Disruptive);
-    }
-
-    #[test]
-    fn the_longest_plan_fits() {
-        let to = [1 | 0b001 << 6 | 7 << 64, 0x1000, 2, 3];
-        let from = [1 | 0b001 << 6 | 8 << 64, 0x2000, 4, 5];
-        let plan = plan(from, to, |_| [u128::MAX; 4]);
-        assert_eq!(plan.count, 8);
-        assert!(plan.count < MAX_STEPS);
-    }
-}
+mod tests;

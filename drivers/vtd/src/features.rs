@@ -5,7 +5,9 @@ use crate::registers::Registers;
 use crate::spec::entries::AddressWidth;
 use crate::spec::registers::{CAP, Cap, ECAP, Ecap, VER};
 use portcullis_hal::{Hal, Mmio, PAGE_SIZE, PhysRange, TableFormat, TableRoot, TableWrites};
-use portcullis_iommu::{Backend, FaultModels, Missing, Stage, Stages, UnitInfo, WalkCoherency};
+use portcullis_iommu::{
+    Backend, FaultModels, Missing, Permissions, Requests, Stage, Stages, UnitInfo, WalkCoherency,
+};
 use portcullis_pgtable::Levels;
 
 /// The page sizes of 4 KiB, 2 MiB and 1 GiB, as bits of a mask.
@@ -196,6 +198,21 @@ impl Features {
         range.last().get() >> self.host_address_bits.min(63) == 0
     }
 
+    /// The width of PASIDs, in bits; 0 if there are none.
+    pub fn pasid_bits(&self) -> u8 {
+        if self.ecap.pasid() { (self.ecap.pss() + 1).min(20) } else { 0 }
+    }
+
+    /// What the unit lacks to let an endpoint do this.
+    pub fn missing_to_permit(&self, permissions: &Permissions) -> Missing {
+        let mut missing = Missing::empty();
+        missing.set(Missing::PASID, permissions.pasid_bits > self.pasid_bits());
+        missing.set(Missing::ATS, permissions.requests.contains(Requests::TRANSLATION) && !self.ecap.dt());
+        // There is no queue for them.
+        missing.set(Missing::PRI, permissions.requests.contains(Requests::PAGE));
+        missing
+    }
+
     /// The width of physical addresses, in bits.
     pub fn host_address_bits(&self) -> u8 {
         self.host_address_bits
@@ -211,7 +228,7 @@ impl Features {
             page_sizes: self.page_sizes(stage),
             input_bits,
             output_bits: self.host_address_bits,
-            pasid_bits: if self.ecap.pasid() { (self.ecap.pss() + 1).min(20) } else { 0 },
+            pasid_bits: self.pasid_bits(),
             // Page requests are not driven yet, and what is not driven is not offered.
             fault_models: FaultModels::empty(),
             entry_coherency: self.entry_coherency(),

@@ -1,7 +1,10 @@
 //! Invalidation requests: the descriptors themselves, and which of them an invalidation takes.
 
 use crate::features::Features;
-use crate::spec::descriptors::{ContextCache0, Granularity, Iotlb0, Kind, Pages, Pasid0, Wait0, Wait1};
+use crate::spec::descriptors::{
+    ContextCache0, DeviceTlb0, DeviceTlb1, Granularity, Iotlb0, Kind, Pages, Pasid0, PasidDeviceTlb0,
+    PasidDeviceTlb1, Wait0, Wait1,
+};
 use portcullis_hal::{DomainId, IovaRange, PhysAddr};
 use portcullis_iommu::Stage;
 
@@ -19,6 +22,8 @@ pub(crate) enum Cache {
     Pasids,
     /// The IOTLB and the paging-structure caches.
     Translations,
+    /// The TLBs of devices, which are filled from all of them.
+    Devices,
 }
 
 /// The PASID entry that serves requests without PASID: RID_PASID is 0 in all context entries.
@@ -34,8 +39,13 @@ impl Descriptor {
         match ContextCache0::from_bits(low).kind() {
             Kind::CONTEXT_CACHE => Cache::Contexts,
             Kind::PASID_CACHE => Cache::Pasids,
+            Kind::DEVICE_TLB | Kind::PASID_DEVICE_TLB => Cache::Devices,
             _ => Cache::Translations,
         }
+    }
+
+    pub(crate) fn is_for_device(self) -> bool {
+        self.cache() == Cache::Devices
     }
 
     fn context_cache(granularity: Granularity, sid: u16) -> Self {
@@ -111,6 +121,46 @@ impl Descriptor {
         Self::iotlb(features, Granularity::PAGES, did, pages)
     }
 
+    /// Drops the translations without PASID of `range`, or all, from a device's TLB.
+    pub(crate) fn device_tlb(features: &Features, sid: u16, range: Option<IovaRange>) -> Self {
+        let [pfsid_lo, pfsid_hi] = pfsid(features, sid);
+        let word = DeviceTlb0::new()
+            .with_kind(Kind::DEVICE_TLB)
+            .with_mip(ONE_AT_A_TIME)
+            .with_sid(sid)
+            .with_pfsid_lo(pfsid_lo as u8)
+            .with_pfsid_hi(pfsid_hi);
+        let (page, size) = device_pages(range);
+        let pages = DeviceTlb1::new().with_s(size).with_addr(page);
+        Self([word.into_bits(), pages.into_bits(), 0, 0])
+    }
+
+    /// Drops the translations with a PASID of `range`, or all, from a device's TLB.
+    pub(crate) fn pasid_device_tlb(
+        features: &Features,
+        sid: u16,
+        pasid: u32,
+        range: Option<IovaRange>,
+    ) -> Self {
+        let [pfsid_lo, pfsid_hi] = pfsid(features, sid);
+        let word = PasidDeviceTlb0::new()
+            .with_kind(Kind::PASID_DEVICE_TLB)
+            .with_mip(ONE_AT_A_TIME)
+            .with_sid(sid)
+            .with_pasid(pasid)
+            .with_pfsid_lo(pfsid_lo as u8)
+            .with_pfsid_hi(pfsid_hi);
+        let (page, size) = device_pages(range);
+        let pages = PasidDeviceTlb1::new().with_s(size).with_addr(page);
+        Self([word.into_bits(), pages.into_bits(), 0, 0])
+    }
+
+    /// Drops the translations with any PASID from a device's TLB.
+    pub(crate) fn all_pasids_device_tlb(features: &Features, sid: u16) -> Self {
+        let Self([low, high, ..]) = Self::pasid_device_tlb(features, sid, 0, None);
+        Self([low, PasidDeviceTlb1::from_bits(high).with_g(true).into_bits(), 0, 0])
+    }
+
     /// Writes `data` to the word at `address` when everything before it has completed, and holds up what follows
     /// until then, so that status words are written in the order of their descriptors.
     pub(crate) fn wait(address: PhysAddr, data: u32) -> Self {
@@ -124,15 +174,62 @@ impl Descriptor {
     }
 }
 
-/// How a domain's translations are tagged on one unit.
+/// MIP, how many invalidations a device is sent before it has answered one: nobody says here how many it takes.
+const ONE_AT_A_TIME: u8 = 1;
+
+/// The halves of PFSID, the source-id of the physical function: of the requester itself, taken for one. It only keeps
+/// invalidations of one device's functions from overrunning it, and is reserved without ECAP_REG.DIT.
+fn pfsid(features: &Features, sid: u16) -> [u16; 2] {
+    let pfsid = if features.ecap.dit() { sid } else { 0 };
+    [pfsid & 0xf, pfsid >> 4]
+}
+
+/// ADDR and S of a device-TLB invalidation: the smallest aligned block that holds `range`. The lowest bit of ADDR that is
+/// clear says how large it is, as in ATS.
+fn device_pages(range: Option<IovaRange>) -> (u64, bool) {
+    /// All pages: 2^52.
+    const ALL: u64 = (1 << 51) - 1;
+    let Some(range) = range else { return (ALL, true) };
+    let (first, last) = (range.start().get() >> PAGE_SHIFT, range.last().get() >> PAGE_SHIFT);
+    match 64 - (first ^ last).leading_zeros() {
+        0 => (first, false),
+        bits @ 1..52 => (first >> bits << bits | ((1 << (bits - 1)) - 1), true),
+        _ => (ALL, true),
+    }
+}
+
+/// What tags translations besides the domain id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tag {
-    /// First stage: by domain id and PASID.
-    First,
-    /// Second stage: by domain id.
-    Second,
+pub(crate) enum TagKind {
+    /// First stage: the PASID.
+    FirstStage,
+    /// Second stage: nothing.
+    SecondStage,
     /// Pass-through: as the first stage.
     PassThrough,
+}
+
+impl TagKind {
+    pub(crate) const fn is_tagged_by_pasid(self) -> bool {
+        !matches!(self, Self::SecondStage)
+    }
+}
+
+/// How the PASID entry that leads to a domain, and the translations that it makes, are tagged on one unit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Tag {
+    pub(crate) kind: TagKind,
+    pub(crate) did: DomainId,
+    /// The PASID of the entry.
+    pub(crate) pasid: u32,
+}
+
+impl Tag {
+    /// The tag of the translations alone: for the second stage the same at any PASID.
+    pub(crate) const fn of_translations(self) -> Self {
+        let pasid = if self.kind.is_tagged_by_pasid() { self.pasid } else { 0 };
+        Self { pasid, ..self }
+    }
 }
 
 /// What a range invalidation may spend before it drops everything instead.
@@ -182,41 +279,36 @@ pub(crate) struct RangeInvalidation {
 }
 
 impl RangeInvalidation {
-    /// What drops the translations of `range` of a domain.
-    pub(crate) fn new(
-        features: &Features,
-        tag: Tag,
-        did: DomainId,
-        range: IovaRange,
-        changed: Changed,
-    ) -> Self {
-        let stage = match tag {
-            Tag::First => Stage::Stage1,
-            Tag::Second => Stage::Stage2,
-            Tag::PassThrough => return Self::whole(features, tag, did),
+    /// What drops the translations of `range` with a tag.
+    pub(crate) fn new(features: &Features, tag: Tag, range: IovaRange, changed: Changed) -> Self {
+        let Tag { kind, did, pasid } = tag;
+        let stage = match kind {
+            TagKind::FirstStage => Stage::Stage1,
+            TagKind::SecondStage => Stage::Stage2,
+            TagKind::PassThrough => return Self::whole(features, tag),
         };
         let first = range.start().get() >> PAGE_SHIFT;
         let last = range.last().get() >> PAGE_SHIFT;
         let pieces = features.max_page_mask(stage).and_then(|mask| blocks(first, last, mask));
         let Some((pieces, count)) = pieces else {
-            return Self::whole(features, tag, did);
+            return Self::whole(features, tag);
         };
         let mut descriptors = [Descriptor::default(); MAX_PIECES];
         for (descriptor, piece) in descriptors.iter_mut().zip(pieces) {
             let pages =
                 Pages::new().with_am(piece.mask).with_ih(changed == Changed::Leaves).with_addr(piece.page);
             *descriptor = match stage {
-                Stage::Stage1 => Descriptor::pasid_iotlb_pages(did, RID_PASID, pages),
+                Stage::Stage1 => Descriptor::pasid_iotlb_pages(did, pasid, pages),
                 Stage::Stage2 => Descriptor::iotlb_pages(features, did, pages),
             };
         }
         Self { descriptors, count }
     }
 
-    /// What drops all translations of a domain.
-    pub(crate) fn whole(features: &Features, tag: Tag, did: DomainId) -> Self {
+    /// What drops all translations with a tag.
+    pub(crate) fn whole(features: &Features, tag: Tag) -> Self {
         let mut descriptors = [Descriptor::default(); MAX_PIECES];
-        descriptors[0] = translations(features, tag, did);
+        descriptors[0] = translations(features, tag);
         Self { descriptors, count: 1 }
     }
 
@@ -225,38 +317,39 @@ impl RangeInvalidation {
     }
 }
 
-/// Drops the translations that a PASID-0 entry of this kind made (table 25).
-fn translations(features: &Features, tag: Tag, did: DomainId) -> Descriptor {
-    match tag {
-        Tag::First | Tag::PassThrough => Descriptor::pasid_iotlb_all(did, RID_PASID),
-        Tag::Second => Descriptor::iotlb_domain(features, did),
+/// Drops the translations with a tag (table 25).
+fn translations(features: &Features, Tag { kind, did, pasid }: Tag) -> Descriptor {
+    if kind.is_tagged_by_pasid() {
+        Descriptor::pasid_iotlb_all(did, pasid)
+    } else {
+        Descriptor::iotlb_domain(features, did)
     }
 }
 
 /// What a change of a live PASID entry takes: the cached entry, then all that was translated with it.
-pub(crate) fn pasid_entry_changed(features: &Features, tag: Tag, old: DomainId) -> [Descriptor; 2] {
+pub(crate) fn pasid_entry_changed(features: &Features, old: Tag) -> [Descriptor; 2] {
     let cached = if features.cap.cm() {
         // Entries that were not present are cached too, and not under this domain id.
         Descriptor::pasid_cache_global()
     } else {
-        Descriptor::pasid_cache_pasid(old, RID_PASID)
+        Descriptor::pasid_cache_pasid(old.did, old.pasid)
     };
-    [cached, translations(features, tag, old)]
+    [cached, translations(features, old)]
 }
 
-/// What a change of a context entry between present and not present takes, where the PASID entries behind it use one
-/// domain id. It forgets everything that is tagged with that id and belongs to PASID 0.
-pub(crate) fn context_changed(features: &Features, sid: u16, did: DomainId) -> [Descriptor; 4] {
+/// What a change of a context entry between present and not present takes, where one PASID entry behind it is in use. It
+/// forgets everything that is tagged as that one.
+pub(crate) fn context_changed(features: &Features, sid: u16, tag: Tag) -> [Descriptor; 4] {
     let cached = if features.cap.cm() {
         Descriptor::pasid_cache_global()
     } else {
-        Descriptor::pasid_cache_domain(did)
+        Descriptor::pasid_cache_domain(tag.did)
     };
     [
         Descriptor::context_cache_device(sid),
         cached,
-        Descriptor::iotlb_domain(features, did),
-        Descriptor::pasid_iotlb_all(did, RID_PASID),
+        Descriptor::iotlb_domain(features, tag.did),
+        Descriptor::pasid_iotlb_all(tag.did, tag.pasid),
     ]
 }
 
@@ -277,6 +370,8 @@ mod tests {
     }
 
     const DID: DomainId = DomainId::new(0x1234);
+    const FIRST: Tag = Tag { kind: TagKind::FirstStage, did: DID, pasid: 0x5_4321 };
+    const SECOND: Tag = Tag { kind: TagKind::SecondStage, did: DID, pasid: 0x5_4321 };
 
     #[test]
     fn descriptors_have_the_bits_of_the_manual() {
@@ -357,12 +452,11 @@ mod tests {
     fn one_page_takes_one_descriptor_and_what_is_too_ragged_drops_the_domain() {
         let features = features(2);
         let range = |first, pages: u64| IovaRange::new(Iova::new(first), pages << 12).unwrap();
-        let one = RangeInvalidation::new(&features, Tag::Second, DID, range(0x5000, 1), Changed::Leaves);
+        let one = RangeInvalidation::new(&features, SECOND, range(0x5000, 1), Changed::Leaves);
         assert_eq!(one.descriptors(), [Descriptor([0x1234_00f2, 0x5040, 0, 0])]);
-        let tables =
-            RangeInvalidation::new(&features, Tag::First, DID, range(0x20_0000, 512), Changed::Tables);
-        assert_eq!(tables.descriptors(), [Descriptor([0x1234_0036, 0x20_0009, 0, 0])]);
-        let large = RangeInvalidation::new(&features, Tag::Second, DID, range(0x1000, 64), Changed::Leaves);
+        let tables = RangeInvalidation::new(&features, FIRST, range(0x20_0000, 512), Changed::Tables);
+        assert_eq!(tables.descriptors(), [Descriptor([0x5_4321_1234_0036, 0x20_0009, 0, 0])]);
+        let large = RangeInvalidation::new(&features, SECOND, range(0x1000, 64), Changed::Leaves);
         assert_eq!(large.descriptors(), [Descriptor::iotlb_domain(&features, DID)]);
     }
 }

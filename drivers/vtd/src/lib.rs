@@ -14,10 +14,11 @@
 //! | `features` | what CAP_REG and ECAP_REG say |
 //! | `registers` | GCMD_REG and bounded waits |
 //! | `ring`, `queue` | the invalidation queue |
-//! | `invalidate` | which descriptors an invalidation takes |
-//! | `entry`, `tables` | updates of live entries; root, context and PASID tables |
-//! | `domain`, `targets` | address spaces, and where they are cached |
-//! | `unit`, `attach` | the driver's state, and changes of attachments |
+//! | `invalidate`, `forget` | which descriptors an invalidation takes, and a change of entries |
+//! | `entry`, `tables` | updates of live entries; table memory |
+//! | `domain`, `targets`, `tags` | address spaces, where they are cached, and under which domain ids |
+//! | `unit`, `endpoint` | the driver's state; PASID tables and what PASIDs are attached to |
+//! | `attach`, `permit` | changes of attachments, and of what devices may do |
 //! | `setup` | the start-up order |
 //! | `events` | faults and the fault interrupt |
 //! | `describe` | registers and entries in words |
@@ -25,8 +26,8 @@
 //!
 //! # What is not driven
 //!
-//! Legacy mode, register-based invalidation, interrupt remapping (left as firmware set it), device TLBs, page
-//! requests and nested translation.
+//! Legacy mode, register-based invalidation, interrupt remapping (left as firmware set it), page requests and nested
+//! translation.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -35,11 +36,14 @@ mod attach;
 mod describe;
 mod dma;
 mod domain;
+mod endpoint;
 mod entry;
 mod error;
 mod events;
 mod features;
+mod forget;
 mod invalidate;
+mod permit;
 mod queue;
 mod recovery;
 mod registers;
@@ -47,6 +51,7 @@ mod ring;
 mod setup;
 pub mod spec;
 mod tables;
+mod tags;
 mod targets;
 mod unit;
 

@@ -1,7 +1,7 @@
 //! Taking a unit over (section 11.4.4 and the start-up order of the stack).
 
 use crate::features::Features;
-use crate::invalidate::{Descriptor, everything};
+use crate::invalidate::{Descriptor, RID_PASID, everything};
 use crate::queue::Queue;
 use crate::registers::Registers;
 use crate::ring::Ring;
@@ -63,7 +63,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
         let order = options.queue.min(FrameOrder::new(Ring::MAX_QS).unwrap_or(FrameOrder::SINGLE));
         let ring = Ring::new(order).ok_or(portcullis_hal::OutOfMemory)?;
         let ids = IdPool::new(1, features.last_domain_id())?;
-        let root = Table::new(hal, &features)?;
+        let root = Table::new(hal, &features, FrameOrder::SINGLE)?;
         let slots = reachable_frames(hal, &features, order)?;
         let status = reachable_frames(hal, &features, FrameOrder::SINGLE)?;
         let queue = Queue::new(ring, slots, status)?;
@@ -92,7 +92,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
         for mapping in mappings {
             mapping.map_into(&*domain)?;
         }
-        Inner::attach(&self.inner, endpoints, &domain)?;
+        Inner::attach(&self.inner, endpoints, RID_PASID, &domain)?;
         Ok(())
     }
 

@@ -7,7 +7,7 @@ use portcullis_hal::atomic128::AtomicU128;
 use portcullis_hal::{FrameOrder, Frames, Hal, barrier};
 use portcullis_iommu::WalkCoherency;
 
-/// A table of 128-bit quanta, one frame long.
+/// A table of 128-bit quanta.
 pub(crate) struct Table<H: Hal> {
     frames: Published<H>,
     coherency: WalkCoherency,
@@ -15,8 +15,8 @@ pub(crate) struct Table<H: Hal> {
 
 impl<H: Hal> Table<H> {
     /// A table of zeros: nothing in it is present.
-    pub(crate) fn new(hal: &H, features: &Features) -> Result<Self, TableError> {
-        let frames = reachable_frames(hal, features, FrameOrder::SINGLE)?;
+    pub(crate) fn new(hal: &H, features: &Features, order: FrameOrder) -> Result<Self, TableError> {
+        let frames = reachable_frames(hal, features, order)?;
         let coherency = features.entry_coherency();
         if coherency == WalkCoherency::NotSnooped {
             frames.clean(0, frames.order().bytes() as usize);
@@ -27,6 +27,11 @@ impl<H: Hal> Table<H> {
     /// The frame number, for a pointer to the table that hardware will see.
     pub(crate) fn publish(&self) -> u64 {
         self.frames.publish().get() >> 12
+    }
+
+    /// Gives the memory back: hardware has confirmed that it forgot it, or never got to know it.
+    pub(crate) fn free(self) {
+        self.frames.free();
     }
 
     /// The quanta.

@@ -2,19 +2,24 @@
 
 use crate::InterruptError;
 use crate::domain::PagingDomain;
+use crate::endpoint::Endpoint;
 use crate::features::Features;
-use crate::invalidate::{Descriptor, everything};
+use crate::forget::all_of;
+use crate::invalidate::{Descriptor, RID_PASID};
+use crate::permit::Nowhere;
 use crate::queue::{Queue, Ticket};
 use crate::registers::Registers;
 use crate::tables::Table;
+use crate::tags::Tags;
 use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Arc, DomainId, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, SyncError, unsize_arc};
+use portcullis_hal::{Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, SyncError, unsize_arc};
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, IdPool, Transition, Unit, UnitEvent, UnitInfo, UnitStats,
+    AttachError, Domain, DomainError, DomainSpec, IdPool, Permissions, Transition, Unit, UnitEvent, UnitInfo,
+    UnitStats,
 };
 use spin::{Mutex, Once};
 
@@ -60,37 +65,12 @@ pub(crate) struct Counters {
 
 /// What the attachment lock protects.
 pub(crate) struct State<H: Hal> {
-    pub(crate) ids: IdPool,
+    pub(crate) tags: Tags,
     /// Context tables, by bus and half of the bus, in order.
     pub(crate) contexts: Vec<(u16, Table<H>)>,
-    /// Endpoints that were ever attached, by source-id, in order.
+    /// Endpoints, by source-id, in order.
     pub(crate) endpoints: Vec<Endpoint<H>>,
-}
-
-/// What belongs to an endpoint. The tables stay when it is detached.
-pub(crate) struct Endpoint<H: Hal> {
-    pub(crate) sid: u16,
-    pub(crate) directory: Table<H>,
-    pub(crate) pasids: Table<H>,
-    pub(crate) attachment: Option<Attachment>,
-    pub(crate) memory: Memory,
-}
-
-/// What hardware remembers of an endpoint that is not attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Memory {
-    /// Nothing, as it confirmed.
-    Nothing,
-    /// It did not say.
-    Unknown,
-}
-
-/// What an endpoint is attached to.
-#[derive(Clone)]
-pub(crate) struct Attachment {
-    /// Kept, so that the tables stay as long as hardware knows them.
-    pub(crate) domain: Arc<dyn Domain>,
-    pub(crate) did: DomainId,
+    pub(crate) nowhere: Option<Nowhere<H>>,
 }
 
 impl<H: Hal> State<H> {
@@ -117,26 +97,6 @@ pub(crate) fn context_place(sid: u16) -> (u16, usize) {
     (sid >> 7, usize::from(sid & 0x7f))
 }
 
-/// The bits of a PASID entry that hardware uses (section 9.6).
-pub(crate) fn pasid_used(entry: &[u128; 4]) -> [u128; 4] {
-    /// Present and FPD, which is evaluated even if the entry is not present.
-    const ALWAYS: u128 = 0b11;
-    /// SSEE, SSADE and SSPTPTR.
-    const SECOND_STAGE: u128 = 0xffff_ffff_ffff_f220;
-    let [first, ..] = *entry;
-    if first & crate::entry::PRESENT == 0 {
-        return [ALWAYS, 0, 0, 0];
-    }
-    let (first_stage, second_stage) = match first >> 6 & 0b111 {
-        0b001 => (u128::MAX, 0),
-        0b010 => (0, SECOND_STAGE),
-        0b100 => (0, 0),
-        _ => (u128::MAX, SECOND_STAGE),
-    };
-    // Reserved quanta are checked for zero.
-    [!SECOND_STAGE | second_stage, first_stage, u128::MAX, u128::MAX]
-}
-
 impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     pub(crate) fn new(
         registers: Registers<H, M>,
@@ -151,7 +111,12 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             features,
             queue,
             root,
-            state: Mutex::new(State { ids, contexts: Vec::new(), endpoints: Vec::new() }),
+            state: Mutex::new(State {
+                tags: Tags::new(ids),
+                contexts: Vec::new(),
+                endpoints: Vec::new(),
+                nowhere: None,
+            }),
             draining: Mutex::new(()),
             fault: Once::new(),
             counters: Counters::default(),
@@ -205,14 +170,14 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         self.wait(ticket)
     }
 
-    /// As [`run`](Self::run), for changes of attachments: if the unit refuses a descriptor, it is told to forget
-    /// everything instead. If it refuses that too, it is out of order from then on.
+    /// As [`run`](Self::run), for changes of entries: if the unit refuses a descriptor, it is told to forget everything
+    /// instead. If it refuses that too, it is out of order from then on.
     pub(crate) fn run_or_forget(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
         match self.run(batch) {
             Err(SyncError::Faulted) if !self.is_faulted() => {}
             result => return result,
         }
-        let result = self.run(&everything(&self.features));
+        let result = self.run(all_of(&self.features, batch).descriptors());
         if result == Err(SyncError::Faulted) {
             self.out_of_order(self.queue.last_error());
         }
@@ -247,11 +212,28 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
     }
 
     fn attach(&self, endpoints: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
-        Inner::attach(&self.inner, endpoints, domain)
+        Inner::attach(&self.inner, endpoints, RID_PASID, domain)
     }
 
     fn detach(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
-        Inner::block(&self.inner, endpoints)
+        Inner::detach(&self.inner, endpoints)
+    }
+
+    fn permit(&self, endpoints: &[EndpointId], permissions: &Permissions) -> Result<Transition, AttachError> {
+        Inner::permit(&self.inner, endpoints, permissions)
+    }
+
+    fn attach_pasid(
+        &self,
+        endpoints: &[EndpointId],
+        pasid: Pasid,
+        domain: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        Inner::attach(&self.inner, endpoints, pasid.get(), domain)
+    }
+
+    fn detach_pasid(&self, endpoints: &[EndpointId], pasid: Pasid) -> Result<(), AttachError> {
+        Inner::detach_pasid(&self.inner, endpoints, pasid.get())
     }
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
@@ -275,6 +257,10 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
 
     fn describe_entry(&self, endpoint: EndpointId, out: &mut dyn fmt::Write) -> fmt::Result {
         self.inner.describe_entry(endpoint, out)
+    }
+
+    fn describe_pasid(&self, endpoint: EndpointId, pasid: Pasid, out: &mut dyn fmt::Write) -> fmt::Result {
+        self.inner.describe_pasid(endpoint, pasid.get(), out)
     }
 
     fn describe_registers(&self, out: &mut dyn fmt::Write) -> fmt::Result {

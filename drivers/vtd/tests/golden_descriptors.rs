@@ -86,6 +86,23 @@ fn the_iotlb_is_invalidated_by_pasid() {
     );
 }
 
+/// 6.5.2.5 and 6.5.2.6: 31 pending, physical function 0x4567, 256 pages; all pages of all PASIDs.
+#[test]
+fn device_tlbs_are_invalidated_with_and_without_pasid() {
+    golden!(DeviceTlb0, 0x4560_0310_001f_7003;
+        kind with_kind Kind::DEVICE_TLB; pfsid_lo with_pfsid_lo 7; mip with_mip 31; sid with_sid 0x310;
+        pfsid_hi with_pfsid_hi 0x456;
+    );
+    golden!(DeviceTlb1, 0x7fff_dea7_f001; s with_s true; addr with_addr 0x7_fffd_ea7f;);
+    golden!(PasidDeviceTlb0, 0x4565_4321_0310_71f8;
+        kind with_kind Kind::PASID_DEVICE_TLB; mip with_mip 31; pfsid_lo with_pfsid_lo 7; sid with_sid 0x310;
+        pasid with_pasid 0x5_4321; pfsid_hi with_pfsid_hi 0x456;
+    );
+    golden!(PasidDeviceTlb1, 0x7fff_ffff_ffff_f801;
+        g with_g true; s with_s true; addr with_addr 0x7_ffff_ffff_ffff;
+    );
+}
+
 /// 6.5.2.8.
 #[test]
 fn a_wait_writes_or_interrupts_or_fences() {

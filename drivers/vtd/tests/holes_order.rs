@@ -157,6 +157,8 @@ fn a_replacement_that_takes_several_stores_clears_the_present_bit_and_syncs_firs
     let bench = Bench::new(fake::FIRST_STAGE);
     let (one, two) = (bench.paging(), bench.paging());
     bench.driver.attach(&endpoint(SID), &one).unwrap();
+    // Somebody else stays in the old domain, so that the new one has another id.
+    bench.driver.attach(&endpoint(SID + 1), &one).unwrap();
     let found = bench.find().unwrap();
     let old = bench.memory.line(found.pasid).unwrap();
     let then = bench.memory.now();
@@ -169,6 +171,29 @@ fn a_replacement_that_takes_several_stores_clears_the_present_bit_and_syncs_firs
     for (_, line) in versions(&events, found.pasid) {
         assert!(line[0] & 1 == 0 || line == new, "present and neither the old entry nor the new: {line:x?}");
     }
+}
+
+#[test]
+fn a_device_alone_in_its_first_stage_domain_goes_to_the_next_by_one_store() {
+    let bench = Bench::new(fake::FIRST_STAGE);
+    let (one, two) = (bench.paging(), bench.paging());
+    bench.driver.attach(&endpoint(SID), &one).unwrap();
+    let found = bench.find().unwrap();
+    let old = bench.memory.line(found.pasid).unwrap();
+    let then = bench.memory.now();
+    assert_eq!(bench.driver.attach(&endpoint(SID), &two), Ok(Transition::Hitless));
+    let new = bench.memory.line(found.pasid).unwrap();
+    assert_eq!(new[..2], old[..2], "the same domain id");
+    assert_eq!(new[2] & !0xfff, two.info().root.unwrap().root.get());
+    let events = bench.memory.since(then);
+    let lines: Vec<_> = versions(&events, found.pasid).iter().map(|(_, line)| *line).collect();
+    assert_eq!(lines, [new]);
+    let id = |domain: &Arc<dyn Domain>| {
+        let mut text = String::new();
+        domain.describe(&mut text).unwrap();
+        text.contains("domain id: ")
+    };
+    assert!(id(&two) && !id(&one));
 }
 
 #[test]

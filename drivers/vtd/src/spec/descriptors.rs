@@ -13,12 +13,16 @@ impl Kind {
     pub const CONTEXT_CACHE: Self = Self(0x1);
     /// IOTLB invalidate, iotlb_inv_dsc.
     pub const IOTLB: Self = Self(0x2);
+    /// Device-TLB invalidate, dev_tlb_inv_dsc.
+    pub const DEVICE_TLB: Self = Self(0x3);
     /// Invalidation wait, inv_wait_dsc.
     pub const WAIT: Self = Self(0x5);
     /// PASID-based IOTLB invalidate, p_iotlb_inv_dsc.
     pub const PASID_IOTLB: Self = Self(0x6);
     /// PASID-cache invalidate, pc_inv_dsc.
     pub const PASID_CACHE: Self = Self(0x7);
+    /// PASID-based device-TLB invalidate, p_dev_tlb_inv_dsc.
+    pub const PASID_DEVICE_TLB: Self = Self(0x8);
 
     const fn into_bits(self) -> u8 {
         self.0
@@ -169,6 +173,112 @@ const _: () = {
     at(Pasid0::GRANULARITY_OFFSET, Pasid0::GRANULARITY_BITS, 5, 4);
     at(Pasid0::DID_OFFSET, Pasid0::DID_BITS, 31, 16);
     at(Pasid0::PASID_OFFSET, Pasid0::PASID_BITS, 51, 32);
+};
+
+/// Bits 63:0 of dev_tlb_inv_dsc (6.5.2.5).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct DeviceTlb0 {
+    /// Bits 3:0: type.
+    #[bits(4)]
+    pub kind: Kind,
+    __: u8,
+    /// Bits 15:12: bits 3:0 of PFSID, the source-id of the physical function; reserved without ECAP_REG.DIT.
+    #[bits(4)]
+    pub pfsid_lo: u8,
+    /// Bits 20:16: MIP, how many invalidations may be pending.
+    #[bits(5)]
+    pub mip: u8,
+    #[bits(11)]
+    __: u16,
+    /// Bits 47:32: SID, the source-id.
+    pub sid: u16,
+    #[bits(4)]
+    __: u8,
+    /// Bits 63:52: bits 15:4 of PFSID.
+    #[bits(12)]
+    pub pfsid_hi: u16,
+}
+
+const _: () = {
+    at(DeviceTlb0::KIND_OFFSET, DeviceTlb0::KIND_BITS, 3, 0);
+    at(DeviceTlb0::PFSID_LO_OFFSET, DeviceTlb0::PFSID_LO_BITS, 15, 12);
+    at(DeviceTlb0::MIP_OFFSET, DeviceTlb0::MIP_BITS, 20, 16);
+    at(DeviceTlb0::SID_OFFSET, DeviceTlb0::SID_BITS, 47, 32);
+    at(DeviceTlb0::PFSID_HI_OFFSET, DeviceTlb0::PFSID_HI_BITS, 63, 52);
+};
+
+/// Bits 127:64 of dev_tlb_inv_dsc (6.5.2.5).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct DeviceTlb1 {
+    /// Bit 0 (64): S, ADDR tells a size: twice as many pages as its lowest clear bit is worth.
+    pub s: bool,
+    #[bits(11)]
+    __: u16,
+    /// Bits 63:12 (127:76): ADDR.
+    #[bits(52)]
+    pub addr: u64,
+}
+
+const _: () = {
+    at(DeviceTlb1::S_OFFSET, DeviceTlb1::S_BITS, 0, 0);
+    at(DeviceTlb1::ADDR_OFFSET, DeviceTlb1::ADDR_BITS, 63, 12);
+};
+
+/// Bits 63:0 of p_dev_tlb_inv_dsc (6.5.2.6).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct PasidDeviceTlb0 {
+    /// Bits 3:0: type.
+    #[bits(4)]
+    pub kind: Kind,
+    /// Bits 8:4: MIP, how many invalidations may be pending.
+    #[bits(5)]
+    pub mip: u8,
+    #[bits(3)]
+    __: u8,
+    /// Bits 15:12: bits 3:0 of PFSID; reserved without ECAP_REG.DIT.
+    #[bits(4)]
+    pub pfsid_lo: u8,
+    /// Bits 31:16: SID, the source-id.
+    pub sid: u16,
+    /// Bits 51:32: PASID.
+    #[bits(20)]
+    pub pasid: u32,
+    /// Bits 63:52: bits 15:4 of PFSID.
+    #[bits(12)]
+    pub pfsid_hi: u16,
+}
+
+const _: () = {
+    at(PasidDeviceTlb0::KIND_OFFSET, PasidDeviceTlb0::KIND_BITS, 3, 0);
+    at(PasidDeviceTlb0::MIP_OFFSET, PasidDeviceTlb0::MIP_BITS, 8, 4);
+    at(PasidDeviceTlb0::PFSID_LO_OFFSET, PasidDeviceTlb0::PFSID_LO_BITS, 15, 12);
+    at(PasidDeviceTlb0::SID_OFFSET, PasidDeviceTlb0::SID_BITS, 31, 16);
+    at(PasidDeviceTlb0::PASID_OFFSET, PasidDeviceTlb0::PASID_BITS, 51, 32);
+    at(PasidDeviceTlb0::PFSID_HI_OFFSET, PasidDeviceTlb0::PFSID_HI_BITS, 63, 52);
+};
+
+/// Bits 127:64 of p_dev_tlb_inv_dsc (6.5.2.6).
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct PasidDeviceTlb1 {
+    /// Bit 0 (64): G, of all PASIDs.
+    pub g: bool,
+    #[bits(10)]
+    __: u16,
+    /// Bit 11 (75): S, as in [`DeviceTlb1`].
+    pub s: bool,
+    /// Bits 63:12 (127:76): ADDR.
+    #[bits(52)]
+    pub addr: u64,
+}
+
+const _: () = {
+    at(PasidDeviceTlb1::G_OFFSET, PasidDeviceTlb1::G_BITS, 0, 0);
+    at(PasidDeviceTlb1::S_OFFSET, PasidDeviceTlb1::S_BITS, 11, 11);
+    at(PasidDeviceTlb1::ADDR_OFFSET, PasidDeviceTlb1::ADDR_BITS, 63, 12);
 };
 
 /// Bits 63:0 of inv_wait_dsc (6.5.2.8).

@@ -1,0 +1,242 @@
+//! What belongs to an endpoint: its PASID tables, and what its PASIDs are attached to.
+
+use crate::error::TableError;
+use crate::features::Features;
+use crate::invalidate::{RID_PASID, Tag};
+use crate::spec::entries::{Context0, Directory};
+use crate::tables::{Table, quantum, words};
+use alloc::vec::Vec;
+use portcullis_hal::{Arc, FrameOrder, Hal, OutOfMemory};
+use portcullis_iommu::{Domain, Permissions, Requests};
+
+/// A PASID entry.
+pub(crate) type PasidEntry = [u128; 4];
+
+/// The bits of a PASID that choose the entry of a PASID table.
+const TABLE_BITS: u8 = 6;
+
+/// The bits of a PASID that the smallest directory takes, besides: it has 128 entries.
+const SMALLEST_DIRECTORY: u8 = 7;
+
+/// The size of a PASID directory as context entries tell it: 2^(PDTS + 7) entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Pdts(u8);
+
+impl Pdts {
+    /// The smallest directory for PASIDs of this width.
+    pub(crate) fn for_bits(pasid_bits: u8) -> Self {
+        Self(pasid_bits.min(20).saturating_sub(TABLE_BITS + SMALLEST_DIRECTORY))
+    }
+
+    /// The frames that it fills, of 512 entries each.
+    fn order(self) -> FrameOrder {
+        FrameOrder::new(self.0.saturating_sub(2)).unwrap_or(FrameOrder::SINGLE)
+    }
+
+    /// The number of quanta, of two entries each.
+    fn quanta(self) -> usize {
+        64 << self.0
+    }
+}
+
+/// A PASID directory and the PASID tables that it leads to.
+///
+/// A table stays once it is there. It is complete in memory before the directory leads to it.
+pub(crate) struct PasidTables<H: Hal> {
+    directory: Table<H>,
+    pdts: Pdts,
+    /// By the directory's entry, in order.
+    leaves: Vec<(u16, Table<H>)>,
+}
+
+/// The directory's entry for a PASID, and the number of its entry in the table there.
+fn place(pasid: u32) -> (u16, usize) {
+    ((pasid >> TABLE_BITS) as u16, (pasid & 63) as usize)
+}
+
+impl<H: Hal> PasidTables<H> {
+    /// A directory with a table for PASIDs 0 to 63.
+    pub(crate) fn new(hal: &H, features: &Features, pdts: Pdts) -> Result<Self, TableError> {
+        let directory = Table::new(hal, features, pdts.order())?;
+        let mut this = Self { directory, pdts, leaves: Vec::new() };
+        this.add_leaf(hal, features, RID_PASID)?;
+        Ok(this)
+    }
+
+    /// Adds the table for a PASID, if there is none. A unit that caches absent entries has to be told.
+    pub(crate) fn add_leaf(&mut self, hal: &H, features: &Features, pasid: u32) -> Result<(), TableError> {
+        let (slot, _) = place(pasid);
+        let Err(index) = self.leaves.binary_search_by_key(&slot, |&(slot, _)| slot) else {
+            return Ok(());
+        };
+        self.leaves.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let leaf = Table::new(hal, features, FrameOrder::SINGLE)?;
+        let entry = Directory::new().with_present(true).with_smptblptr(leaf.publish());
+        self.leaves.insert(index, (slot, leaf));
+        let at = usize::from(slot / 2);
+        let [even, odd] = words(self.directory.load(at));
+        let pair = if slot & 1 == 0 { [entry.into_bits(), odd] } else { [even, entry.into_bits()] };
+        self.directory.store(at, quantum(pair[0], pair[1]));
+        Ok(())
+    }
+
+    /// Exchanges the directory for a larger one that leads to the same tables, and returns the old one, which hardware
+    /// may use until it was told; `None` if the directory is large enough.
+    pub(crate) fn grow(
+        &mut self,
+        hal: &H,
+        features: &Features,
+        pdts: Pdts,
+    ) -> Result<Option<Table<H>>, TableError> {
+        if pdts <= self.pdts {
+            return Ok(None);
+        }
+        let larger = Table::new(hal, features, pdts.order())?;
+        for at in 0..self.pdts.quanta() {
+            match self.directory.load(at) {
+                0 => {}
+                pair => larger.store(at, pair),
+            }
+        }
+        self.pdts = pdts;
+        Ok(Some(core::mem::replace(&mut self.directory, larger)))
+    }
+
+    fn leaf(&self, pasid: u32) -> Option<(&Table<H>, usize)> {
+        let (slot, number) = place(pasid);
+        let index = self.leaves.binary_search_by_key(&slot, |&(slot, _)| slot).ok()?;
+        self.leaves.get(index).map(|(_, leaf)| (leaf, number))
+    }
+
+    /// The directory's entry for a PASID, raw; zero beyond its end.
+    pub(crate) fn directory_entry(&self, pasid: u32) -> u64 {
+        let (slot, _) = place(pasid);
+        let [even, odd] = words(self.directory.load(usize::from(slot / 2)));
+        if slot & 1 == 0 { even } else { odd }
+    }
+
+    /// The entry of a PASID; zeros if it has no table.
+    pub(crate) fn entry(&self, pasid: u32) -> PasidEntry {
+        self.leaf(pasid).map_or([0; 4], |(leaf, number)| leaf.entry(number))
+    }
+
+    /// Writes a quantum of a PASID's entry, if it has a table.
+    pub(crate) fn store(&self, pasid: u32, quantum: usize, value: u128) {
+        if let Some((leaf, number)) = self.leaf(pasid) {
+            leaf.store(number * 4 + quantum, value);
+        }
+    }
+
+    /// Fills an entry that is not present, the quantum with the present bit last.
+    pub(crate) fn fill(&self, pasid: u32, entry: PasidEntry) {
+        for (quantum, value) in entry.into_iter().enumerate().rev() {
+            self.store(pasid, quantum, value);
+        }
+    }
+}
+
+/// What a PASID of an endpoint is attached to.
+#[derive(Clone)]
+pub(crate) struct Attachment {
+    /// Kept, so that the tables stay as long as hardware knows them.
+    pub(crate) domain: Arc<dyn Domain>,
+    pub(crate) tag: Tag,
+}
+
+/// What hardware remembers of an endpoint that is not attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Memory {
+    /// Nothing, as it confirmed.
+    Nothing,
+    /// It did not say.
+    Unknown,
+}
+
+/// An endpoint that was ever attached or permitted something. The tables stay when it is detached.
+pub(crate) struct Endpoint<H: Hal> {
+    pub(crate) sid: u16,
+    pub(crate) pasids: PasidTables<H>,
+    pub(crate) permissions: Permissions,
+    /// In the order of PASIDs, those of requests without one first. The context entry is present if there is any.
+    pub(crate) attachments: Vec<Attachment>,
+    pub(crate) memory: Memory,
+}
+
+impl<H: Hal> Endpoint<H> {
+    pub(crate) fn new(sid: u16, pasids: PasidTables<H>) -> Self {
+        Self { sid, pasids, permissions: Permissions::NONE, attachments: Vec::new(), memory: Memory::Nothing }
+    }
+
+    /// Whether hardware can find its PASID entries.
+    pub(crate) fn is_live(&self) -> bool {
+        !self.attachments.is_empty()
+    }
+
+    fn find(&self, pasid: u32) -> Result<usize, usize> {
+        self.attachments.binary_search_by_key(&pasid, |attachment| attachment.tag.pasid)
+    }
+
+    pub(crate) fn attachment(&self, pasid: u32) -> Option<&Attachment> {
+        self.attachments.get(self.find(pasid).ok()?)
+    }
+
+    /// Whether any other PASID is attached than this one.
+    pub(crate) fn has_others(&self, pasid: u32) -> bool {
+        self.attachments.iter().any(|attachment| attachment.tag.pasid != pasid)
+    }
+
+    /// Notes an attachment and returns the one that it takes the place of. There is room.
+    pub(crate) fn attach(&mut self, new: Attachment) -> Option<Attachment> {
+        match self.find(new.tag.pasid) {
+            Ok(index) => {
+                self.attachments.get_mut(index).map(|attachment| core::mem::replace(attachment, new))
+            }
+            Err(index) => {
+                self.attachments.insert(index, new);
+                None
+            }
+        }
+    }
+
+    /// Strikes an attachment out.
+    pub(crate) fn detach(&mut self, pasid: u32) -> Option<Attachment> {
+        self.find(pasid).ok().map(|index| self.attachments.remove(index))
+    }
+
+    /// The first quantum of its context entry. RID_PASID, in the upper half, is 0.
+    pub(crate) fn context(&self) -> u128 {
+        let Permissions { pasid_bits, requests } = self.permissions;
+        let context = Context0::new()
+            .with_present(true)
+            .with_dte(requests.contains(Requests::TRANSLATION))
+            .with_paside(pasid_bits > 0)
+            .with_pre(requests.contains(Requests::PAGE))
+            .with_pdts(self.pasids.pdts.0)
+            .with_pasiddirptr(self.pasids.directory.publish());
+        quantum(context.into_bits(), 0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_has_an_entry_for_each_64_pasids_and_fills_whole_frames() {
+        let sizes = [(0, 0, 0), (6, 0, 0), (13, 0, 0), (14, 1, 0), (15, 2, 0), (16, 3, 1), (20, 7, 5)];
+        for (bits, pdts, order) in sizes {
+            let found = Pdts::for_bits(bits);
+            assert_eq!((found.0, found.order().get()), (pdts, order), "{bits} bits");
+            assert!(found.quanta() * 2 * 64 >= 1 << bits);
+            assert!(found.quanta() as u64 * 16 <= found.order().bytes());
+        }
+    }
+
+    #[test]
+    fn a_pasid_is_an_entry_of_the_directory_and_one_of_a_table() {
+        assert_eq!(place(0), (0, 0));
+        assert_eq!(place(63), (0, 63));
+        assert_eq!(place(64), (1, 0));
+        assert_eq!(place(0xf_ffff), (0x3fff, 63));
+    }
+}
