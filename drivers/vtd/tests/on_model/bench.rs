@@ -3,6 +3,7 @@
 use crate::memory::{Host, Moment};
 use portcullis_hal::Mmio;
 use portcullis_model::core::{Outcome, Prng, Request, Schedule};
+use portcullis_model::device::Device;
 use portcullis_model::vtd::{Config, Feature, Vtd};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +27,8 @@ pub(crate) struct Bench {
     pub(crate) unit: Arc<Vtd>,
     pub(crate) schedule: Arc<Schedule>,
     state: Mutex<State>,
+    /// Devices with TLBs, which answer while the driver waits.
+    devices: Mutex<Vec<Arc<Device>>>,
     /// The model is at work, or is to be left alone.
     busy: AtomicBool,
 }
@@ -37,7 +40,14 @@ impl Bench {
         let schedule = Arc::new(Schedule::new(seed));
         let unit = Arc::new(Vtd::new(config, Arc::new(host.clone()), schedule.clone()));
         let state = Mutex::new(State { prng: Prng::new(!seed), probes: Vec::new() });
-        let bench = Arc::new(Self { host, unit, schedule, state, busy: AtomicBool::new(false) });
+        let bench = Arc::new(Self {
+            host,
+            unit,
+            schedule,
+            state,
+            devices: Mutex::default(),
+            busy: AtomicBool::new(false),
+        });
         let weak = Arc::downgrade(&bench);
         bench.host.set_hook(Box::new(move |moment| {
             if let Some(bench) = weak.upgrade() {
@@ -45,6 +55,11 @@ impl Bench {
             }
         }));
         bench
+    }
+
+    /// A device that takes messages of the unit from now on.
+    pub(crate) fn add_device(&self, device: Arc<Device>) {
+        self.devices.lock().unwrap().push(device);
     }
 
     /// Watches requests from now on: hardware may fetch ahead for them, and their outcomes are noted.
@@ -67,7 +82,12 @@ impl Bench {
         }
         let mut state = self.state.lock().unwrap();
         match moment {
-            Moment::Wait => self.unit.step(),
+            Moment::Wait => {
+                self.unit.step();
+                for device in self.devices.lock().unwrap().iter() {
+                    device.step();
+                }
+            }
             Moment::Look | Moment::Clean if state.prng.chance(1, 4) => self.unit.observe(),
             Moment::Look | Moment::Clean => {}
         }

@@ -10,6 +10,7 @@
 //! | `world`, `mappings`, `lending`, `attachments` | carrying operations out, and checking them |
 //! | `run`, `minima` | whole runs, shrinking, replay; what they have to exercise |
 //! | `regressions` | what runs have found |
+//! | `pasids` | PASIDs, permissions and device TLBs, step by step |
 //! | `threads` | a full queue |
 //!
 //! `PORTCULLIS_OPERATIONS` sets how many operations the random test makes, `PORTCULLIS_SEED` (with
@@ -23,6 +24,7 @@ mod memory;
 mod minima;
 mod op;
 mod oracle;
+mod pasids;
 mod regressions;
 mod run;
 mod threads;
