@@ -222,6 +222,11 @@ impl<W: Word> Producers<W> {
         self.attend(ring);
     }
 
+    /// Whether somebody is publishing: who reserves now is likely to be published by him, or after him.
+    pub fn is_publishing(&self) -> bool {
+        self.calls.0.load(Ordering::Relaxed) != 0
+    }
+
     /// Up to where all is published.
     pub fn published(&self) -> Position {
         Position(self.published.load(Ordering::Acquire) as u32)

@@ -1,102 +1,99 @@
 //! The command queue: many submitters, one ring.
 //!
-//! A submitter takes the lock for as long as it writes its slots and the doorbell, with interrupts masked, and waits
-//! for completion without it. Positions count commands since start-up, so that "has the unit passed my sync?" is a
-//! comparison of two numbers that never wrap.
+//! # Submitting
+//!
+//! Submitters stand in a [`Line`]: one atomic addition for the slots, no lock around the batch, one doorbell for all that
+//! is published together. Interrupts are masked from the reservation to the publication, so that a handler that submits
+//! on the same CPU finds no gap that waits for its own return. Who finds no room waits with interrupts on and nothing in
+//! its hands, so giving up leaves no hole.
+//!
+//! # Completion
+//!
+//! A submitter waits for its own sync or for one that it shares. What one waiter learns of the unit's progress, all know
+//! (`consumed`). Where the unit writes messages to memory that it snoops, each sync writes its position to one word,
+//! and waiters read a register only now and then, for errors; syncs complete in order (IHI 0070, 4.7.3), so the word only
+//! moves on and nobody resets it. Otherwise they poll CMDQ_CONS, with back-off.
+//!
+//! # Cost
+//!
+//! An undisturbed submission that waits takes one doorbell and one read of CMDQ_CONS, four atomic read-modify-writes,
+//! and no look at the clock.
 
 use crate::command::Command;
-use crate::dma::Ring;
-use crate::port::{Health, Port, count};
+use crate::dma::{MessageWord, Ring};
+use crate::line::{Consumer, Line, Tail, Totals};
+use crate::port::{Health, Port};
+use crate::recovery::Recovery;
 use crate::ring::RingSize;
 use crate::spec::cmd::{COMMAND_WORDS, CommandError};
-use crate::spec::registers::{self, CmdqCons, Gerror};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::spec::registers::{self, CmdqCons};
+use crate::wait::Wait;
+use core::sync::atomic::{AtomicU32, Ordering};
+use portcullis_hal::producers::Position;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Hal, Mmio, PhysAddr, SyncError, barrier};
-use spin::Mutex;
+use portcullis_hal::{Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
-/// How many failed commands are remembered until their submitters have looked.
-const REMEMBERED: usize = 16;
-/// How often in a row the fetch of one command may fail before the unit counts as broken.
-const MAX_FETCH_RETRIES: u32 = 3;
-
-/// The ring and its indices.
+/// The ring, its line and its indices.
 pub(crate) struct CommandQueue<H: Hal> {
-    ring: Ring<H, COMMAND_WORDS>,
-    producer: Mutex<Producer>,
-    /// The position that the unit is known to have reached. Grows only.
-    consumed: AtomicU64,
-    /// How many commands have failed, so that a completion without failures needs no lock.
-    failures: AtomicU64,
-    /// CMDQ_CONS when the queue last stopped at an error.
-    last_error: AtomicU32,
+    pub(crate) ring: Ring<H, COMMAND_WORDS>,
+    line: Line,
+    /// The position that the unit is known to have reached. Moves on only.
+    consumed: AtomicU32,
+    /// Where syncs tell their position, if they do.
+    message: Option<MessageWord<H>>,
+    pub(crate) recovery: Recovery,
 }
 
-#[derive(Debug)]
-struct Producer {
-    /// The position of the next free slot.
-    position: u64,
-    failures: Failures,
-    /// The command that the unit last failed to fetch, and how often in a row.
-    fetches: (u64, u32),
-}
-
-/// The commands that failed most recently.
-#[derive(Clone, Copy, Debug)]
-struct Failures {
-    positions: [u64; REMEMBERED],
-    count: u64,
-}
-
-impl Failures {
-    fn add(&mut self, position: u64) {
-        let slot = self.count % REMEMBERED as u64;
-        if let Some(slot) = self.positions.get_mut(slot as usize) {
-            *slot = position;
-        }
-        self.count += 1;
-    }
-
-    /// Whether a command of `ticket` failed. If more have failed since than are remembered, it may have.
-    fn concern(&self, ticket: &Ticket) -> bool {
-        let new = self.count.saturating_sub(ticket.failures_before);
-        let remembered = self.count.min(REMEMBERED as u64) as usize;
-        let mut known = self.positions.iter().take(remembered);
-        new > REMEMBERED as u64 || (new > 0 && known.any(|&at| ticket.first <= at && at < ticket.end))
-    }
-}
-
-/// A batch of commands on its way, to be waited for.
+/// A batch on its way, to be waited for. `None`: there was nothing to do.
 #[derive(Clone, Copy, Debug)]
 #[must_use = "commands have no effect for certain before their sync was waited for"]
-pub(crate) struct Ticket {
-    first: u64,
-    end: u64,
+pub(crate) struct Ticket(Option<Batch>);
+
+/// Commands in the ring.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batch {
+    first: Position,
+    end: Position,
+    tail: Tail,
+    /// How many commands had failed before.
     failures_before: u64,
 }
 
-/// What CMDQ_CONS tells.
+impl Batch {
+    pub(crate) fn failures_before(&self) -> u64 {
+        self.failures_before
+    }
+
+    /// Whether the command at `position` is one of these.
+    pub(crate) fn contains(&self, position: Position) -> bool {
+        position.since(self.first) < self.end.since(self.first)
+    }
+
+    /// Whether the command at `position` comes after the first of these, and before `end`.
+    pub(crate) fn precedes(&self, position: Position, end: Position) -> bool {
+        position.since(self.first) < end.since(self.first)
+    }
+}
+
+/// What the unit tells of its progress.
 #[derive(Clone, Copy, Debug)]
 struct Progress {
     /// The position reached.
-    consumed: u64,
+    consumed: Position,
     /// The queue stopped at an error; it may have been restarted since.
     stopped: bool,
 }
 
 impl<H: Hal> CommandQueue<H> {
-    pub(crate) fn new(ring: Ring<H, COMMAND_WORDS>) -> Self {
-        Self {
-            ring,
-            producer: Mutex::new(Producer {
-                position: 0,
-                failures: Failures { positions: [0; REMEMBERED], count: 0 },
-                fetches: (0, 0),
-            }),
-            consumed: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
-            last_error: AtomicU32::new(0),
-        }
+    /// The smallest queue, as a power of two: one slot of a ring always stays empty.
+    pub(crate) const MIN_LOG2: u8 = 1;
+
+    pub(crate) fn new(
+        ring: Ring<H, COMMAND_WORDS>,
+        message: Option<MessageWord<H>>,
+    ) -> Result<Self, OutOfMemory> {
+        let line = Line::new(ring.size().entries() as u32)?;
+        Ok(Self { ring, line, consumed: AtomicU32::new(0), message, recovery: Recovery::new() })
     }
 
     pub(crate) fn size(&self) -> RingSize {
@@ -109,11 +106,83 @@ impl<H: Hal> CommandQueue<H> {
 
     /// CMDQ_CONS when the queue last stopped at an error.
     pub(crate) fn last_error(&self) -> CmdqCons {
-        self.last_error.load(Ordering::Relaxed).into()
+        self.recovery.last_error()
+    }
+
+    /// What the unit was given since start-up.
+    pub(crate) fn totals(&self) -> Totals {
+        self.line.totals()
     }
 
     pub(crate) fn leak(&mut self) {
         self.ring.leak();
+        if let Some(message) = &mut self.message {
+            message.leak();
+        }
+    }
+
+    /// The position of a command that the unit was told of, from its index in CMDQ_CONS.
+    pub(crate) fn position_of(&self, index: u32) -> Option<Position> {
+        let position = self.at_or_after(self.consumed(), index)?;
+        self.line.is_published(position).then_some(position)
+    }
+
+    fn at_or_after(&self, base: Position, index: u32) -> Option<Position> {
+        self.size().position(base.get().into(), index).map(|position| Position::new(position as u32))
+    }
+
+    fn consumed(&self) -> Position {
+        Position::new(self.consumed.load(Ordering::Acquire))
+    }
+
+    /// Takes note that the unit was seen at `reached`, when `base` was known. Returns the furthest that is known now.
+    fn advance(&self, base: Position, reached: Position) -> Position {
+        if reached == base {
+            return base;
+        }
+        // One attempt: whoever was faster looked at the same time.
+        match self.consumed.compare_exchange(base.get(), reached.get(), Ordering::AcqRel, Ordering::Acquire) {
+            Err(now) if Position::new(now).has_reached(reached) => Position::new(now),
+            _ => reached,
+        }
+    }
+
+    /// Fills slots that are the caller's.
+    fn fill(&self, first: Position, commands: &[Command], tail: Tail) -> Position {
+        let mut position = first;
+        for command in commands {
+            self.ring.write(position.get().into(), command.0);
+            position = position.plus(1);
+        }
+        if tail == Tail::Sync {
+            let end = position.plus(1);
+            let sync = match self.message.as_ref().and_then(MessageWord::phys) {
+                Some(address) => Command::sync_with_message(address, end.get()),
+                None => Command::sync(),
+            };
+            self.ring.write(position.get().into(), sync.0);
+            position = end;
+        }
+        // Another CPU may ring the doorbell.
+        barrier::publish_to_device();
+        position
+    }
+}
+
+impl<H: Hal, M: Mmio> Consumer for Port<H, M> {
+    fn consumed(&self) -> Position {
+        self.commands.consumed()
+    }
+
+    fn put_sync(&self, position: Position) {
+        self.commands.fill(position, &[], Tail::Sync);
+    }
+
+    fn tell(&self, end: Position) {
+        if self.health() == Health::Running {
+            barrier::before_doorbell();
+            self.block.write(registers::CMDQ_PROD, self.commands.size().index(end.get().into()));
+        }
     }
 }
 
@@ -135,210 +204,154 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         }
     }
 
-    /// Submits `commands` and a sync behind them, with one write of the doorbell if the queue holds them all.
+    /// Submits `commands`, with one write of the doorbell if the queue holds them all.
     ///
     /// On a unit that is off there is nothing to invalidate, and the ticket is done.
+    ///
+    /// # Errors
+    ///
+    /// The unit failed, or made no room in time, which takes it out of service.
     pub(crate) fn submit(&self, commands: &[Command]) -> Result<Ticket, SyncError> {
         match self.health() {
             Health::Running => {}
-            Health::Off => {
-                return Ok(Ticket { first: 0, end: 0, failures_before: u64::MAX });
-            }
+            Health::Off => return Ok(Ticket(None)),
             Health::Faulted => return Err(SyncError::Faulted),
         }
-        // With the sync it has to fit the ring; only tiny rings need more than one piece.
-        let piece = self.commands.size().entries().saturating_sub(1).max(1) as usize;
-        let mut first = None;
-        let mut rest = commands;
-        while rest.len() > piece {
-            let (now, later) = rest.split_at_checked(piece).unwrap_or((rest, &[]));
-            let ticket = self.enqueue(now, None)?;
-            first = first.or(Some(ticket));
-            rest = later;
+        // With its sync it has to fit the ring; only tiny rings need more than one piece.
+        let piece = (self.commands.line.capacity() as usize).saturating_sub(1).max(1);
+        let (mut now, mut later) = commands.split_at_checked(piece).unwrap_or((commands, &[]));
+        let first = self.enqueue(now)?;
+        let mut last = first;
+        while !later.is_empty() {
+            (now, later) = later.split_at_checked(piece).unwrap_or((later, &[]));
+            last = self.enqueue(now)?;
         }
-        if self.commands.size().entries() == 1 {
-            let ticket = self.enqueue(rest, None)?;
-            first = first.or(Some(ticket));
-            rest = &[];
-        }
-        let last = self.enqueue(rest, Some(Command::sync()))?;
-        self.counters.invalidations.fetch_add(commands.len() as u64, Ordering::Relaxed);
-        count(&self.counters.syncs);
-        let first = first.unwrap_or(last);
-        Ok(Ticket { first: first.first, end: last.end, failures_before: first.failures_before })
+        Ok(Ticket(Some(Batch { end: last.end, tail: last.tail, ..first })))
     }
 
     /// Puts commands into the ring when there is room for all of them.
-    fn enqueue(&self, commands: &[Command], sync: Option<Command>) -> Result<Ticket, SyncError> {
-        let start = self.hal().now_ns();
+    fn enqueue(&self, commands: &[Command]) -> Result<Batch, SyncError> {
+        let mut wait = Wait::new();
         loop {
-            if let Some(ticket) = self.try_enqueue(commands, sync) {
-                return Ok(ticket);
+            if let Some(batch) = self.hal().critical(|| self.try_enqueue(commands)) {
+                return Ok(batch);
             }
-            if self.refresh().stopped {
-                self.restart();
+            let before = self.commands.consumed();
+            let progress = self.progress(&wait);
+            if progress.consumed != before {
+                wait.encourage();
             }
+            if wait.is_overdue() {
+                return Err(self.timed_out(before.plus(1)));
+            }
+            self.turn(&mut wait, progress);
             if self.health() != Health::Running {
                 return Err(SyncError::Faulted);
             }
-            if self.hal().now_ns().saturating_sub(start) > self.block.timeout_ns {
-                let consumed = self.commands.consumed.load(Ordering::Relaxed);
-                return Err(self.timed_out(consumed.wrapping_add(1)));
-            }
-            self.hal().relax();
         }
     }
 
-    fn try_enqueue(&self, commands: &[Command], sync: Option<Command>) -> Option<Ticket> {
+    fn try_enqueue(&self, commands: &[Command]) -> Option<Batch> {
         let queue = &self.commands;
-        let size = queue.size();
-        let total = commands.len() as u64 + u64::from(sync.is_some());
-        self.hal().critical(|| {
-            let mut producer = queue.producer.lock();
-            if !size.fits(producer.position, queue.consumed.load(Ordering::Acquire), total)
-                && !size.fits(producer.position, self.refresh().consumed, total)
-            {
-                return None;
-            }
-            let first = producer.position;
-            let mut position = first;
-            for command in commands.iter().chain(&sync) {
-                queue.ring.write(position, command.0);
-                position += 1;
-            }
-            producer.position = position;
-            barrier::before_doorbell();
-            self.block.write(registers::CMDQ_PROD, size.index(position));
-            count(&self.counters.doorbells);
-            Some(Ticket { first, end: position, failures_before: producer.failures.count })
-        })
+        let failures_before = queue.recovery.failures();
+        let (first, tail) = queue.line.reserve(commands.len() as u32, self)?;
+        let end = queue.fill(first, commands, tail);
+        queue.line.publish(first, end.since(first), tail, self);
+        Some(Batch { first, end, tail, failures_before })
     }
 
-    /// Reads how far the unit has come.
-    ///
-    /// A producer never goes more than a queueful beyond `consumed`, and so neither does the unit, unless `consumed`
-    /// itself has moved meanwhile: only then does the index have to be read again.
-    fn refresh(&self) -> Progress {
-        let queue = &self.commands;
-        let mut base = queue.consumed.load(Ordering::Acquire);
-        loop {
-            let cons = CmdqCons::from(self.block.read(registers::CMDQ_CONS));
-            let now = queue.consumed.load(Ordering::Acquire);
-            if now != base {
-                base = now;
-                continue;
-            }
-            // An index out of reach is no progress; the wait that needs it times out.
-            let reached = queue.size().position(base, cons.rd()).unwrap_or(base);
-            let consumed = queue.consumed.fetch_max(reached, Ordering::AcqRel).max(reached);
-            return Progress { consumed, stopped: cons.err() != CommandError::NONE };
-        }
-    }
-
-    /// Waits until the unit has completed the sync of `ticket`.
+    /// Waits until the unit has completed a sync behind the commands of `ticket`.
     ///
     /// # Errors
     ///
     /// [`SyncError::Faulted`] if the unit refused one of the ticket's commands, or failed; a time-out takes the unit
     /// out of service.
     pub(crate) fn complete(&self, ticket: &Ticket) -> Result<(), SyncError> {
+        let Some(batch) = &ticket.0 else { return Ok(()) };
         let queue = &self.commands;
-        let start = self.hal().now_ns();
-        let mut overdue = false;
-        while queue.consumed.load(Ordering::Acquire) < ticket.end {
-            let progress = self.refresh();
-            if progress.consumed >= ticket.end {
-                break;
+        let mut sync = (batch.tail == Tail::Sync).then_some(batch.end);
+        let mut wait = Wait::new();
+        let passed = loop {
+            sync = sync.or_else(|| queue.line.sync_behind(batch.end));
+            let passed = |consumed: Position| sync.filter(|&end| consumed.has_reached(end));
+            if let Some(end) = passed(queue.consumed()) {
+                break end;
             }
-            if progress.stopped {
-                self.restart();
+            let progress = self.progress(&wait);
+            if let Some(end) = passed(progress.consumed) {
+                break end;
             }
             match self.health() {
-                Health::Running => {}
-                Health::Off => break,
+                Health::Running if !wait.is_overdue() => {
+                    if sync.is_none() {
+                        self.hal().critical(|| queue.line.ask_for_sync(self));
+                    }
+                    self.turn(&mut wait, progress);
+                }
+                Health::Running => return Err(self.timed_out(sync.unwrap_or(batch.end))),
+                Health::Off => return Ok(()),
                 Health::Faulted => return Err(SyncError::Faulted),
             }
-            if overdue {
-                return Err(self.timed_out(ticket.end));
-            }
-            // The CPU may have been away; the unit gets one more look.
-            overdue = self.hal().now_ns().saturating_sub(start) > self.block.timeout_ns;
-            self.hal().relax();
-        }
+        };
         barrier::after_completion();
-        if queue.failures.load(Ordering::Acquire) == ticket.failures_before {
+        if queue.recovery.failures() == batch.failures_before {
             return Ok(());
         }
-        let failed = self.hal().critical(|| queue.producer.lock().failures.concern(ticket));
+        let failed = self.hal().critical(|| queue.recovery.concerns(batch, passed));
         if failed { Err(SyncError::Faulted) } else { Ok(()) }
     }
 
-    fn timed_out(&self, awaited: u64) -> SyncError {
+    /// One turn of waiting for the unit, after a look at it: sees to errors, and gives it some time.
+    fn turn(&self, wait: &mut Wait, progress: Progress) {
+        if progress.stopped {
+            self.restart();
+        }
+        wait.turn(self.hal(), self.block.timeout_ns);
+    }
+
+    /// Looks how far the unit has come.
+    fn progress(&self, wait: &Wait) -> Progress {
+        let queue = &self.commands;
+        match &queue.message {
+            Some(message) if !wait.is_time_for_registers() => {
+                let base = queue.consumed();
+                let told = Position::new(message.read());
+                // Further behind or ahead than the ring is long: an older message.
+                let reached = if told.since(base) <= queue.line.capacity() { told } else { base };
+                Progress { consumed: queue.advance(base, reached), stopped: false }
+            }
+            _ => self.read_consumer(),
+        }
+    }
+
+    /// Reads CMDQ_CONS.
+    ///
+    /// The line never goes more than a queueful beyond `consumed`, and so neither does the unit, unless `consumed`
+    /// itself has moved meanwhile: then the index tells nothing that is not known.
+    fn read_consumer(&self) -> Progress {
+        let queue = &self.commands;
+        let base = queue.consumed();
+        let cons = CmdqCons::from(self.block.read(registers::CMDQ_CONS));
+        let stopped = cons.err() != CommandError::NONE;
+        let now = queue.consumed();
+        if now != base {
+            return Progress { consumed: now, stopped };
+        }
+        // An index out of reach is no progress; the wait that needs it times out. A message may come before the index
+        // moves, which then is out of reach, too.
+        let reached = queue.at_or_after(base, cons.rd()).unwrap_or(base);
+        Progress { consumed: queue.advance(base, reached), stopped }
+    }
+
+    fn timed_out(&self, awaited: Position) -> SyncError {
         let size = self.commands.size();
         let timeout = Timeout {
             register: registers::CMDQ_CONS.name,
             mask: u64::from(size.index_mask()),
-            expected: u64::from(size.index(awaited)),
+            expected: u64::from(size.index(awaited.get().into())),
             last: u64::from(self.block.read(registers::CMDQ_CONS)),
         };
         self.fault(&timeout);
         SyncError::Timeout(timeout)
-    }
-
-    /// Sees to it that a queue that stopped at a bad command goes on. CMDQ_CONS.ERR outlives the error that it tells
-    /// of, so there may be nothing to do.
-    fn restart(&self) {
-        self.hal().critical(|| {
-            let mut producer = self.commands.producer.lock();
-            self.acknowledge_errors(|active| {
-                if active.cmdq_err() && self.health() == Health::Running {
-                    self.recover(&mut producer);
-                }
-                Gerror::new().with_cmdq_err(active.cmdq_err() && self.health() == Health::Running)
-            });
-        });
-    }
-
-    /// Replaces the command at which the queue stopped by a sync, which does nothing, and notes its submitter. The
-    /// acknowledgement that follows makes the unit fetch the slot again.
-    fn recover(&self, producer: &mut Producer) {
-        let queue = &self.commands;
-        let cons = CmdqCons::from(self.block.read(registers::CMDQ_CONS));
-        let base = queue.consumed.load(Ordering::Acquire);
-        count(&self.counters.queue_errors);
-        queue.last_error.store(cons.into(), Ordering::Relaxed);
-        let position = match queue.size().position(base, cons.rd()) {
-            Some(position) if position < producer.position => position,
-            _ => return self.fault(&"the command queue failed at a slot that holds no command"),
-        };
-        if cons.err() == CommandError::ABORT {
-            // Nothing is wrong with the command; the unit could not read it.
-            let before = if producer.fetches.0 == position { producer.fetches.1 } else { 0 };
-            producer.fetches = (position, before + 1);
-            if producer.fetches.1 > MAX_FETCH_RETRIES {
-                self.fault(&"the unit cannot read the command queue");
-            }
-            return;
-        }
-        let [word0, word1] = queue.ring.read(position);
-        if [word0, word1] == Command::sync().0 && cons.err() == CommandError::ILLEGAL {
-            return self.fault(&"the unit does not know CMD_SYNC");
-        }
-        log::error!("SMMUv3: command {word0:#018x} {word1:#018x} failed: {:?}", cons.err());
-        producer.failures.add(position);
-        queue.failures.store(producer.failures.count, Ordering::Release);
-        queue.ring.write(position, Command::sync().0);
-        barrier::before_doorbell();
-    }
-
-    /// How often the queue has stopped since the last call. Called as a section of
-    /// [`acknowledge_errors`](Self::acknowledge_errors), as `recover` is, so that an error is either active or counted.
-    pub(crate) fn new_queue_errors(&self, active: Gerror) -> u64 {
-        let counted = self.counters.queue_errors.load(Ordering::Relaxed);
-        // Its submitter has not looked yet. On a unit out of service the error stays active, and nobody looks.
-        let ahead = active.cmdq_err() && self.health() == Health::Running;
-        let total = counted + u64::from(ahead);
-        let before = self.counters.queue_errors_reported.fetch_max(total, Ordering::Relaxed);
-        total.saturating_sub(before)
     }
 }

@@ -1,10 +1,11 @@
 //! Commands, built from the fields of [`spec::cmd`](crate::spec::cmd).
 
+use crate::spec::Shareability;
 use crate::spec::cmd::{
-    COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, Sync0, Tlbi0, Tlbi1,
+    COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, Sync0, Sync1, Tlbi0, Tlbi1,
 };
 use core::fmt;
-use portcullis_hal::{Asid, Granule, StreamId, Vmid};
+use portcullis_hal::{Asid, Granule, PhysAddr, StreamId, Vmid};
 
 /// A command as it stands in a slot of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,25 @@ impl Command {
         let word = Sync0::new().with_opcode(Opcode::SYNC).with_cs(CompletionSignal::NONE);
         Self([word.into(), 0])
     }
+
+    /// CMD_SYNC that on completion also writes `data` to `address`, a multiple of 4 in memory that the unit snoops;
+    /// needs IDR0.MSI (4.7.3).
+    pub fn sync_with_message(address: PhysAddr, data: u32) -> Self {
+        /// Normal memory, write-back in both caches, as the MemAttr field encodes it.
+        const WRITE_BACK: u8 = 0xf;
+        let word = Sync0::new()
+            .with_opcode(Opcode::SYNC)
+            .with_cs(CompletionSignal::IRQ)
+            .with_msh(Shareability::INNER.into_bits())
+            .with_msiattr(WRITE_BACK)
+            .with_msidata(data);
+        Self([word.into(), Sync1::new().with_msiaddr(address.get() >> 2).into()])
+    }
+
+    /// Whether this is a CMD_SYNC.
+    pub(crate) fn is_sync(&self) -> bool {
+        Sync0::from(self.0[0]).opcode() == Opcode::SYNC
+    }
 }
 
 #[cfg(test)]
@@ -138,6 +158,9 @@ mod tests {
         assert_eq!(Command::cfgi_cd_all(stream).0, [0xdead_beef_0000_0006, 0]);
         assert_eq!(Command::cfgi_all().0, [0x04, 31]);
         assert_eq!(Command::sync().0, [0x46, 0]);
+        let message = Command::sync_with_message(PhysAddr::new(0x1_2345_6040), 0x9abc_def0);
+        assert_eq!(message.0, [0x9abc_def0_0fc0_1046, 0x1_2345_6040]);
+        assert!(message.is_sync() && Command::sync().is_sync() && !Command::cfgi_all().is_sync());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use crate::domain::SmmuDomain;
 use crate::ring::RingSize;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_hal::{
     FrameOrder, Frames, Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, OutOfMemory,
     PhysAddr, SyncError, SyncProof, TableWrites, Translated, UnmapError,
@@ -16,9 +17,16 @@ use volatile::VolatilePtr;
 pub(crate) struct Ring<H: Hal, const WORDS: usize> {
     /// `None` once the frames have been given up because the unit may still use them.
     frames: Option<Frames<H>>,
+    /// Where CPUs see the frames.
+    base: NonNull<u8>,
     size: RingSize,
     writes: TableWrites,
 }
+
+// SAFETY: the frames belong to the ring wherever it is, and `base` is where every CPU sees them.
+unsafe impl<H: Hal, const WORDS: usize> Send for Ring<H, WORDS> {}
+// SAFETY: as above; who may access which slot when is what `entry` says.
+unsafe impl<H: Hal, const WORDS: usize> Sync for Ring<H, WORDS> {}
 
 impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     const ENTRY_BYTES: usize = WORDS * size_of::<u64>();
@@ -30,7 +38,8 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
         if writes == TableWrites::Cleaned {
             frames.clean(0, bytes as usize);
         }
-        Ok(Self { frames: Some(frames), size, writes })
+        let base = hal.phys_to_virt(frames.phys());
+        Ok(Self { frames: Some(frames), base, size, writes })
     }
 
     /// The number of entries.
@@ -54,18 +63,19 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
         self.size.slot(position) as usize * Self::ENTRY_BYTES
     }
 
-    fn entry(&self, frames: &Frames<H>, position: u64) -> VolatilePtr<'_, [u64; WORDS]> {
-        let base: NonNull<u8> = frames.hal().phys_to_virt(frames.phys());
+    /// The entry at `position`; the frames are still there.
+    fn entry(&self, position: u64) -> VolatilePtr<'_, [u64; WORDS]> {
         // SAFETY: the slot is below the number of entries, for which the frames were allocated, so the pointer is in
-        // bounds and aligned to a word. The frames live as long as `self`, and nobody makes references into them:
-        // CPUs take turns under the owner's lock, and the unit is what volatile accesses are for.
-        unsafe { VolatilePtr::new(base.add(self.offset(position)).cast()) }
+        // bounds and aligned to a word. The frames live as long as `self`, and nobody makes references into them. CPUs
+        // take turns at a slot (who reserved it, then the unit, then under their owner's lock who recovers from an error
+        // or reads what the unit wrote), and the unit is what volatile accesses are for.
+        unsafe { VolatilePtr::new(self.base.add(self.offset(position)).cast()) }
     }
 
     /// Writes an entry; it is in memory before the next doorbell.
     pub(crate) fn write(&self, position: u64, entry: [u64; WORDS]) {
         let Some(frames) = &self.frames else { return };
-        self.entry(frames, position).write(entry);
+        self.entry(position).write(entry);
         if self.writes == TableWrites::Cleaned {
             frames.clean(self.offset(position), Self::ENTRY_BYTES);
         }
@@ -80,7 +90,50 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
             // Drops the line that an earlier read of the slot left in the caches.
             frames.clean(self.offset(position), Self::ENTRY_BYTES);
         }
-        self.entry(frames, position).read()
+        self.entry(position).read()
+    }
+}
+
+/// A word of memory to which the unit writes messages, and which it snoops.
+pub(crate) struct MessageWord<H: Hal> {
+    /// `None` once the frame has been given up because the unit may still write there.
+    frame: Option<Frames<H>>,
+    word: NonNull<AtomicU32>,
+}
+
+// SAFETY: the frame belongs to the word wherever it is, and `word` is where every CPU sees it.
+unsafe impl<H: Hal> Send for MessageWord<H> {}
+// SAFETY: as above; the word is only read, in one piece.
+unsafe impl<H: Hal> Sync for MessageWord<H> {}
+
+impl<H: Hal> MessageWord<H> {
+    /// Zero, at first.
+    pub(crate) fn new(hal: &H) -> Result<Self, OutOfMemory> {
+        let frame = Frames::zeroed(hal, FrameOrder::SINGLE)?;
+        let word = hal.phys_to_virt(frame.phys()).cast();
+        Ok(Self { frame: Some(frame), word })
+    }
+
+    /// Where the unit writes.
+    pub(crate) fn phys(&self) -> Option<PhysAddr> {
+        self.frame.as_ref().map(Frames::phys)
+    }
+
+    /// The last message.
+    pub(crate) fn read(&self) -> u32 {
+        if self.frame.is_none() {
+            return 0;
+        }
+        // SAFETY: the word is the first of a frame that lives as long as `self`, and is accessed atomically only: by
+        // CPUs here, and by the unit.
+        unsafe { self.word.as_ref() }.load(Ordering::Acquire)
+    }
+
+    /// Keeps the frame from being freed, for ever.
+    pub(crate) fn leak(&mut self) {
+        if let Some(frame) = self.frame.take() {
+            let _ = frame.into_raw();
+        }
     }
 }
 

@@ -222,6 +222,9 @@ fn check(idr0: Idr0, idr1: Idr1, idr5: Idr5) -> Result<(), Unsupported> {
     if idr1.queues_preset() || idr1.tables_preset() {
         return refuse("the unit's tables are at fixed addresses", registers::IDR1, idr1.into());
     }
+    if idr1.cmdqs() == 0 {
+        return refuse("the command queue has a single slot", registers::IDR1, idr1.into());
+    }
     if !(idr5.gran4k() || idr5.gran16k() || idr5.gran64k()) {
         return refuse("the unit has no granule", registers::IDR5, idr5.into());
     }
@@ -305,6 +308,7 @@ mod tests {
         assert_eq!(change(0, 0b11 << 24, 0b10 << 24), Err("SMMU_IDR0"));
         assert_eq!(change(1, 0, 1 << 29), Err("SMMU_IDR1"));
         assert_eq!(change(1, 0, 1 << 30), Err("SMMU_IDR1"));
+        assert_eq!(change(1, 0x1f << 21, 0), Err("SMMU_IDR1"));
         assert_eq!(change(3, 0x70, 0), Err("SMMU_IDR5"));
         // What an absent device reads as.
         assert!(Features::read(&Ids([0; 4]), &Options::default()).is_err());

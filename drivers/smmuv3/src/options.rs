@@ -19,17 +19,29 @@ pub enum Coherency {
     NotSnooped,
 }
 
+/// How the driver learns that the unit has completed a CMD_SYNC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum SyncSignal {
+    /// By a message to memory if the unit sends messages (IDR0.MSI) and snoops; else as [`Poll`](Self::Poll).
+    #[default]
+    Best,
+    /// By reading CMDQ_CONS.
+    Poll,
+}
+
 /// Choices for setting up a unit; the default suits most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Coherency of the unit's accesses.
     pub coherency: Coherency,
-    /// The command queue's size as a power of two, at most what the unit allows.
+    /// The command queue's size as a power of two, at least 1 and at most what the unit allows.
     pub command_queue_log2: u8,
     /// The event queue's size as a power of two, at most what the unit allows.
     pub event_queue_log2: u8,
     /// The most bits of StreamID that the stream table covers. Streams beyond are refused, and recorded.
     pub stream_bits: u8,
+    /// How completion is learned.
+    pub sync_signal: SyncSignal,
     /// How long the unit may take to answer, in nanoseconds.
     pub timeout_ns: u64,
 }
@@ -41,6 +53,7 @@ impl Default for Options {
             command_queue_log2: 8,
             event_queue_log2: 7,
             stream_bits: 32,
+            sync_signal: SyncSignal::Best,
             timeout_ns: 1_000_000_000,
         }
     }

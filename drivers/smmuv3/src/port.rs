@@ -2,15 +2,16 @@
 
 use crate::block::RegisterBlock;
 use crate::cmdq::CommandQueue;
-use crate::dma::Ring;
+use crate::dma::{MessageWord, Ring};
 use crate::evtq::EventQueue;
 use crate::features::Features;
-use crate::options::Options;
+use crate::line::Totals;
+use crate::options::{Options, SyncSignal};
 use crate::ring::RingSize;
 use crate::spec::registers::{self, Cr0, Gerror};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Hal, Mmio, OutOfMemory};
+use portcullis_hal::{Hal, Mmio, OutOfMemory, TableWrites};
 use portcullis_iommu::UnitStats;
 use spin::Mutex;
 
@@ -42,9 +43,6 @@ pub(crate) struct Counters {
     pub(crate) attaches: AtomicU64,
     pub(crate) faults: AtomicU64,
     pub(crate) overflows: AtomicU64,
-    pub(crate) invalidations: AtomicU64,
-    pub(crate) syncs: AtomicU64,
-    pub(crate) doorbells: AtomicU64,
     pub(crate) queue_errors: AtomicU64,
     /// Queue errors that an interrupt handler has reported.
     pub(crate) queue_errors_reported: AtomicU64,
@@ -56,16 +54,16 @@ pub(crate) fn count(counter: &AtomicU64) {
 }
 
 impl Counters {
-    fn stats(&self) -> UnitStats {
+    fn stats(&self, commands: &Totals) -> UnitStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         UnitStats {
             domains: get(&self.domains),
             attaches: get(&self.attaches),
             faults: get(&self.faults),
             overflows: get(&self.overflows),
-            invalidations: get(&self.invalidations),
-            syncs: get(&self.syncs),
-            doorbells: get(&self.doorbells),
+            invalidations: commands.commands,
+            syncs: commands.syncs,
+            doorbells: commands.doorbells,
             queue_errors: get(&self.queue_errors),
         }
     }
@@ -91,11 +89,16 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         options: &Options,
     ) -> Result<Self, OutOfMemory> {
         let writes = features.table_writes();
-        let commands = RingSize::new(options.command_queue_log2.min(features.command_queue_log2));
+        let commands = options.command_queue_log2.max(CommandQueue::<H>::MIN_LOG2);
+        let commands = RingSize::new(commands.min(features.command_queue_log2));
         let events = RingSize::new(options.event_queue_log2.min(features.event_queue_log2));
+        // The unit writes messages past the caches of CPUs that it does not snoop.
+        let messages =
+            features.msi && writes == TableWrites::Cached && options.sync_signal == SyncSignal::Best;
+        let message = messages.then(|| MessageWord::new(&block.hal)).transpose()?;
         Ok(Self {
             features,
-            commands: CommandQueue::new(Ring::new(&block.hal, commands, writes)?),
+            commands: CommandQueue::new(Ring::new(&block.hal, commands, writes)?, message)?,
             events: EventQueue::new(Ring::new(&block.hal, events, writes)?),
             block,
             counters: Counters::default(),
@@ -145,7 +148,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     }
 
     pub(crate) fn stats(&self) -> UnitStats {
-        self.counters.stats()
+        self.counters.stats(&self.commands.totals())
     }
 }
 

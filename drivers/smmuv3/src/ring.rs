@@ -49,11 +49,6 @@ impl RingSize {
         let ahead = index.wrapping_sub(base as u32) & self.index_mask();
         if ahead as u64 > self.entries() { None } else { Some(base.wrapping_add(ahead as u64)) }
     }
-
-    /// Whether `count` more entries fit between `produced` and `consumed`.
-    pub(crate) const fn fits(self, produced: u64, consumed: u64, count: u64) -> bool {
-        produced.wrapping_sub(consumed).wrapping_add(count) <= self.entries()
-    }
 }
 
 #[cfg(test)]
@@ -90,8 +85,6 @@ mod tests {
             let entries = size.entries();
             assert_ne!(size.index(7), size.index(7 + entries));
             assert_eq!(size.slot(7), size.slot(7 + entries));
-            assert!(size.fits(7, 7, entries) && !size.fits(7, 7, entries + 1));
-            assert!(size.fits(7 + entries, 7, 0) && !size.fits(7 + entries, 7, 1));
         }
     }
 

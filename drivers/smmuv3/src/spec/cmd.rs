@@ -210,3 +210,20 @@ layout!(Sync0 {
     MSIATTR_OFFSET, MSIATTR_BITS: 27, 24;
     MSIDATA_OFFSET, MSIDATA_BITS: 63, 32;
 });
+
+/// CMD_SYNC, bits 127:64.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Sync1 {
+    #[bits(2)]
+    __: u8,
+    /// `119:66` MSI address bits 55:2; 0 for a wired interrupt.
+    #[bits(54)]
+    pub msiaddr: u64,
+    #[bits(8)]
+    __: u8,
+}
+
+layout!(Sync1 {
+    MSIADDR_OFFSET, MSIADDR_BITS: 55, 2;
+});

@@ -65,6 +65,14 @@ pub(crate) struct State {
     /// An opcode that is refused every n-th time.
     pub(crate) refuse_every: Option<(u8, u64)>,
     seen: u64,
+    /// Messages do not arrive.
+    pub(crate) mute: bool,
+    /// How many arrived.
+    pub(crate) messages: u64,
+    /// What the sync that just completed asked to write.
+    message: Option<(u64, u32)>,
+    /// Reads of CMDQ_CONS.
+    pub(crate) polls: u64,
     /// CMDQ_CONS.ERR for that.
     pub(crate) refusal: u32,
     /// What was executed, without the syncs.
@@ -109,6 +117,10 @@ impl Fake {
             refuse: None,
             refuse_every: None,
             seen: 0,
+            mute: false,
+            messages: 0,
+            message: None,
+            polls: 0,
             refusal: 1,
             commands: Vec::new(),
             writes: Vec::new(),
@@ -139,8 +151,11 @@ impl Fake {
 unsafe impl Mmio for Fake {
     fn read32(&self, offset: usize) -> u32 {
         let mut state = self.state();
-        if offset == CMDQ_CONS && state.pace == Pace::OnPoll {
-            state.consume(1);
+        if offset == CMDQ_CONS {
+            state.polls += 1;
+            if state.pace == Pace::OnPoll {
+                state.consume(1);
+            }
         }
         match offset {
             0x00 => state.ids[0],
@@ -258,6 +273,12 @@ impl State {
             }
             self.execute(command);
             self.set(CMDQ_CONS, (cons + 1) & wrap_mask);
+            if let Some((address, data)) = self.message.take()
+                && !self.mute
+            {
+                self.put(address, u64::from(data));
+                self.messages += 1;
+            }
         }
     }
 
@@ -307,7 +328,13 @@ impl State {
             0x12 => self.forget(TlbTag::Asid(asid), word0, word1),
             0x2a => self.forget(TlbTag::Vmid(vmid), word0, word1),
             0x30 => self.tlb.clear(),
-            0x46 => assert_eq!(word0 >> 12 & 3, 0, "a sync that signals nothing"),
+            0x46 if word0 >> 12 & 3 == 0 => assert_eq!((word0, word1), (0x46, 0)),
+            0x46 => {
+                assert_ne!(self.ids[0] & 1 << 13, 0, "a message from a unit that sends none");
+                // Normal memory, write-back, inner shareable.
+                assert_eq!(word0 & 0xffff_ffff, 0x0fc0_1046);
+                self.message = Some((word1, (word0 >> 32) as u32));
+            }
             other => panic!("command {other:#x}"),
         }
     }

@@ -7,27 +7,39 @@ use portcullis_hal::{EndpointId, FixedMapping, MsiMessage, PhysAddr};
 use portcullis_iommu::{Unit as _, UnitEvent};
 use portcullis_model::core::{Prng, Schedule};
 use portcullis_model::smmuv3::{Config, Smmu, points};
-use portcullis_smmuv3::{Coherency, InitError, Interrupts, Options, Setup};
+use portcullis_smmuv3::{Coherency, InitError, Interrupts, Options, Setup, SyncSignal};
 use std::sync::{Arc, Mutex};
 
-/// What a unit has told its interrupt handler, and how many records it had lost by then.
-pub(crate) type Inbox = Arc<Mutex<Vec<(UnitEvent, u64)>>>;
+/// What a unit has told its interrupt handler.
+#[derive(Default)]
+pub(crate) struct Told {
+    /// Each with the number of records that were lost by then.
+    pub(crate) events: Vec<(UnitEvent, u64)>,
+    /// How many of all were faults.
+    faults: u64,
+}
+
+/// What a unit tells its interrupt handler.
+pub(crate) type Inbox = Arc<Mutex<Told>>;
 
 /// Handles a unit's interrupts.
 pub(crate) fn handle(driver: &Driver, model: &Smmu, inbox: &Inbox) {
     driver.handle_interrupt(&mut |event| {
+        let mut told = lock(inbox);
         let lost = match event {
             UnitEvent::Overflow => {
-                let coverage = model.coverage();
-                ["lost: overflow", "lost: queue off"]
-                    .map(|name| coverage.of("event", name))
-                    .iter()
-                    .sum::<u64>()
-                    + coverage.of("error", "EVENTQ_ABT_ERR")
+                // Those that the unit had no room for, and those that the handler gave up, being late.
+                let records = model.coverage().table().into_iter().filter(|(class, ..)| *class == "event");
+                let all: u64 = records.map(|(.., count)| count).sum();
+                all + model.coverage().of("error", "EVENTQ_ABT_ERR") - told.faults
+            }
+            UnitEvent::Fault(_) => {
+                told.faults += 1;
+                0
             }
             _ => 0,
         };
-        lock(inbox).push((event, lost));
+        told.events.push((event, lost));
     });
 }
 
@@ -85,6 +97,7 @@ impl Unit {
             coherency,
             command_queue_log2: prng.below(9) as u8,
             event_queue_log2: prng.below(8) as u8,
+            sync_signal: if seed.is_multiple_of(3) { SyncSignal::Poll } else { SyncSignal::Best },
             stream_bits: 32,
             timeout_ns: 1_000_000_000,
         };

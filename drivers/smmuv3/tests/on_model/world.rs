@@ -283,7 +283,7 @@ impl World {
             self.units[unit].caused.push(caused);
         }
         for at in 0..self.units.len() {
-            let events = std::mem::take(&mut *lock(&self.units[at].inbox));
+            let events = std::mem::take(&mut lock(&self.units[at].inbox).events);
             for (event, losses) in events {
                 let unit = &mut self.units[at];
                 match event {

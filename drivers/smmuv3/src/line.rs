@@ -1,0 +1,170 @@
+//! The line of submitters in front of the ring: [`Producers`], and syncs that several of them share.
+//!
+//! A batch that is reserved while somebody publishes brings no sync of its own: it is published with its neighbours at
+//! the next occasion, and whoever does that puts one sync behind all of them.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use portcullis_hal::OutOfMemory;
+use portcullis_hal::producers::{Position, Producers, Run, Word};
+
+/// What a batch ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// A sync of its own.
+    Sync,
+    /// A command: it shares a sync.
+    Command,
+}
+
+impl Tail {
+    /// By the weights, whoever publishes learns how many batches have syncs of their own.
+    const fn weight(self) -> u32 {
+        match self {
+            Self::Sync => 1,
+            Self::Command => 0,
+        }
+    }
+}
+
+/// Who reads what the line publishes.
+pub(crate) trait Consumer {
+    /// The position that it is known to have reached.
+    fn consumed(&self) -> Position;
+
+    /// Fills a free slot with a sync.
+    fn put_sync(&self, position: Position);
+
+    /// Tells it that it may read all before `end`. Called by one CPU at a time, with positions that only grow.
+    fn tell(&self, end: Position);
+}
+
+/// What the consumer was told of since start-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    /// Commands, without the syncs.
+    pub(crate) commands: u64,
+    pub(crate) syncs: u64,
+    pub(crate) doorbells: u64,
+}
+
+/// The line. All methods but the queries are called with interrupts masked.
+pub(crate) struct Line<W = AtomicU64> {
+    producers: Producers<W>,
+    book: Book<W>,
+}
+
+/// What only whoever publishes writes.
+#[repr(align(64))]
+struct Book<W> {
+    /// The consumer was told of all before this position.
+    told: W,
+    /// The position behind the last sync that covers all before it.
+    synced: W,
+    /// Not zero if there are commands before `told` and no sync behind them.
+    owed: W,
+    slots: W,
+    syncs: W,
+    doorbells: W,
+}
+
+impl<W: Word> Book<W> {
+    fn position(word: &W, ordering: Ordering) -> Position {
+        Position::new(word.load(ordering) as u32)
+    }
+
+    fn add(word: &W, count: u64) {
+        word.store(word.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
+    }
+}
+
+impl<W: Word> Line<W> {
+    /// An empty line for a ring with so many slots, a power of two and at least two.
+    pub(crate) fn new(slots: u32) -> Result<Self, OutOfMemory> {
+        let zero = || W::new(0);
+        let book = Book {
+            told: zero(),
+            synced: zero(),
+            owed: zero(),
+            slots: zero(),
+            syncs: zero(),
+            doorbells: zero(),
+        };
+        Ok(Self { producers: Producers::new(slots)?, book })
+    }
+
+    /// How many slots one batch can have.
+    pub(crate) fn capacity(&self) -> u32 {
+        self.producers.capacity()
+    }
+
+    /// Takes slots for `commands` commands and, unless it is to be shared, a sync. To be tried again if there is no room.
+    pub(crate) fn reserve(&self, commands: u32, consumer: &impl Consumer) -> Option<(Position, Tail)> {
+        let share = commands != 0 && (self.producers.is_publishing() || commands == self.capacity());
+        let tail = if share { Tail::Command } else { Tail::Sync };
+        let first = self.producers.reserve(commands + tail.weight(), || consumer.consumed())?;
+        Some((first, tail))
+    }
+
+    /// Publishes a reserved batch of `slots` slots, which are filled, or leaves that to whoever is publishing or has an
+    /// unfinished batch ahead.
+    pub(crate) fn publish(&self, first: Position, slots: u32, tail: Tail, consumer: &impl Consumer) {
+        self.producers.publish(first, slots, tail.weight(), |run| self.attend(run, consumer));
+    }
+
+    /// The position behind a sync that covers all before `end`. It is published, or about to be.
+    pub(crate) fn sync_behind(&self, end: Position) -> Option<Position> {
+        let synced = Book::position(&self.book.synced, Ordering::Acquire);
+        (synced != end && synced.has_reached(end)).then_some(synced)
+    }
+
+    /// Sees to it that a published batch without a sync gets one, if there was no room for it before.
+    pub(crate) fn ask_for_sync(&self, consumer: &impl Consumer) {
+        self.producers.ring_again(|run| self.attend(run, consumer));
+    }
+
+    /// Whether the command at `position` is published, and not more than a ring's length ago.
+    pub(crate) fn is_published(&self, position: Position) -> bool {
+        (1..=self.capacity()).contains(&self.producers.published().since(position))
+    }
+
+    /// Tells the consumer of what was published, with a sync behind it. Called by whoever publishes.
+    fn attend(&self, run: Run, consumer: &impl Consumer) {
+        let book = &self.book;
+        Book::add(&book.syncs, run.weight);
+        let synced = Book::position(&book.synced, Ordering::Relaxed);
+        if run.batches != 0 && run.weight == run.batches && !synced.has_reached(run.tail) {
+            book.synced.store(run.tail.get().into(), Ordering::Release);
+            book.owed.store(0, Ordering::Relaxed);
+        } else if run.weight != run.batches && !synced.has_reached(run.tail) {
+            book.owed.store(1, Ordering::Relaxed);
+        }
+        if book.owed.load(Ordering::Relaxed) != 0
+            && let Some(at) = self.producers.reserve(1, || consumer.consumed())
+        {
+            consumer.put_sync(at);
+            book.owed.store(0, Ordering::Relaxed);
+            book.synced.store(at.plus(1).get().into(), Ordering::Release);
+            // This is a call from within a publication: the sync is attended to next, and all before it with one
+            // doorbell. If a batch ahead of the sync is unfinished, its producer sees to all of that.
+            self.producers.publish(at, 1, Tail::Sync.weight(), |_| {});
+            return;
+        }
+        let told = Book::position(&book.told, Ordering::Relaxed);
+        if run.tail != told {
+            consumer.tell(run.tail);
+            book.told.store(run.tail.get().into(), Ordering::Relaxed);
+            Book::add(&book.slots, run.tail.since(told).into());
+            Book::add(&book.doorbells, 1);
+        }
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        let get = |word: &W| word.load(Ordering::Relaxed);
+        let syncs = get(&self.book.syncs);
+        Totals {
+            commands: get(&self.book.slots).saturating_sub(syncs),
+            syncs,
+            doorbells: get(&self.book.doorbells),
+        }
+    }
+}
