@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 
+use crate::differential::Amount;
 use crate::profile::{Arch, Iommu};
 use crate::ui::{Style, paint};
 use crate::workspace::Workspace;
@@ -36,8 +37,14 @@ enum Action {
     Qemu(Machine),
     /// Runs every test on the host and in QEMU
     Test {
-        /// Only tests whose name contains this (`host/`, `qemu/` and `script/` begin the kinds)
+        /// Only tests whose name contains this (`host/`, `differential/`, `qemu/` and `script/` begin the kinds)
         filter: Option<String>,
+        /// Cases for each machine of the differential tests
+        #[arg(long)]
+        cases: Option<u64>,
+        /// Seed of the first of these cases
+        #[arg(long, default_value_t)]
+        seed: u64,
     },
     /// Checks formatting, lints and documentation
     Check,
@@ -91,7 +98,9 @@ fn perform(action: Action) -> Result<bool> {
             run::print_command(&workspace, machine.arch, machine.iommu, machine.profile.as_deref())
                 .map(|()| true)
         }
-        Action::Test { filter } => test::command(&workspace, filter.as_deref()),
+        Action::Test { filter, cases, seed } => {
+            test::command(&workspace, filter.as_deref(), Amount { cases, seed })
+        }
         Action::Check => check::command(&workspace),
         Action::Bench { arch } => bench::command(&workspace, arch),
         Action::Mutants { filter } => mutants::command(&workspace, filter.as_deref()),

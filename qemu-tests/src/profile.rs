@@ -119,12 +119,31 @@ struct Common {
     optional: Vec<Optional>,
 }
 
+/// A machine whose CPUs never run.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// Its name.
+    pub name: String,
+    /// Its CPU.
+    pub arch: Arch,
+    args: Vec<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CommonFrozen {
+    args: Vec<String>,
+}
+
 /// All machines.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profiles {
     common: Common,
     profile: Vec<Profile>,
+    common_frozen: CommonFrozen,
+    frozen: Vec<Frozen>,
 }
 
 /// Where the kernel's serial port goes.
@@ -172,6 +191,19 @@ impl Profiles {
             || self.profile.iter().map(|profile| profile.name.as_str()).collect::<Vec<_>>().join(", ");
         let found = self.profile.iter().find(|profile| profile.name == name);
         found.with_context(|| format!("no profile {name:?}; there are {}", names()))
+    }
+
+    /// The machine without a running CPU that is called `name`.
+    pub fn frozen(&self, name: &str) -> Result<&Frozen> {
+        let found = self.frozen.iter().find(|machine| machine.name == name);
+        found.with_context(|| format!("profiles.toml: no frozen machine {name:?}"))
+    }
+
+    /// The command that starts such a machine, but for what connects to it.
+    pub fn frozen_command(&self, machine: &Frozen, qemu: &Qemu) -> Command {
+        let mut command = qemu.command(None);
+        command.args(machine.args.iter().chain(&self.common_frozen.args));
+        command
     }
 
     /// The whole command that boots `kernel` on a machine.
@@ -235,7 +267,7 @@ mod tests {
     #[test]
     fn unknown_names_and_double_names_are_errors() {
         assert!(profiles().named("sparc").unwrap_err().to_string().contains("aarch64"));
-        let twice = "[common]\nargs=[]\n".to_owned()
+        let twice = "frozen=[]\n[common]\nargs=[]\n[common_frozen]\nargs=[]\n".to_owned()
             + &"[[profile]]\nname='a'\nabout=''\narch='x86_64'\niommu='native'\nargs=[]\n".repeat(2);
         assert!(Profiles::parse(&twice).is_err());
     }

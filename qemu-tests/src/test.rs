@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use crate::build::KERNEL;
+use crate::differential::{self, Amount};
 use crate::host_tests::{self, Ended, Suite};
 use crate::profile::{Arch, Profile, Profiles};
 use crate::protocol::{Counts, Status};
@@ -26,6 +27,7 @@ const HOST_LIMIT: Duration = Duration::from_secs(1800);
 
 /// One test in QEMU.
 enum Scenario<'a> {
+    Differential { machine: &'static str, profiles: &'a Profiles, amount: Amount },
     Job { profile: &'a Profile, job: String },
     Script { profile: &'a Profile, script: &'a Script },
 }
@@ -33,20 +35,24 @@ enum Scenario<'a> {
 impl Scenario<'_> {
     fn name(&self) -> String {
         match self {
+            Self::Differential { machine, .. } => format!("differential/{machine}"),
             Self::Job { profile, job } => format!("qemu/{}/{job}", profile.name),
             Self::Script { profile, script } => format!("script/{}@{}", script.name, profile.name),
         }
     }
 
-    fn arch(&self) -> Arch {
+    /// The architecture of the kernel that it boots, if any.
+    fn arch(&self) -> Option<Arch> {
         match self {
-            Self::Job { profile, .. } | Self::Script { profile, .. } => profile.arch,
+            Self::Differential { .. } => None,
+            Self::Job { profile, .. } | Self::Script { profile, .. } => Some(profile.arch),
         }
     }
 
-    /// Where its console is kept, as [`Lab::job`] and [`Script::play`] name it.
+    /// Where its console is kept, or what QEMU said, as [`Lab::job`], [`Script::play`] and [`differential`] name it.
     fn log(&self) -> String {
         match self {
+            Self::Differential { machine, .. } => differential::log(machine),
             Self::Job { profile, job } => format!("{}-{job}.log", profile.name),
             Self::Script { profile, script } => format!("script-{}-{}.log", script.name, profile.name),
         }
@@ -55,6 +61,9 @@ impl Scenario<'_> {
     /// What is wrong, and a remark for the line.
     fn run(&self, lab: &Lab) -> (Vec<String>, String) {
         let result = match self {
+            Self::Differential { machine, profiles, amount } => {
+                differential::run(machine, &lab.workspace, &lab.tools, profiles, *amount)
+            }
             Self::Job { profile, job } => lab.job(profile, job, |_| {}).map(|judged| {
                 let remark =
                     format!("{} checks", judged.count(Status::Passed) + judged.count(Status::Failed));
@@ -69,12 +78,12 @@ impl Scenario<'_> {
 }
 
 /// Runs what matches. Says whether everything passed.
-pub fn command(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
+pub fn command(workspace: &Workspace, filter: Option<&str>, amount: Amount) -> Result<bool> {
     let tools = setup::ensure(workspace)?;
     let profiles = Profiles::load(workspace)?;
     let scripts = script::load_all(workspace)?;
     let wanted = |name: &str| filter.is_none_or(|filter| name.contains(filter));
-    let mut scenarios = scenarios(workspace, &profiles, &scripts)?;
+    let mut scenarios = scenarios(workspace, &profiles, &scripts, amount)?;
     scenarios.retain(|scenario| wanted(&scenario.name()));
     let mut counts = Counts::default();
     if wants_host(filter) {
@@ -97,16 +106,21 @@ fn add(sum: &mut Counts, more: Counts) {
 
 /// Host tests are left out when the filter can only mean others.
 fn wants_host(filter: Option<&str>) -> bool {
-    filter.is_none_or(|filter| !filter.starts_with("qemu/") && !filter.starts_with("script/"))
+    let others = ["differential", "qemu/", "script/"];
+    filter.is_none_or(|filter| !others.iter().any(|other| filter.starts_with(other)))
 }
 
-/// Every machine's main job, every further job that has a list of checks, and every script.
+/// The differential tests, every machine's main job, every further job that has a list of checks, and every script.
 fn scenarios<'a>(
     workspace: &Workspace,
     profiles: &'a Profiles,
     scripts: &'a [Script],
+    amount: Amount,
 ) -> Result<Vec<Scenario<'a>>> {
-    let mut scenarios = Vec::new();
+    let mut scenarios: Vec<Scenario<'_>> = differential::MACHINES
+        .iter()
+        .map(|machine| Scenario::Differential { machine, profiles, amount })
+        .collect();
     let mut lists: Vec<String> = fs::read_dir(workspace.harness_file("expect"))?
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect();
@@ -197,17 +211,17 @@ fn qemu(workspace: &Workspace, tools: &setup::Tools, mut scenarios: Vec<Scenario
     let mut counts = Counts::default();
     // An architecture without a kernel fails all its tests, and not those of the other.
     for arch in Arch::ALL {
-        if !scenarios.iter().any(|scenario| scenario.arch() == arch) {
+        if !scenarios.iter().any(|scenario| scenario.arch() == Some(arch)) {
             continue;
         }
         let Err(error) = lab.build(arch) else { continue };
         println!("{} {error:#}", paint(Style::Bad, "FAIL"));
         scenarios.retain(|scenario| {
-            if scenario.arch() == arch {
+            if scenario.arch() == Some(arch) {
                 line(Status::Failed, &scenario.name(), "not run", Duration::ZERO);
                 counts.failed += 1;
             }
-            scenario.arch() != arch
+            scenario.arch() != Some(arch)
         });
     }
     ui::say(&format!("{} tests in {}", scenarios.len(), tools.describe()));
@@ -251,6 +265,7 @@ mod tests {
         assert!(wants_host(Some("host/")));
         assert!(!wants_host(Some("qemu/x86_64")));
         assert!(!wants_host(Some("script/")));
+        assert!(!wants_host(Some("differential")));
     }
 
     #[test]
