@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "maps memory that the console keeps for ever")]
 
 use super::Next;
+use super::pasids;
 use super::state::{State, length, number, range};
 use crate::devices::edu::{Completion, Direction};
 use crate::report::text;
@@ -62,6 +63,24 @@ const COMMANDS: &[Command] = &[
     },
     Command { name: "detach", arguments: "DEVICE", purpose: "detaches: denied and recorded", run: detach },
     Command {
+        name: "permit",
+        arguments: "DEVICE PASID-BITS [ats]",
+        purpose: "permits PASIDs and ATS in the unit's tables; the device is not told",
+        run: pasids::permit,
+    },
+    Command {
+        name: "attach-pasid",
+        arguments: "DEVICE PASID DOMAIN",
+        purpose: "attaches a PASID, replacing what was there",
+        run: pasids::attach,
+    },
+    Command {
+        name: "detach-pasid",
+        arguments: "DEVICE PASID",
+        purpose: "detaches a PASID",
+        run: pasids::detach,
+    },
+    Command {
         name: "dma",
         arguments: "DEVICE read|write IOVA LEN",
         purpose: "lets a DMA engine try",
@@ -78,6 +97,12 @@ const COMMANDS: &[Command] = &[
         arguments: "ste|cd|context|pasid|all DEVICE",
         purpose: "shows table entries, decoded and raw",
         run: dump,
+    },
+    Command {
+        name: "dump-pasid",
+        arguments: "DEVICE PASID",
+        purpose: "shows a PASID's table entry, decoded and raw",
+        run: pasids::dump,
     },
     Command { name: "regs", arguments: "UNIT", purpose: "shows a unit's registers", run: registers },
     Command { name: "faults", arguments: "", purpose: "takes the faults out of the log", run: faults },
@@ -96,7 +121,7 @@ pub(super) fn run(state: &mut State, line: &str) -> Result<Next, String> {
     (command.run)(state, arguments)
 }
 
-fn usage<T>(name: &str) -> Result<T, String> {
+pub(super) fn usage<T>(name: &str) -> Result<T, String> {
     let arguments =
         COMMANDS.iter().find(|command| command.name == name).map_or("", |command| command.arguments);
     Err(format!("usage: {name} {arguments}"))

@@ -4,6 +4,7 @@
 //! console allocated, and windows of devices that cannot harm the kernel, can be mapped.
 
 mod commands;
+mod pasids;
 mod state;
 
 use crate::machine::Machine;

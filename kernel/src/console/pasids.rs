@@ -1,0 +1,103 @@
+//! Commands on PASIDs and permissions.
+
+use super::Next;
+use super::commands::usage;
+use super::state::{State, number};
+use crate::report::{text, words};
+use alloc::format;
+use alloc::string::String;
+use portcullis_hal::Pasid;
+use portcullis_iommu::{ControlError, DeviceControl, Permissions, Requests};
+
+/// A device that is not told: what the console permits is only in the unit's tables, for people to look at.
+struct OnPaper;
+
+impl DeviceControl for OnPaper {
+    fn offers(&self) -> Permissions {
+        Permissions { pasid_bits: Pasid::MAX_BITS as u8, requests: Requests::all() }
+    }
+
+    fn enable_pasids(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn disable_pasids(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn enable_page_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn disable_page_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn enable_translation_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn disable_translation_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+}
+
+pub(super) fn permit(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let (name, bits, requests) = match arguments {
+        [name, bits] => (name, bits, Requests::empty()),
+        [name, bits, "ats"] => (name, bits, Requests::TRANSLATION),
+        _ => return usage("permit"),
+    };
+    let pasid_bits = u8::try_from(number(bits)?).map_err(words)?;
+    let wanted = Permissions { pasid_bits, requests };
+    let device = state.device(name)?;
+    if device.permissions() != Permissions::NONE {
+        state.machine.iommu.disable(&device, &OnPaper).map_err(words)?;
+    }
+    if wanted != Permissions::NONE {
+        state.machine.iommu.enable(&device, &OnPaper, &wanted).map_err(words)?;
+    }
+    text(format_args!("permitted: pasid-bits={pasid_bits} ats={}", !requests.is_empty()));
+    Ok(Next::Continue)
+}
+
+pub(super) fn attach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let [device, number, domain] = arguments else {
+        return usage("attach-pasid");
+    };
+    let (device, pasid) = (state.device(device)?, pasid(number)?);
+    let transition =
+        state.machine.iommu.attach_pasid(&device, pasid, state.domain(domain)?).map_err(words)?;
+    text(format_args!("attached: {transition}"));
+    Ok(Next::Continue)
+}
+
+pub(super) fn detach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let [device, number] = arguments else {
+        return usage("detach-pasid");
+    };
+    state.machine.iommu.detach_pasid(&*state.device(device)?, pasid(number)?).map_err(words)?;
+    Ok(Next::Continue)
+}
+
+pub(super) fn dump(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let [name, number] = arguments else {
+        return usage("dump-pasid");
+    };
+    let (device, pasid) = (state.device(name)?, pasid(number)?);
+    let unit = state.machine.iommu.unit(device.unit()).ok_or("no unit")?;
+    let mut out = String::new();
+    for endpoint in device.endpoints() {
+        unit.describe_pasid(*endpoint, pasid, &mut out).map_err(words)?;
+    }
+    if out.is_empty() {
+        return Err(format!("this unit has no entry for pasid {pasid} of {name}"));
+    }
+    out.lines().for_each(|line| text(format_args!("{line}")));
+    Ok(Next::Continue)
+}
+
+fn pasid(text: &str) -> Result<Pasid, String> {
+    let number = u32::try_from(number(text)?).map_err(words)?;
+    Pasid::new(number).map_err(words)
+}
