@@ -162,11 +162,15 @@ impl<H: Hal> fmt::Debug for Frames<H> {
 /// A link is the next frame's address, whose low bits are zero: to a walker that still looks at the frame it is
 /// an entry that is not present, in every table format of the stack.
 ///
+/// Where a table was replaced by an equivalent, hardware must find its entries as they are until the sync. The link of
+/// such a frame is spread over bits 58:55 of its first words, which all these formats leave to software.
+///
 /// Dropping a chain leaks its frames, which is safe; [`free`](Self::free) gives them back.
 #[derive(Debug)]
 #[must_use = "a dropped chain leaks its frames"]
 pub struct FrameChain {
     first: Option<PhysAddr>,
+    first_intact: Option<PhysAddr>,
     order: FrameOrder,
     count: usize,
 }
@@ -174,7 +178,7 @@ pub struct FrameChain {
 impl FrameChain {
     /// An empty chain of frames of one order.
     pub const fn new(order: FrameOrder) -> Self {
-        Self { first: None, order, count: 0 }
+        Self { first: None, first_intact: None, order, count: 0 }
     }
 
     /// How many frames the chain holds.
@@ -189,7 +193,7 @@ impl FrameChain {
 
     /// Whether the chain holds no frames.
     pub const fn is_empty(&self) -> bool {
-        self.first.is_none()
+        self.first.is_none() && self.first_intact.is_none()
     }
 
     /// Adds a frame to the chain.
@@ -206,13 +210,49 @@ impl FrameChain {
         self.count = self.count.saturating_add(1);
     }
 
+    /// Adds a frame whose entries stay as hardware knows them.
+    ///
+    /// # Safety
+    ///
+    /// The frame was allocated from `hal` with the chain's order, nobody will reach it from the CPU any more, and
+    /// bits 58:55 of its words are clear and without a meaning for hardware.
+    pub unsafe fn push_intact<H: Hal>(&mut self, hal: &H, frame: PhysAddr) {
+        // SAFETY: the caller gave the frame away.
+        let words = unsafe { spread(hal, frame) };
+        let link = self.first_intact.map_or(0, PhysAddr::get).wrapping_shr(FRAME_SHIFT);
+        for (i, word) in (0_u32..).zip(words) {
+            let part = link.wrapping_shr(i.wrapping_mul(SPREAD_BITS)) & SPREAD_MASK;
+            // Hardware may note an access in the entry at the same time.
+            word.fetch_or(part.wrapping_shl(SPREAD_SHIFT), Ordering::Relaxed);
+        }
+        self.first_intact = Some(frame);
+        self.count = self.count.saturating_add(1);
+    }
+
     fn pop<H: Hal>(&mut self, hal: &H) -> Option<PhysAddr> {
+        let frame = self.pop_intact(hal).or_else(|| self.pop_plain(hal))?;
+        self.count = self.count.saturating_sub(1);
+        Some(frame)
+    }
+
+    fn pop_intact<H: Hal>(&mut self, hal: &H) -> Option<PhysAddr> {
+        let frame = self.first_intact?;
+        // SAFETY: the frame is on the chain, hence mapped and not used by anyone else.
+        let words = unsafe { spread(hal, frame) };
+        let link = words.iter().rev().fold(0_u64, |link, word| {
+            let part = word.load(Ordering::Relaxed).wrapping_shr(SPREAD_SHIFT) & SPREAD_MASK;
+            link.wrapping_shl(SPREAD_BITS) | part
+        });
+        self.first_intact = (link != 0).then_some(PhysAddr::new(link.wrapping_shl(FRAME_SHIFT)));
+        Some(frame)
+    }
+
+    fn pop_plain<H: Hal>(&mut self, hal: &H) -> Option<PhysAddr> {
         let frame = self.first?;
         let link = hal.phys_to_virt(frame).cast::<AtomicU64>();
         // SAFETY: the frame is on the chain, hence mapped and not used by anyone else.
         let next = unsafe { link.as_ref() }.load(Ordering::Acquire);
         self.first = (next != 0).then_some(PhysAddr::new(next));
-        self.count = self.count.saturating_sub(1);
         Some(frame)
     }
 
@@ -229,6 +269,24 @@ impl FrameChain {
             unsafe { hal.free_frames(frame, self.order) };
         }
     }
+}
+
+/// Bits 58:55 of an entry.
+const SPREAD_SHIFT: u32 = 55;
+const SPREAD_BITS: u32 = 4;
+const SPREAD_MASK: u64 = 0xf;
+/// Addresses of frames have 52 bits, of which the lowest 12 are zero.
+const FRAME_SHIFT: u32 = 12;
+const SPREAD_WORDS: usize = 10;
+
+/// The words of a frame over which its link is spread.
+///
+/// # Safety
+///
+/// The frame is mapped as long as the result is used.
+unsafe fn spread<'a, H: Hal>(hal: &H, frame: PhysAddr) -> &'a [AtomicU64; SPREAD_WORDS] {
+    // SAFETY: a frame has as many words, is aligned, and is mapped as the caller vouches.
+    unsafe { hal.phys_to_virt(frame).cast().as_ref() }
 }
 
 #[cfg(test)]
@@ -263,6 +321,36 @@ mod tests {
         let before = hal.handles();
         let _ = Frames::zeroed(&hal, FrameOrder::SINGLE).unwrap().into_raw();
         assert_eq!(hal.handles(), before);
+    }
+
+    #[test]
+    fn frames_that_stay_intact_keep_all_but_four_bits_of_their_words() {
+        let hal = HostHal::new();
+        let mut chain = FrameChain::new(FrameOrder::SINGLE);
+        let spread = 0xf_u64 << 55;
+        let mut pushed = Vec::new();
+        for _ in 0..3 {
+            let frames = Frames::zeroed(&hal, FrameOrder::SINGLE).unwrap();
+            frames.words().iter().for_each(|word| word.store(!spread, Ordering::Relaxed));
+            let (frame, _) = frames.into_raw();
+            // SAFETY: just allocated, with the bits clear.
+            unsafe { chain.push_intact(&hal, frame) };
+            pushed.push(frame);
+        }
+        let (plain, _) = Frames::zeroed(&hal, FrameOrder::SINGLE).unwrap().into_raw();
+        // SAFETY: just allocated, and nobody else knows it.
+        unsafe { chain.push(&hal, plain) };
+        for &frame in &pushed {
+            for i in 0..512 {
+                // SAFETY: mapped host memory.
+                let word = unsafe { hal.phys_to_virt(frame).cast::<AtomicU64>().add(i).as_ref() };
+                assert_eq!(word.load(Ordering::Relaxed) | spread, u64::MAX);
+            }
+        }
+        assert_eq!((chain.count(), hal.frames_in_use()), (4, 4));
+        // SAFETY: no hardware in this test.
+        unsafe { chain.free(&hal) };
+        assert_eq!((chain.count(), chain.is_empty(), hal.frames_in_use()), (0, true, 0));
     }
 
     #[test]

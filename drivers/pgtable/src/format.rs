@@ -1,5 +1,6 @@
 //! What a table format has to say; everything else is common.
 
+use bitflags::bitflags;
 use core::fmt::Debug;
 use portcullis_hal::{Attributes, OutOfMemory, PhysAddr, TableFormat, TableWrites};
 use thiserror::Error;
@@ -75,6 +76,38 @@ pub struct Geometry {
     pub aperture_bits: u8,
 }
 
+bitflags! {
+    /// What hardware noted in a leaf.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub struct Usage: u8 {
+        /// A device reached the memory.
+        const ACCESSED = 1;
+        /// A device wrote to the memory.
+        const DIRTY = 2;
+    }
+}
+
+/// Who sets the accessed and dirty marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessedDirty {
+    /// Hardware, as it uses the entries: VT-d's first stage, and its second where SSADE is set (ECAP.SSADS); SMMUv3
+    /// with CD.HA and CD.HD, or STE.S2HA and S2HD (IDR0.HTTU = 2). Leaves begin unused.
+    Hardware,
+    /// Nobody: leaves are made so that hardware has nothing to write.
+    Preset,
+}
+
+/// How a leaf may give way to a table of leaves that translate the same, and the reverse.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replacement {
+    /// Only with a moment in which nothing is mapped there: it is not offered.
+    Break,
+    /// By way of a leaf that hardware does not keep ([`Format::TRANSIENT`]), with an invalidation before and after.
+    Staged,
+    /// In one store, and an invalidation.
+    Direct,
+}
+
 /// What an entry is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -114,6 +147,27 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
 
     /// The number of index bits per level.
     const STRIDE: u32 = Self::GRANULE_SHIFT - 3;
+
+    /// The bit of a leaf above level 0 that keeps hardware from caching it so that it could clash with what replaces it;
+    /// for [`Replacement::Staged`].
+    const TRANSIENT: u64 = 0;
+
+    /// How leaves may be replaced.
+    fn replacement(&self) -> Replacement {
+        Replacement::Direct
+    }
+
+    /// Who sets the accessed and dirty marks.
+    fn accessed_dirty(&self) -> AccessedDirty;
+
+    /// The marks of a leaf, where hardware sets them.
+    fn usage(leaf: u64) -> Usage;
+
+    /// `leaf` without these marks.
+    fn without_usage(leaf: u64, usage: Usage) -> u64;
+
+    /// `leaf` with all marks that hardware could set in it.
+    fn with_usage(leaf: u64) -> u64;
 
     /// How many leaves at `level` may carry the contiguous hint together, as a power of two; 0 if there is no hint.
     fn run_shift(_level: u32) -> u32 {
@@ -180,6 +234,22 @@ pub(crate) const fn level_shift<F: Format>(level: u32) -> u32 {
 pub(crate) fn extent<F: Format>(leaf: u64, level: u32) -> u64 {
     let hinted = F::CONTIGUOUS != 0 && leaf & F::CONTIGUOUS != 0;
     level_size::<F>(level).wrapping_shl(if hinted { F::run_shift(level) } else { 0 })
+}
+
+/// The bits of `leaf`, at `level`, that leaves of other sizes and at other addresses share with it.
+pub(crate) fn shared_bits<F: Format>(format: F, leaf: u64, level: u32) -> u64 {
+    let place = format.leaf(F::leaf_address(leaf, level), level, 0);
+    (leaf ^ place) & !(F::CONTIGUOUS | F::TRANSIENT)
+}
+
+/// `leaf` as if it had been used in all ways, if hardware says how it is used: what leaves have in common that were
+/// made alike.
+#[inline]
+pub(crate) fn used<F: Format>(format: F, leaf: u64) -> u64 {
+    match format.accessed_dirty() {
+        AccessedDirty::Hardware => F::with_usage(leaf),
+        AccessedDirty::Preset => leaf,
+    }
 }
 
 /// The bytes that one entry at `level` covers.

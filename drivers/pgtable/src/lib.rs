@@ -46,6 +46,7 @@
 
 mod format;
 mod map;
+mod replace;
 mod single;
 pub mod spec;
 mod table;
@@ -56,11 +57,12 @@ mod vtd;
 mod walk;
 mod x86;
 
-pub use format::{Config, ConfigError, Format, Geometry, Kind, Levels};
+pub use format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Levels, Replacement, Usage};
+pub use replace::{Progress, ReplaceError};
 pub use table::PageTable;
 pub use vmsa::{
-    Descriptors, Layout, Lpa2, MAIR, Plain, Stage, Stage1, Stage2, Vmsa, VmsaStage1, VmsaStage1Lpa2,
-    VmsaStage2, VmsaStage2Lpa2,
+    BbmLevel, Descriptors, Layout, Lpa2, MAIR, Plain, Stage, Stage1, Stage2, Vmsa, VmsaStage1,
+    VmsaStage1Lpa2, VmsaStage2, VmsaStage2Lpa2,
 };
 pub use vtd::VtdSecondStage;
-pub use x86::{AccessedDirty, X86};
+pub use x86::X86;

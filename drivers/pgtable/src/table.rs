@@ -114,7 +114,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ///
     /// [`Misaligned`](UnmapError::Misaligned), [`OutOfRange`](UnmapError::OutOfRange), and
     /// [`Partial`](UnmapError::Partial) if a larger page, or a run under the contiguous hint, reaches out of the range.
-    /// Nothing has changed then.
+    /// Nothing has changed then; [`split_ends`](Self::split_ends) makes way for such a range.
     pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         self.unmap_range(range, gather)
     }

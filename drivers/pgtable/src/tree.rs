@@ -2,11 +2,11 @@
 //!
 //! Two invariants carry the safety arguments:
 //!
-//! - **Links**: a word of a table is a table entry only if [`Walk::grow`] put it there, and then it references
-//!   zeroed frames that belong to the tree. The rest of the crate stores only leaves, zero and
+//! - **Links**: a word of a table is a table entry only if [`Walk::grow`] or [`Walk::split`] put it there, and then
+//!   it references frames that belong to the tree, and held zeros or leaves by then. The rest of the crate stores only leaves, zero and
 //!   [`RESERVED`](crate::map::RESERVED), and changes table entries only in the bits that note the leaf count.
 //! - **Walks**: whoever follows links holds a [`Walk`], which is counted. Frames leave the tree by
-//!   [`Walk::cut`], which first takes the link out and then makes sure that no other walk is running: one that
+//!   [`Walk::cut`] or [`Walk::supplant`], which first takes the link out and then makes sure that no other walk is running: one that
 //!   began later cannot see the link any more. So a table reached in a walk is there until the walk ends,
 //!   even if calls on overlapping ranges race with each other.
 
@@ -100,6 +100,14 @@ pub(crate) enum Cut {
     Done(Tally),
     /// Nothing was cut: another walk is running, or the chain is for frames of another size.
     Busy,
+}
+
+/// Whether something was replaced by its equivalent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Replaced {
+    Yes,
+    /// Something else was there, or another walk was in the way.
+    No,
 }
 
 /// What was mapped below a table.
@@ -402,11 +410,9 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
         if entry == 0 {
             entry = self.link(slot)?;
         }
-        if F::kind(entry, level) == Kind::Table && entry & self.tree.settled != self.tree.settled {
-            // Whoever installed it may not have come to clean it yet. Once is enough, twice does no harm; and if
-            // the entry changes meanwhile, somebody else will do it again.
-            self.tree.clean(core::slice::from_ref(slot));
-            let _ = slot.compare_exchange(entry, entry | F::CLEANED, Ordering::Relaxed, Ordering::Relaxed);
+        if F::kind(entry, level) == Kind::Table {
+            // Whoever installed it may not have come to clean it yet.
+            self.settle(slot, entry);
         }
         Ok(self.interpret(entry, level))
     }
@@ -461,6 +467,82 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
         // precedes the count just read, so it finds the slot empty. The order of the chain was adapted.
         unsafe { tree.retire(entry, level, chain, &mut tally) };
         Cut::Done(tally)
+    }
+
+    /// Puts a table of leaves in the place of `leaf`, in a slot of a table of this walk at `level`: the `i`th entry of
+    /// the new table is `leaves(leaf, i)`.
+    pub(crate) fn split(
+        &self,
+        slot: &AtomicU64,
+        level: u32,
+        mut leaf: u64,
+        leaves: impl Fn(u64, u64) -> u64,
+    ) -> Result<Replaced, OutOfMemory> {
+        let tree = self.tree;
+        let frames = frames(&tree.hal, tree.table_order, tree.last_phys)?;
+        let plain = tree.format.table(frames.phys());
+        let full = 1_u64.wrapping_shl(F::STRIDE);
+        let entry = if level == 1 { F::with_leaf_count(plain, full) } else { plain };
+        while F::kind(leaf, level) == Kind::Leaf {
+            for (i, word) in (0_u64..).zip(frames.words()) {
+                word.store(leaves(leaf, i), Ordering::Relaxed);
+            }
+            tree.clean(frames.words());
+            portcullis_hal::barrier::publish_to_device();
+            match slot.compare_exchange(leaf, entry, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => {
+                    // The frames now belong to the tree.
+                    let _ = frames.into_raw();
+                    self.settle(slot, entry);
+                    return Ok(Replaced::Yes);
+                }
+                // Hardware noted an access in the meantime: the new leaves have to know of it too.
+                Err(found) => leaf = found,
+            }
+        }
+        Ok(Replaced::No)
+    }
+
+    /// Puts `leaf` in the place of the table of leaves that `entry` references, in `slot`, of a table of this walk at
+    /// `level`, if no other walk is running. The table moves to the gather as it is.
+    pub(crate) fn supplant(
+        &self,
+        slot: &AtomicU64,
+        level: u32,
+        entry: u64,
+        leaf: u64,
+        gather: &mut Gather,
+    ) -> Replaced {
+        // SAFETY: only tables of this tree are added, and only an empty chain is replaced.
+        let chain = unsafe { gather.tables() };
+        let tree = self.tree;
+        if F::kind(entry, level) != Kind::Table || !self.is_alone() || !tree.adapt(chain) {
+            return Replaced::No;
+        }
+        if slot.compare_exchange(entry, leaf, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            return Replaced::No;
+        }
+        tree.clean(core::slice::from_ref(slot));
+        if !self.is_alone() {
+            // As in `cut`; and what is there now translates the same.
+            let _ = slot.compare_exchange(leaf, entry, Ordering::SeqCst, Ordering::SeqCst);
+            tree.clean(core::slice::from_ref(slot));
+            return Replaced::No;
+        }
+        // SAFETY: the link is gone and this is the only walk, as argued in `cut`. The table's frames come from the
+        // tree's hal with the order of tables (Links), and the order of the chain was adapted. Bits 58:55 of leaves
+        // are ignored by hardware in all formats, and clear in all that this crate makes.
+        unsafe { chain.push_intact(&tree.hal, F::table_address(entry)) };
+        Replaced::Yes
+    }
+
+    /// Cleans a link that was put into `slot`, and notes that.
+    fn settle(&self, slot: &AtomicU64, entry: u64) {
+        if entry & self.tree.settled != self.tree.settled {
+            // Once is enough, twice does no harm; and if the entry changes meanwhile, somebody else will do it again.
+            self.tree.clean(core::slice::from_ref(slot));
+            let _ = slot.compare_exchange(entry, entry | F::CLEANED, Ordering::Relaxed, Ordering::Relaxed);
+        }
     }
 
     fn is_alone(&self) -> bool {

@@ -1,8 +1,11 @@
 //! VMSAv8-64, stages 1 and 2 (Arm ARM, chapter D8).
 
-use crate::format::{ConfigError, Format, Geometry, Kind, level_shift, level_size, low_bits, sealed::Sealed};
+use crate::format::{
+    AccessedDirty, ConfigError, Format, Geometry, Kind, Replacement, Usage, level_shift, level_size,
+    low_bits, sealed::Sealed,
+};
 use crate::spec::vmsa::{
-    HIGH_ADDRESS_64K, HIGH_ADDRESS_LPA2, SH_INNER, Stage1Leaf, Stage2Leaf, Table, mem_attr, s2_xn,
+    BLOCK_NT, HIGH_ADDRESS_64K, HIGH_ADDRESS_LPA2, SH_INNER, Stage1Leaf, Stage2Leaf, Table, mem_attr, s2_xn,
 };
 use core::fmt::Debug;
 use core::marker::PhantomData;
@@ -39,7 +42,23 @@ pub type VmsaStage2Lpa2<const GRANULE: u8> = Vmsa<Stage2, GRANULE, Lpa2>;
 
 /// VMSAv8-64 with a `2^GRANULE`-byte granule; see [`VmsaStage1`] and [`VmsaStage2`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Vmsa<S, const GRANULE: u8, D = Plain>(PhantomData<(S, D)>);
+pub struct Vmsa<S, const GRANULE: u8, D = Plain> {
+    break_before_make: BbmLevel,
+    accessed_dirty: AccessedDirty,
+    marker: PhantomData<(S, D)>,
+}
+
+/// What hardware can bear when the size of a translation changes (FEAT_BBM; SMMUv3, 3.21.1.1 and IDR3.BBML). Where
+/// several walkers share a table, the least of them counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum BbmLevel {
+    /// Nothing: the translation has to be absent in between.
+    Level0,
+    /// A change by way of a block with nT set, and of the contiguous hint.
+    Level1,
+    /// Any.
+    Level2,
+}
 
 /// How descriptors hold addresses.
 #[doc(hidden)]
@@ -94,9 +113,23 @@ impl<S, const GRANULE: u8, D: Descriptors> Vmsa<S, GRANULE, D> {
         _ => panic!("a granule is 4, 16 or 64 KiB"),
     };
 
-    /// The format.
+    /// The format: for hardware that cannot bear sizes to change, and does not mark what it uses.
     pub const fn new() -> Self {
-        Self(PhantomData)
+        Self {
+            break_before_make: BbmLevel::Level0,
+            accessed_dirty: AccessedDirty::Preset,
+            marker: PhantomData,
+        }
+    }
+
+    /// The format, for hardware that bears this much.
+    pub const fn with_break_before_make(self, level: BbmLevel) -> Self {
+        Self { break_before_make: level, accessed_dirty: self.accessed_dirty, marker: PhantomData }
+    }
+
+    /// The format, with these accessed and dirty marks.
+    pub const fn with_accessed_dirty(self, accessed_dirty: AccessedDirty) -> Self {
+        Self { break_before_make: self.break_before_make, accessed_dirty, marker: PhantomData }
     }
 
     /// An address as descriptors hold it.
@@ -131,6 +164,10 @@ pub trait Stage: Sealed + Copy + Debug + Send + Sync + 'static {
     fn table_format(layout: Layout, granule: Granule, start_level: u8) -> TableFormat;
     fn attribute_bits(attributes: Attributes) -> Option<u64>;
     fn attributes(leaf: u64) -> Attributes;
+    fn usage(leaf: u64) -> Usage;
+    /// Clears marks. A writable leaf without the dirty mark is one that hardware makes writable at the first write.
+    fn without_usage(leaf: u64, usage: Usage) -> u64;
+    fn with_usage(leaf: u64) -> u64;
 }
 
 /// Marks [`VmsaStage1`].
@@ -186,7 +223,7 @@ impl Stage for Stage1 {
     fn attributes(leaf: u64) -> Attributes {
         let leaf = Stage1Leaf::from(leaf);
         let mut access = Access::READ;
-        access.set(Access::WRITE, !leaf.read_only());
+        access.set(Access::WRITE, !leaf.read_only() || leaf.dbm());
         access.set(Access::EXECUTE, !leaf.uxn());
         let memory = match leaf.attr_index() {
             MAIR_WRITE_BACK => MemoryKind::WriteBack,
@@ -194,6 +231,32 @@ impl Stage for Stage1 {
             _ => MemoryKind::Device,
         };
         Attributes { access, memory }
+    }
+
+    #[inline]
+    fn usage(leaf: u64) -> Usage {
+        let leaf = Stage1Leaf::from(leaf);
+        let mut usage = Usage::empty();
+        usage.set(Usage::ACCESSED, leaf.accessed());
+        usage.set(Usage::DIRTY, !leaf.read_only());
+        usage
+    }
+
+    #[inline]
+    fn without_usage(leaf: u64, usage: Usage) -> u64 {
+        let leaf = Stage1Leaf::from(leaf);
+        let accessed = leaf.accessed() && !usage.contains(Usage::ACCESSED);
+        let leaf = leaf.with_accessed(accessed);
+        if leaf.read_only() || !usage.contains(Usage::DIRTY) {
+            return leaf.into();
+        }
+        leaf.with_read_only(true).with_dbm(true).into()
+    }
+
+    #[inline]
+    fn with_usage(leaf: u64) -> u64 {
+        let leaf = Stage1Leaf::from(leaf);
+        leaf.with_accessed(true).with_read_only(leaf.read_only() && !leaf.dbm()).into()
     }
 }
 
@@ -232,7 +295,7 @@ impl Stage for Stage2 {
         let leaf = Stage2Leaf::from(leaf);
         let mut access = Access::empty();
         access.set(Access::READ, leaf.read());
-        access.set(Access::WRITE, leaf.write());
+        access.set(Access::WRITE, leaf.write() || leaf.dbm());
         access.set(Access::EXECUTE, leaf.xn() == s2_xn::EXECUTABLE);
         let memory = match leaf.mem_attr() {
             mem_attr::WRITE_BACK => MemoryKind::WriteBack,
@@ -240,6 +303,32 @@ impl Stage for Stage2 {
             _ => MemoryKind::Device,
         };
         Attributes { access, memory }
+    }
+
+    #[inline]
+    fn usage(leaf: u64) -> Usage {
+        let leaf = Stage2Leaf::from(leaf);
+        let mut usage = Usage::empty();
+        usage.set(Usage::ACCESSED, leaf.accessed());
+        usage.set(Usage::DIRTY, leaf.write());
+        usage
+    }
+
+    #[inline]
+    fn without_usage(leaf: u64, usage: Usage) -> u64 {
+        let leaf = Stage2Leaf::from(leaf);
+        let accessed = leaf.accessed() && !usage.contains(Usage::ACCESSED);
+        let leaf = leaf.with_accessed(accessed);
+        if !leaf.write() || !usage.contains(Usage::DIRTY) {
+            return leaf.into();
+        }
+        leaf.with_write(false).with_dbm(true).into()
+    }
+
+    #[inline]
+    fn with_usage(leaf: u64) -> u64 {
+        let leaf = Stage2Leaf::from(leaf);
+        leaf.with_accessed(true).with_write(leaf.write() || leaf.dbm()).into()
     }
 }
 
@@ -280,9 +369,37 @@ impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D>
     const OUTPUT_BITS: u8 = if Self::HIGH.field == 0 { 48 } else { 52 };
     const SPLIT_BIT: u8 = Self::HIGH.split_bit;
     const CONTIGUOUS: u64 = Stage1Leaf::new().with_contiguous(true).into_bits();
+    const TRANSIENT: u64 = BLOCK_NT;
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
     const TABLE_MASK: u64 = VALID | TABLE_OR_PAGE;
     const TABLE_BITS: u64 = VALID | TABLE_OR_PAGE;
+
+    fn replacement(&self) -> Replacement {
+        match self.break_before_make {
+            BbmLevel::Level0 => Replacement::Break,
+            BbmLevel::Level1 => Replacement::Staged,
+            BbmLevel::Level2 => Replacement::Direct,
+        }
+    }
+
+    fn accessed_dirty(&self) -> AccessedDirty {
+        self.accessed_dirty
+    }
+
+    #[inline]
+    fn usage(leaf: u64) -> Usage {
+        S::usage(leaf)
+    }
+
+    #[inline]
+    fn without_usage(leaf: u64, usage: Usage) -> u64 {
+        S::without_usage(leaf, usage)
+    }
+
+    #[inline]
+    fn with_usage(leaf: u64) -> u64 {
+        S::with_usage(leaf)
+    }
 
     /// D8.7.1: 16 leaves with the 4 KiB granule; 128 pages or 32 blocks with 16 KiB; 32 with 64 KiB. Not for the
     /// blocks that exist with 52-bit addresses only.
@@ -322,7 +439,10 @@ impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D>
     }
 
     fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
-        let bits = S::attribute_bits(attributes)?;
+        let bits = match self.accessed_dirty {
+            AccessedDirty::Hardware => S::without_usage(S::attribute_bits(attributes)?, Usage::all()),
+            AccessedDirty::Preset => S::attribute_bits(attributes)?,
+        };
         Some(match D::LAYOUT {
             Layout::Plain => bits,
             // SH, bits 9:8, is given up for high address bits.

@@ -1,6 +1,6 @@
 //! VT-d second stage (VT-d specification, sections 3.7 and 9.9).
 
-use crate::format::{ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
+use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, Usage, sealed::Sealed};
 use crate::spec::vtd::{Leaf, Table};
 use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
 
@@ -12,12 +12,18 @@ use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct VtdSecondStage {
     levels: Levels,
+    accessed_dirty: AccessedDirty,
 }
 
 impl VtdSecondStage {
-    /// The format with three, four or five levels (CAP_REG.SAGAW).
+    /// The format with three, four or five levels (CAP_REG.SAGAW), without accessed and dirty marks.
     pub const fn new(levels: Levels) -> Self {
-        Self { levels }
+        Self { levels, accessed_dirty: AccessedDirty::Preset }
+    }
+
+    /// The format, with these accessed and dirty marks (ECAP_REG.SSADS).
+    pub const fn with_accessed_dirty(self, accessed_dirty: AccessedDirty) -> Self {
+        Self { accessed_dirty, ..self }
     }
 }
 
@@ -50,6 +56,33 @@ impl Format for VtdSecondStage {
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {
         TableFormat::VtdSecondStage { levels: geometry.levels }
+    }
+
+    fn accessed_dirty(&self) -> AccessedDirty {
+        self.accessed_dirty
+    }
+
+    #[inline]
+    fn usage(leaf: u64) -> Usage {
+        let leaf = Leaf::from(leaf);
+        let mut usage = Usage::empty();
+        usage.set(Usage::ACCESSED, leaf.accessed());
+        usage.set(Usage::DIRTY, leaf.dirty());
+        usage
+    }
+
+    #[inline]
+    fn without_usage(leaf: u64, usage: Usage) -> u64 {
+        let leaf = Leaf::from(leaf);
+        let accessed = leaf.accessed() && !usage.contains(Usage::ACCESSED);
+        let dirty = leaf.dirty() && !usage.contains(Usage::DIRTY);
+        leaf.with_accessed(accessed).with_dirty(dirty).into()
+    }
+
+    #[inline]
+    fn with_usage(leaf: u64) -> u64 {
+        let leaf = Leaf::from(leaf);
+        leaf.with_accessed(true).with_dirty(leaf.write()).into()
     }
 
     fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {

@@ -105,6 +105,19 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
         self.table(self.level).entries(self.index(self.level), usize::try_from(count).unwrap_or(usize::MAX))
     }
 
+    /// The aligned group of `2^shift` entries of the current table in which that of the current address is.
+    pub(crate) fn group(&self, shift: u32) -> &'w [AtomicU64] {
+        let count = 1_usize.wrapping_shl(shift);
+        self.table(self.level).entries(self.index(self.level) & !count.wrapping_sub(1), count)
+    }
+
+    /// Moves up to the table at `level`.
+    pub(crate) fn climb(&mut self, level: u32) {
+        while self.level < level.min(self.top) {
+            self.up();
+        }
+    }
+
     /// The entries of the current table from that for `iova` on; none if `iova` is not in it, or if it is not one of
     /// pages.
     #[inline]

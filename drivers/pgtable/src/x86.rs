@@ -1,19 +1,9 @@
 //! x86-64 4- and 5-level paging, and VT-d's first stage (Intel SDM volume 3, chapter 5; VT-d specification,
 //! section 3.6).
 
-use crate::format::{ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
+use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, Usage, sealed::Sealed};
 use crate::spec::x86::{Leaf, Table};
 use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
-
-/// Who sets the accessed and dirty bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessedDirty {
-    /// Hardware, as it uses the entries.
-    Hardware,
-    /// They are set from the start, so that hardware has nothing to write: cheaper, and right for walkers that
-    /// must not write to the tables.
-    Preset,
-}
 
 /// x86-64 paging, lower half of the address space, user pages at every level.
 ///
@@ -67,6 +57,34 @@ impl Format for X86 {
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {
         TableFormat::X86 { levels: geometry.levels }
+    }
+
+    fn accessed_dirty(&self) -> AccessedDirty {
+        self.accessed_dirty
+    }
+
+    #[inline]
+    fn usage(leaf: u64) -> Usage {
+        let leaf = Leaf::from(leaf);
+        let mut usage = Usage::empty();
+        usage.set(Usage::ACCESSED, leaf.accessed());
+        usage.set(Usage::DIRTY, leaf.dirty());
+        usage
+    }
+
+    #[inline]
+    fn without_usage(leaf: u64, usage: Usage) -> u64 {
+        let leaf = Leaf::from(leaf);
+        let accessed = leaf.accessed() && !usage.contains(Usage::ACCESSED);
+        let dirty = leaf.dirty() && !usage.contains(Usage::DIRTY);
+        leaf.with_accessed(accessed).with_dirty(dirty).into()
+    }
+
+    #[inline]
+    fn with_usage(leaf: u64) -> u64 {
+        let leaf = Leaf::from(leaf);
+        // Dirty without writable is how CPUs mark a shadow stack.
+        leaf.with_accessed(true).with_dirty(leaf.write()).into()
     }
 
     fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {

@@ -6,7 +6,7 @@ use common::*;
 use portcullis_hal::{
     Access, Attributes, Gather, Iova, MapError, Mapping, MemoryKind, TableWrites, Translated, UnmapError,
 };
-use portcullis_pgtable::{Config, Format, PageTable};
+use portcullis_pgtable::{BbmLevel, Config, Format, PageTable, Progress, ReplaceError};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -42,6 +42,11 @@ enum Operation {
     /// Whole pieces next to each other, in scattered memory.
     Scatter(Spot, Vec<u64>),
     Unmap(Spot, Length),
+    /// Leaves larger than this many pages.
+    Split(Spot, Length, u64),
+    /// Unmaps what is not made of whole leaves.
+    UnmapPart(Spot, Length),
+    Join,
     Trim,
     Sync,
 }
@@ -71,6 +76,10 @@ fn operation() -> impl Strategy<Value = Operation> {
         6 => prop::collection::vec(piece(), 1..4).prop_map(Operation::Map),
         2 => (spot(), prop::collection::vec(0..64_u64, 1..20)).prop_map(|(s, v)| Operation::Scatter(s, v)),
         6 => (spot(), length()).prop_map(|(spot, length)| Operation::Unmap(spot, length)),
+        2 => (spot(), length(), prop_oneof![Just(1), 1..200_u64])
+            .prop_map(|(spot, length, pages)| Operation::Split(spot, length, pages)),
+        2 => (spot(), length()).prop_map(|(spot, length)| Operation::UnmapPart(spot, length)),
+        2 => Just(Operation::Join),
         1 => Just(Operation::Trim),
         2 => Just(Operation::Sync),
     ]
@@ -197,6 +206,48 @@ impl<F: Format> World<F> {
         }
     }
 
+    /// Does what the call asks for, with a sync after each step. `false` if the hardware cannot bear it.
+    fn replace(
+        &mut self,
+        call: impl Fn(&PageTable<Behind, F>, &mut Gather) -> Result<Progress, ReplaceError>,
+    ) -> bool {
+        for _ in 0..3 {
+            match call(&self.table, &mut self.gather) {
+                Ok(Progress::Done) => return true,
+                Ok(Progress::SyncAndRepeat) => self.check(),
+                Err(ReplaceError::BreakBeforeMake { .. }) => return false,
+                Err(error) => panic!("{error}"),
+            }
+            sync(&self.hal, &mut self.gather);
+            self.unsynced.clear();
+        }
+        panic!("no end of steps")
+    }
+
+    fn split(&mut self, start: u64, len: u64, largest: u64) {
+        if start + len - 1 > self.table.aperture().last().get() {
+            return;
+        }
+        let done = self.replace(|table, gather| table.split(range(start, len), largest, gather));
+        let found = leaves(self.hal.host(), &self.table.root());
+        let too_large = |(&iova, leaf): (&u64, &Leaf)| {
+            iova < start + len && start < iova + leaf.size && leaf.size > largest
+        };
+        assert!(!done || !found.iter().any(too_large));
+    }
+
+    fn unmap_part(&mut self, start: u64, len: u64) {
+        if start + len - 1 > self.table.aperture().last().get() {
+            return;
+        }
+        if self.replace(|table, gather| table.split_ends(range(start, len), gather)) {
+            let before = self.pages.len();
+            self.unmap(start, len);
+            let left = self.pages.range(start..start + len).count();
+            assert_eq!(left, 0, "refused, of {before}");
+        }
+    }
+
     /// Everything mapped is in the tables and nothing else, by the words and by the table's own answer.
     fn check(&self) {
         let mut found = BTreeMap::new();
@@ -248,6 +299,16 @@ impl<F: Format> World<F> {
                     self.map(&list);
                 }
                 Operation::Unmap(spot, length) => self.unmap(self.address(spot), self.bytes(length)),
+                Operation::Split(spot, length, pages) => {
+                    self.split(self.address(spot), self.bytes(length), pages * self.granule);
+                }
+                Operation::UnmapPart(spot, length) => {
+                    self.unmap_part(self.address(spot), self.bytes(length));
+                }
+                Operation::Join => {
+                    let aperture = self.table.aperture();
+                    self.replace(|table, gather| table.join(aperture, gather));
+                }
                 Operation::Trim => {
                     self.table.trim(&mut self.gather);
                     assert_eq!(self.table.trim(&mut Gather::new()), 0, "once is enough");
@@ -300,15 +361,15 @@ macro_rules! properties {
 }
 
 properties! {
-    stage_1_4k_holds_what_was_mapped: STAGE1_4K, 48;
-    stage_1_4k_39_holds_what_was_mapped: STAGE1_4K, 39;
-    stage_1_16k_holds_what_was_mapped: STAGE1_16K, 47;
+    stage_1_4k_holds_what_was_mapped: STAGE1_4K.with_break_before_make(BbmLevel::Level2), 48;
+    stage_1_4k_39_holds_what_was_mapped: STAGE1_4K.with_break_before_make(BbmLevel::Level1), 39;
+    stage_1_16k_holds_what_was_mapped: STAGE1_16K.with_break_before_make(BbmLevel::Level1), 47;
     stage_1_64k_holds_what_was_mapped: STAGE1_64K, 42;
     stage_2_4k_concatenated_holds_what_was_mapped: STAGE2_4K, 40;
     stage_2_16k_holds_what_was_mapped: STAGE2_16K, 48;
     stage_1_4k_lpa2_holds_what_was_mapped: STAGE1_4K_LPA2, 52;
-    stage_2_16k_lpa2_holds_what_was_mapped: STAGE2_16K_LPA2, 50;
-    stage_2_64k_holds_what_was_mapped: STAGE2_64K, 44;
+    stage_2_16k_lpa2_holds_what_was_mapped: STAGE2_16K_LPA2.with_break_before_make(BbmLevel::Level2), 50;
+    stage_2_64k_holds_what_was_mapped: STAGE2_64K.with_break_before_make(BbmLevel::Level1), 44;
     x86_holds_what_was_mapped: X86_4, 48;
     x86_5_levels_holds_what_was_mapped: X86_5, 57;
     second_stage_3_holds_what_was_mapped: SECOND_3, 39;

@@ -117,6 +117,9 @@ pub const HIGH_ADDRESS_64K: u64 = 0xf << 12;
 /// address, whose bits 49:48 are in their place. Leaves have no SH then.
 pub const HIGH_ADDRESS_LPA2: u64 = 0b11 << 8;
 
+/// Bit 16 of a block descriptor: nT (FEAT_BBM).
+pub const BLOCK_NT: u64 = 1 << 16;
+
 /// SH: inner shareable.
 pub const SH_INNER: u8 = 0b11;
 

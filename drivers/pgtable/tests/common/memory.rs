@@ -22,7 +22,10 @@ struct State {
     lines: Mutex<HashMap<usize, [u64; 8]>>,
     on_clean: Hook,
     on_alloc: Hook,
+    watcher: Mutex<Option<Watcher>>,
 }
+
+type Watcher = Box<dyn FnMut(&Behind) + Send>;
 
 impl Default for State {
     fn default() -> Self {
@@ -31,6 +34,7 @@ impl Default for State {
             lines: Mutex::default(),
             on_clean: Mutex::default(),
             on_alloc: Mutex::default(),
+            watcher: Mutex::default(),
         }
     }
 }
@@ -44,6 +48,13 @@ impl Behind {
     /// Calls `hook` after the next clean.
     pub fn after_clean(&self, hook: impl FnOnce() + Send + 'static) {
         *self.0.on_clean.lock().unwrap() = Some(Box::new(hook));
+    }
+
+    /// Calls `watcher` after each line that reaches memory, until the result is called.
+    pub fn watch(&self, watcher: impl FnMut(&Self) + Send + 'static) -> impl FnOnce() {
+        *self.0.watcher.lock().unwrap() = Some(Box::new(watcher));
+        let this = self.clone();
+        move || *this.0.watcher.lock().unwrap() = None
     }
 
     /// Calls `hook` in the next allocation.
@@ -106,6 +117,9 @@ unsafe impl Hal for Behind {
             // SAFETY: as above; the words of tables are accessed as atomics.
             let words = std::array::from_fn(|i| unsafe { first.add(i).as_ref() }.load(Ordering::Relaxed));
             self.0.lines.lock().unwrap().insert(first.addr().get() / LINE, words);
+            if let Some(watcher) = self.0.watcher.lock().unwrap().as_mut() {
+                watcher(self);
+            }
         }
         call(&self.0.on_clean);
     }

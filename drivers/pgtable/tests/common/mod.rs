@@ -162,7 +162,10 @@ impl Vmsa {
         let shift = granule + (3 - level) as u32 * (granule - 3);
         let words = hal.words(table, 1 << (input - shift));
         for (i, &entry) in words.iter().enumerate() {
-            let (iova, address) = (base + ((i as u64) << shift), self.address(entry));
+            let iova = base + ((i as u64) << shift);
+            // Bit 16 of a block is nT.
+            let block = level != 3 && entry & 3 == 1;
+            let address = if block { self.address(entry) & !(1 << 16) } else { self.address(entry) };
             match entry & 3 {
                 1 if level != 3 => {
                     let lowest = match (granule, self.lpa2) {
@@ -276,6 +279,12 @@ fn intel(
     }
 }
 
+/// What a page is translated to, by leaves that were found.
+pub fn look_up(leaves: &BTreeMap<u64, Leaf>, iova: u64) -> Option<(u64, Access, Option<MemoryKind>)> {
+    let (&start, leaf) = leaves.range(..=iova).next_back()?;
+    (iova - start < leaf.size).then_some((leaf.phys + (iova - start), leaf.access, leaf.memory))
+}
+
 fn insert(out: &mut BTreeMap<u64, Leaf>, iova: u64, phys: u64, shift: u32, entry: u64, decode: Decode) {
     let (access, memory) = decode(entry);
     let size = 1 << shift;
@@ -312,6 +321,26 @@ pub fn leaf_sizes<F: Format>(table: &PageTable<impl Hal, F>) -> Vec<u64> {
 /// All page sizes, coherent.
 pub const fn config(input_bits: u8) -> Config {
     Config { input_bits, output_bits: 48, page_sizes: u64::MAX, writes: TableWrites::Cached }
+}
+
+/// As `for_each_format`, for formats whose leaves can change their sizes.
+#[macro_export]
+macro_rules! for_each_replacing_format {
+    ($check:ident) => {{
+        use portcullis_pgtable::BbmLevel::{Level1, Level2};
+        use $crate::common::*;
+        for level in [Level1, Level2] {
+            $check(STAGE1_4K.with_break_before_make(level), 39);
+            $check(STAGE1_16K.with_break_before_make(level), 47);
+            $check(STAGE1_4K_LPA2.with_break_before_make(level), 52);
+            $check(STAGE2_4K.with_break_before_make(level), 40);
+            $check(STAGE2_64K.with_break_before_make(level), 48);
+        }
+        $check(X86_4, 48);
+        $check(X86_5, 57);
+        $check(SECOND_3, 39);
+        $check(SECOND_5, 57);
+    }};
 }
 
 /// Names every format once: `for_each_format!(check)` calls `check(format, input_bits)`.
