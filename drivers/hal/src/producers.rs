@@ -77,22 +77,27 @@ pub trait Word: Sync {
 }
 
 impl Word for AtomicU64 {
+    #[inline]
     fn new(value: u64) -> Self {
         Self::new(value)
     }
 
+    #[inline]
     fn load(&self, ordering: Ordering) -> u64 {
         self.load(ordering)
     }
 
+    #[inline]
     fn store(&self, value: u64, ordering: Ordering) {
         self.store(value, ordering);
     }
 
+    #[inline]
     fn swap(&self, value: u64, ordering: Ordering) -> u64 {
         self.swap(value, ordering)
     }
 
+    #[inline]
     fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
         self.fetch_add(value, ordering)
     }
@@ -171,6 +176,7 @@ impl<W: Word> Producers<W> {
     }
 
     /// How many places a single batch can have.
+    #[inline]
     pub fn capacity(&self) -> u32 {
         self.slots - 1
     }
@@ -181,6 +187,7 @@ impl<W: Word> Producers<W> {
     /// `None` if there is no room, or if somebody else is about to find out that there is: to be tried again as long as
     /// the caller's patience lasts. A caller that got places publishes them without waiting for anything, and keeps
     /// interrupts off its CPU until then.
+    #[inline]
     pub fn reserve(&self, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
         // A look first, so that those who wait for room do not close the ring to those who need less of it.
         let seen = Gate::of(self.gate.0.load(Ordering::Relaxed));
@@ -197,6 +204,7 @@ impl<W: Word> Producers<W> {
     }
 
     /// The same place with the limit that `consumed` allows, which is never taken back.
+    #[inline]
     fn renewed(&self, gate: Gate, consumed: Position) -> Gate {
         let limit = consumed.plus(self.capacity());
         Gate { limit: if limit.has_reached(gate.limit) { limit } else { gate.limit }, ..gate }
@@ -208,6 +216,7 @@ impl<W: Word> Producers<W> {
     ///
     /// A CPU that publishes goes on as long as others finish batches meanwhile: at most the ring's capacity, before
     /// they have to wait for the consumer.
+    #[inline]
     pub fn publish(&self, first: Position, count: u32, weight: u32, ring: impl FnMut(Run)) {
         if let Some(mark) = self.mark(first) {
             mark.store(u64::from(weight) << 32 | u64::from(count), Ordering::Release);
@@ -232,11 +241,13 @@ impl<W: Word> Producers<W> {
         Position(self.published.load(Ordering::Acquire) as u32)
     }
 
+    #[inline]
     fn mark(&self, at: Position) -> Option<&W> {
         self.finished.get((at.0 & (self.slots - 1)) as usize)
     }
 
     /// Each call is attended to by a look at the marks that begins after it was made.
+    #[inline]
     fn attend(&self, mut ring: impl FnMut(Run)) {
         if self.calls.0.fetch_add(1, Ordering::AcqRel) != 0 {
             return;
@@ -259,6 +270,7 @@ impl<W: Word> Producers<W> {
     }
 
     /// Takes the marks of all finished batches in a row.
+    #[inline]
     fn advance(&self) -> Run {
         let mut run =
             Run { tail: Position(self.published.load(Ordering::Relaxed) as u32), batches: 0, weight: 0 };

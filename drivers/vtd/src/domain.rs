@@ -221,7 +221,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         self.targets.tell(|unit, tag| {
             if unit.features.cap.cm() && tag.kind != TagKind::FirstStage {
                 let batch = RangeInvalidation::new(&unit.features, tag, range, Changed::Tables);
-                return unit.submit(batch.descriptors()).map(Some);
+                return unit.submit(batch).map(Some);
             }
             if unit.features.cap.rwbf() {
                 unit.registers.flush_write_buffer().map_err(|timeout| unit.failed(timeout.into()))?;

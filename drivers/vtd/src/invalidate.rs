@@ -1,6 +1,7 @@
 //! Invalidation requests: the descriptors themselves, and which of them an invalidation takes.
 
 use crate::features::Features;
+use crate::pieces::Pieces;
 use crate::spec::descriptors::{
     ContextCache0, DeviceTlb0, DeviceTlb1, Granularity, Iotlb0, Kind, Pages, Pasid0, PasidDeviceTlb0,
     PasidDeviceTlb1, Wait0, Wait1,
@@ -34,6 +35,7 @@ const PAGE_SHIFT: u32 = 12;
 
 impl Descriptor {
     /// What it invalidates.
+    #[inline]
     pub(crate) fn cache(self) -> Cache {
         let [low, ..] = self.0;
         match ContextCache0::from_bits(low).kind() {
@@ -64,6 +66,7 @@ impl Descriptor {
         Self::context_cache(Granularity::DEVICE, sid)
     }
 
+    #[inline]
     fn pasid(kind: Kind, granularity: Granularity, did: DomainId, pasid: u32, pages: Pages) -> Self {
         let word =
             Pasid0::new().with_kind(kind).with_granularity(granularity).with_did(did.get()).with_pasid(pasid);
@@ -92,10 +95,12 @@ impl Descriptor {
     }
 
     /// Drops the first-stage translations of pages of one PASID with a domain id.
+    #[inline]
     fn pasid_iotlb_pages(did: DomainId, pasid: u32, pages: Pages) -> Self {
         Self::pasid(Kind::PASID_IOTLB, Granularity::PASID_PAGES, did, pasid, pages)
     }
 
+    #[inline]
     fn iotlb(features: &Features, granularity: Granularity, did: DomainId, pages: Pages) -> Self {
         let word = Iotlb0::new()
             .with_kind(Kind::IOTLB)
@@ -117,6 +122,7 @@ impl Descriptor {
     }
 
     /// Drops the second-stage translations of pages with a domain id.
+    #[inline]
     fn iotlb_pages(features: &Features, did: DomainId, pages: Pages) -> Self {
         Self::iotlb(features, Granularity::PAGES, did, pages)
     }
@@ -163,6 +169,7 @@ impl Descriptor {
 
     /// Writes `data` to the word at `address` when everything before it has completed, and holds up what follows
     /// until then, so that status words are written in the order of their descriptors.
+    #[inline]
     pub(crate) fn wait(address: PhysAddr, data: u32) -> Self {
         let word = Wait0::new()
             .with_kind(Kind::WAIT)
@@ -232,37 +239,6 @@ impl Tag {
     }
 }
 
-/// What a range invalidation may spend before it drops everything instead.
-pub(crate) const MAX_PIECES: usize = 8;
-
-/// An aligned block of 2^`mask` pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-struct Block {
-    page: u64,
-    mask: u8,
-}
-
-/// Cuts the pages `first..=last` into aligned blocks of at most 2^`max_mask` pages that cover them exactly, the largest
-/// possible first from the left; `None` if it takes more than [`MAX_PIECES`].
-fn blocks(first: u64, last: u64, max_mask: u8) -> Option<([Block; MAX_PIECES], usize)> {
-    let mut pieces = [Block::default(); MAX_PIECES];
-    let mut next = first;
-    for (index, piece) in pieces.iter_mut().enumerate() {
-        let aligned = next.trailing_zeros();
-        let remaining = last - next;
-        // The largest power of two that is at most `remaining + 1`.
-        let fitting = remaining.checked_add(1).map_or(63, u64::ilog2);
-        let mask = aligned.min(fitting).min(u32::from(max_mask)).min(63) as u8;
-        *piece = Block { page: next, mask };
-        let covered = (1_u64 << mask) - 1;
-        if remaining == covered {
-            return Some((pieces, index + 1));
-        }
-        next += covered + 1;
-    }
-    None
-}
-
 /// Whether only leaf entries changed (the hint IH).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Changed {
@@ -272,48 +248,50 @@ pub(crate) enum Changed {
     Tables,
 }
 
-/// The descriptors of one range invalidation.
+/// The descriptors of one range invalidation, at most [`MOST`](crate::pieces::MOST), made as they are asked for.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct RangeInvalidation {
-    descriptors: [Descriptor; MAX_PIECES],
-    count: usize,
+    /// What is the same in all, with the page and the mask left out.
+    template: Descriptor,
+    pieces: Pieces,
 }
 
 impl RangeInvalidation {
     /// What drops the translations of `range` with a tag.
+    #[inline]
     pub(crate) fn new(features: &Features, tag: Tag, range: IovaRange, changed: Changed) -> Self {
         let Tag { kind, did, pasid } = tag;
-        let stage = match kind {
-            TagKind::FirstStage => Stage::Stage1,
-            TagKind::SecondStage => Stage::Stage2,
+        let hint = Pages::new().with_ih(changed == Changed::Leaves);
+        let (stage, template) = match kind {
+            TagKind::FirstStage => (Stage::Stage1, Descriptor::pasid_iotlb_pages(did, pasid, hint)),
+            TagKind::SecondStage => (Stage::Stage2, Descriptor::iotlb_pages(features, did, hint)),
             TagKind::PassThrough => return Self::whole(features, tag),
         };
         let first = range.start().get() >> PAGE_SHIFT;
         let last = range.last().get() >> PAGE_SHIFT;
-        let pieces = features.max_page_mask(stage).and_then(|mask| blocks(first, last, mask));
-        let Some((pieces, count)) = pieces else {
-            return Self::whole(features, tag);
-        };
-        let mut descriptors = [Descriptor::default(); MAX_PIECES];
-        for (descriptor, piece) in descriptors.iter_mut().zip(pieces) {
-            let pages =
-                Pages::new().with_am(piece.mask).with_ih(changed == Changed::Leaves).with_addr(piece.page);
-            *descriptor = match stage {
-                Stage::Stage1 => Descriptor::pasid_iotlb_pages(did, pasid, pages),
-                Stage::Stage2 => Descriptor::iotlb_pages(features, did, pages),
-            };
+        match features.max_page_mask(stage).and_then(|mask| Pieces::new(first, last, mask)) {
+            Some(pieces) => Self { template, pieces },
+            None => Self::whole(features, tag),
         }
-        Self { descriptors, count }
     }
 
     /// What drops all translations with a tag.
+    #[inline]
     pub(crate) fn whole(features: &Features, tag: Tag) -> Self {
-        let mut descriptors = [Descriptor::default(); MAX_PIECES];
-        descriptors[0] = translations(features, tag);
-        Self { descriptors, count: 1 }
+        // Its words for the page and the mask are reserved.
+        Self { template: translations(features, tag), pieces: Pieces::FIRST_PAGE }
     }
+}
 
-    pub(crate) fn descriptors(&self) -> &[Descriptor] {
-        self.descriptors.get(..self.count).unwrap_or(&self.descriptors)
+impl Iterator for RangeInvalidation {
+    type Item = Descriptor;
+
+    #[inline]
+    fn next(&mut self) -> Option<Descriptor> {
+        let block = self.pieces.next()?;
+        let Descriptor([low, high, ..]) = self.template;
+        let pages = Pages::from_bits(high).with_am(block.mask).with_addr(block.page);
+        Some(Descriptor([low, pages.into_bits(), 0, 0]))
     }
 }
 
@@ -398,65 +376,25 @@ mod tests {
     }
 
     #[test]
-    fn ranges_are_covered_exactly_by_aligned_blocks_or_not_at_all() {
-        let mut seed = 1_u64;
-        let mut random = |bound: u64| {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (seed >> 33) % bound
-        };
-        let mut refused = 0;
-        for _ in 0..20_000 {
-            let first = random(1 << 20) << random(10);
-            let last = first + (random(1 << 14) >> random(14));
-            let max = random(20) as u8;
-            let Some((pieces, count)) = blocks(first, last, max) else {
-                refused += 1;
-                continue;
-            };
-            let mut next = first;
-            for piece in pieces.iter().take(count) {
-                assert!(piece.mask <= max && piece.page.trailing_zeros() >= u32::from(piece.mask));
-                assert_eq!(piece.page, next);
-                next += 1 << piece.mask;
-            }
-            assert_eq!(next, last + 1);
-        }
-        assert!((100..19_000).contains(&refused), "{refused}");
-    }
-
-    #[test]
-    fn the_whole_address_space_is_one_block_where_the_mask_allows_it() {
-        assert_eq!(
-            blocks(0, (1 << 52) - 1, 52).map(|(pieces, count)| (pieces[0].mask, count)),
-            Some((52, 1))
-        );
-        assert_eq!(
-            blocks(0, u64::MAX, 63),
-            Some((
-                [
-                    Block { page: 0, mask: 63 },
-                    Block { page: 1 << 63, mask: 63 },
-                    Block::default(),
-                    Block::default(),
-                    Block::default(),
-                    Block::default(),
-                    Block::default(),
-                    Block::default(),
-                ],
-                2
-            ))
-        );
-    }
-
-    #[test]
     fn one_page_takes_one_descriptor_and_what_is_too_ragged_drops_the_domain() {
         let features = features(2);
         let range = |first, pages: u64| IovaRange::new(Iova::new(first), pages << 12).unwrap();
-        let one = RangeInvalidation::new(&features, SECOND, range(0x5000, 1), Changed::Leaves);
-        assert_eq!(one.descriptors(), [Descriptor([0x1234_00f2, 0x5040, 0, 0])]);
-        let tables = RangeInvalidation::new(&features, FIRST, range(0x20_0000, 512), Changed::Tables);
-        assert_eq!(tables.descriptors(), [Descriptor([0x5_4321_1234_0036, 0x20_0009, 0, 0])]);
-        let large = RangeInvalidation::new(&features, SECOND, range(0x1000, 64), Changed::Leaves);
-        assert_eq!(large.descriptors(), [Descriptor::iotlb_domain(&features, DID)]);
+        let made = |features: &Features, tag, range, changed| {
+            RangeInvalidation::new(features, tag, range, changed).map(|made| made.0).collect::<Vec<_>>()
+        };
+        let one = made(&features, SECOND, range(0x5000, 1), Changed::Leaves);
+        assert_eq!(one, [[0x1234_00f2, 0x5040, 0, 0]]);
+        let tables = made(&features, FIRST, range(0x20_0000, 512), Changed::Tables);
+        assert_eq!(tables, [[0x5_4321_1234_0036, 0x20_0009, 0, 0]]);
+        let both_sides = made(&features, FIRST, range(0x1f_f000, 2), Changed::Leaves);
+        assert_eq!(both_sides, [0x1f_f040, 0x20_0040].map(|high| [0x5_4321_1234_0036, high, 0, 0]));
+        let large = made(&features, SECOND, range(0x1000, 64), Changed::Leaves);
+        assert_eq!(large, [Descriptor::iotlb_domain(&features, DID).0]);
+        let cap = features.cap.with_psi(false).into_bits();
+        let without = Features::decode(cap, features.ecap.into_bits(), 39).unwrap();
+        let none = made(&without, SECOND, range(0x5000, 1), Changed::Leaves);
+        assert_eq!(none, [Descriptor::iotlb_domain(&features, DID).0]);
+        let exact = made(&without, FIRST, range(0x5000, 3), Changed::Leaves);
+        assert_eq!(exact.len(), 2, "the first stage has it always");
     }
 }

@@ -44,6 +44,7 @@ mod features;
 mod forget;
 mod invalidate;
 mod permit;
+mod pieces;
 mod queue;
 mod recovery;
 mod registers;

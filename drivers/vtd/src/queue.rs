@@ -43,6 +43,7 @@ pub(crate) struct Counters {
 
 impl Counters {
     /// Counts what a doorbell makes visible. Only one CPU at a time rings.
+    #[inline]
     fn add(&self, run: &Run) {
         let add = |counter: &AtomicU64, count| {
             counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
@@ -104,12 +105,12 @@ impl<H: Hal> Queue<H> {
     pub(crate) fn submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
-        batch: &[Descriptor],
+        batch: impl Iterator<Item = Descriptor> + Clone,
     ) -> Result<Ticket, Timeout> {
-        let count = places(batch);
-        match self.try_submit(registers, batch, count) {
+        let size = Size::of(batch.clone());
+        match self.try_submit(registers, batch.clone(), size) {
             Some(ticket) => Ok(ticket),
-            None => self.submit_when_there_is_room(registers, batch, count),
+            None => self.submit_when_there_is_room(registers, batch, size),
         }
     }
 
@@ -117,18 +118,18 @@ impl<H: Hal> Queue<H> {
     fn submit_when_there_is_room<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
-        batch: &[Descriptor],
-        count: u32,
+        batch: impl Iterator<Item = Descriptor> + Clone,
+        size: Size,
     ) -> Result<Ticket, Timeout> {
         let mut patience = Patience::new(registers);
         loop {
-            if let Some(ticket) = self.try_submit(registers, batch, count) {
+            if let Some(ticket) = self.try_submit(registers, batch.clone(), size) {
                 return Ok(ticket);
             }
             patience.spend(self, || Timeout {
                 register: "free invalidation queue slots",
                 mask: u64::from(u32::MAX),
-                expected: u64::from(count),
+                expected: u64::from(size.places),
                 last: u64::from(self.free()),
             })?;
         }
@@ -142,23 +143,24 @@ impl<H: Hal> Queue<H> {
     fn try_submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
-        batch: &[Descriptor],
-        count: u32,
+        batch: impl Iterator<Item = Descriptor>,
+        size: Size,
     ) -> Option<Ticket> {
         registers.hal().critical(|| {
-            let first = self.producers.reserve(count, || self.done())?;
+            let first = self.producers.reserve(size.places, || self.done())?;
             let errors = self.errors.count();
             self.fill(first, batch);
-            self.hand_over(registers, first, count, batch.len() as u32);
-            Some(Ticket { first, end: first.plus(count), errors })
+            self.hand_over(registers, first, size);
+            Some(Ticket { first, end: first.plus(size.places), errors })
         })
     }
 
     /// Writes a batch to its slots, with its fences and the wait descriptor behind it.
-    fn fill(&self, first: Position, batch: &[Descriptor]) {
+    #[inline]
+    fn fill(&self, first: Position, batch: impl Iterator<Item = Descriptor>) {
         let mut place = first;
         let mut cache = None;
-        for &descriptor in batch {
+        for descriptor in batch {
             if cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache()) {
                 // Hardware may take all between two fences in any order (6.5.2.8).
                 self.put_wait(place);
@@ -177,14 +179,10 @@ impl<H: Hal> Queue<H> {
     }
 
     /// Gives a batch whose slots are written to the hardware, or to the CPU that is about to ring.
-    pub(crate) fn hand_over<M: Mmio>(
-        &self,
-        registers: &Registers<H, M>,
-        first: Position,
-        count: u32,
-        invalidations: u32,
-    ) {
-        self.producers.publish(first, count, invalidations, |run| self.ring_doorbell(registers, &run));
+    #[inline]
+    pub(crate) fn hand_over<M: Mmio>(&self, registers: &Registers<H, M>, first: Position, size: Size) {
+        let Size { places, invalidations } = size;
+        self.producers.publish(first, places, invalidations, |run| self.ring_doorbell(registers, &run));
     }
 
     /// To be called by the producer whose turn it is.
@@ -225,10 +223,29 @@ impl<H: Hal> Queue<H> {
     }
 }
 
-/// The number of slots that a batch takes: a fence where the next cache begins, and a wait descriptor at the end.
-fn places(batch: &[Descriptor]) -> u32 {
-    let turns = batch.iter().zip(batch.iter().skip(1)).filter(|(one, next)| one.cache() != next.cache());
-    (batch.len() + turns.count() + 1) as u32
+/// How large a batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Size {
+    invalidations: u32,
+    /// Its slots: a fence where the next cache begins, and a wait descriptor at the end.
+    places: u32,
+}
+
+impl Size {
+    /// A wait descriptor alone.
+    pub(crate) const WAIT: Self = Self { invalidations: 0, places: 1 };
+
+    #[inline]
+    fn of(batch: impl Iterator<Item = Descriptor>) -> Self {
+        let mut size = Self::WAIT;
+        let mut cache = None;
+        for descriptor in batch {
+            let fence = cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache());
+            size.invalidations += 1;
+            size.places += 1 + u32::from(fence);
+        }
+        size
+    }
 }
 
 /// The slots of the ring.

@@ -7,8 +7,9 @@
 //! | ICE | a device's answer fits no question | it is logged; if an answer is missing, ITE comes later |
 
 use crate::invalidate::Descriptor;
-use crate::queue::{Queue, Ticket};
+use crate::queue::{Queue, Size, Ticket};
 use crate::registers::Registers;
+use crate::spec::descriptors::{DeviceTlb0, Kind, PasidDeviceTlb0};
 use crate::spec::registers::{FSTS, FaultStatus, IQERCD, IQH, QueueErrors};
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use portcullis_hal::producers::Position;
@@ -42,6 +43,7 @@ struct Recent {
 
 impl Errors {
     /// How many descriptors were bad so far, modulo 2^32.
+    #[inline]
     pub(crate) fn count(&self) -> u32 {
         self.count.load(Ordering::Acquire)
     }
@@ -169,7 +171,7 @@ impl<H: Hal> Queue<H> {
             if let Some(place) = self.producers.reserve(1, || head) {
                 self.errors.waits_dropped.store(false, Ordering::Relaxed);
                 self.put_wait(place);
-                self.hand_over(registers, place, 1, 0);
+                self.hand_over(registers, place, Size::WAIT);
                 return;
             }
         }
@@ -179,9 +181,9 @@ impl<H: Hal> Queue<H> {
 /// The device whose TLB a descriptor invalidates.
 fn target(descriptor: Descriptor) -> Option<u16> {
     let [low, ..] = descriptor.0;
-    match low & 0xf {
-        0x3 => Some((low >> 32) as u16),
-        0x8 => Some((low >> 16) as u16),
+    match DeviceTlb0::from_bits(low).kind() {
+        Kind::DEVICE_TLB => Some(DeviceTlb0::from_bits(low).sid()),
+        Kind::PASID_DEVICE_TLB => Some(PasidDeviceTlb0::from_bits(low).sid()),
         _ => None,
     }
 }

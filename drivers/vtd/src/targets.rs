@@ -5,6 +5,7 @@ use crate::invalidate::{Changed, Descriptor, RangeInvalidation, Tag};
 use crate::queue::Ticket;
 use crate::unit::Inner;
 use alloc::vec::Vec;
+use core::iter;
 use core::sync::atomic::{AtomicUsize, Ordering};
 use portcullis_hal::{Arc, Hal, IovaRange, Mmio, OutOfMemory, SyncError};
 use spin::Mutex;
@@ -135,6 +136,14 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
         (0..).map_while(move |index| Some(self.places.lock().get(index)?.as_ref().map(target))).flatten()
     }
 
+    /// The target, if there is exactly one.
+    fn only(&self) -> Option<(Arc<Inner<H, M>>, Tag)> {
+        let places = self.places.lock();
+        let mut targets = places.iter().flatten();
+        let target = targets.next()?;
+        targets.next().is_none().then(|| (target.unit.clone(), target.tag))
+    }
+
     /// The device TLBs, as [`iter`](Self::iter) gives the targets.
     fn devices(&self) -> impl Iterator<Item = (Arc<Inner<H, M>>, Requester)> {
         let device = |device: &DeviceTlb<H, M>| (device.unit.clone(), device.tlb);
@@ -170,7 +179,7 @@ impl<H: Hal, M: Mmio + 'static> Flight<H, M> {
         Self { pending: [const { None }; AT_ONCE], result: Ok(()) }
     }
 
-    fn submit(&mut self, unit: Arc<Inner<H, M>>, batch: &[Descriptor]) {
+    fn submit(&mut self, unit: Arc<Inner<H, M>>, batch: impl Iterator<Item = Descriptor> + Clone) {
         match unit.submit(batch) {
             Ok(ticket) => self.add(unit, ticket),
             Err(error) => self.result = Err(error),
@@ -209,18 +218,18 @@ struct Sender<H: Hal, M: Mmio> {
 }
 
 impl<H: Hal, M: Mmio + 'static> Sender<H, M> {
-    fn add(&mut self, unit: Arc<Inner<H, M>>, descriptors: &[Descriptor]) {
+    fn add(&mut self, unit: Arc<Inner<H, M>>, descriptors: impl Iterator<Item = Descriptor> + Clone) {
         let same = self.unit.as_ref().is_some_and(|other| Arc::ptr_eq(other, &unit));
-        if !same || self.batch.room() < descriptors.len() {
+        if !same || self.batch.room() < descriptors.clone().count() {
             self.send();
             self.unit = Some(unit);
         }
-        descriptors.iter().for_each(|&descriptor| self.batch.push(descriptor));
+        descriptors.for_each(|descriptor| self.batch.push(descriptor));
     }
 
     fn send(&mut self) {
         if let Some(unit) = self.unit.take() {
-            self.flight.submit(unit, self.batch.descriptors());
+            self.flight.submit(unit, self.batch.descriptors().iter().copied());
             self.batch = Batch::new();
         }
     }
@@ -234,24 +243,22 @@ impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
             None => RangeInvalidation::whole(&unit.features, tag),
         };
         // A device is added here before it can ask for a translation, with a full fence in between.
-        if self.device_count.load(Ordering::Relaxed) == 0 {
-            let mut flight = Flight::new();
-            for (unit, tag) in self.iter() {
-                let batch = of(&unit, tag);
-                flight.submit(unit, batch.descriptors());
-            }
-            return flight.finish();
+        if self.device_count.load(Ordering::Relaxed) == 0
+            && let Some((unit, tag)) = self.only()
+        {
+            let ticket = unit.submit(of(&unit, tag))?;
+            return unit.wait(ticket);
         }
         // The devices' turn comes when all units know: what a unit has cached, a device could ask for again. Behind
         // the IOTLB in the same batch stands a fence, and each batch ends with one.
         let mut sender = Sender { flight: Flight::new(), unit: None, batch: Batch::new() };
         for (unit, tag) in self.iter() {
             let batch = of(&unit, tag);
-            sender.add(unit, batch.descriptors());
+            sender.add(unit, batch);
         }
         for (unit, tlb) in self.devices() {
             let descriptor = tlb.invalidation(&unit.features, range);
-            sender.add(unit, &[descriptor]);
+            sender.add(unit, iter::once(descriptor));
         }
         sender.send();
         sender.flight.finish()

@@ -152,7 +152,10 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Submits a batch.
-    pub(crate) fn submit(&self, batch: &[Descriptor]) -> Result<Ticket, SyncError> {
+    pub(crate) fn submit(
+        &self,
+        batch: impl Iterator<Item = Descriptor> + Clone,
+    ) -> Result<Ticket, SyncError> {
         if self.is_faulted() {
             return Err(SyncError::Faulted);
         }
@@ -166,7 +169,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 
     /// Submits a batch and waits for it.
     pub(crate) fn run(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
-        let ticket = self.submit(batch)?;
+        let ticket = self.submit(batch.iter().copied())?;
         self.wait(ticket)
     }
 

@@ -6,6 +6,7 @@ use crate::registers::Registers;
 use crate::ring::Ring;
 use crate::spec::registers::{FSTS, IQERCD, IQH, IQT};
 use portcullis_hal::host::HostHal;
+use portcullis_hal::wait::Timeout;
 use portcullis_hal::{DomainId, FrameOrder, Frames, Hal, Mmio, SyncError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -69,7 +70,11 @@ impl Machine {
     }
 
     fn submit(&self, batch: &[Descriptor]) -> Ticket {
-        self.queue.submit(&self.registers, batch).unwrap()
+        self.try_submit(batch).unwrap()
+    }
+
+    fn try_submit(&self, batch: &[Descriptor]) -> Result<Ticket, Timeout> {
+        self.queue.submit(&self.registers, batch.iter().copied())
     }
 
     fn wait(&self, ticket: Ticket) -> Result<(), SyncError> {
@@ -198,7 +203,7 @@ fn in_a_ring_full_of_dropped_waits_there_is_room_for_the_new_one_and_for_batches
     let machine = Machine::new();
     let tickets: Vec<_> = (0..63).map(|_| machine.submit(&[iotlb()])).collect();
     let last = machine.submit(&[]);
-    assert!(machine.queue.submit(&machine.registers, &[iotlb()]).is_err(), "the ring is full");
+    assert!(machine.try_submit(&[iotlb()]).is_err(), "the ring is full");
     machine.fetch_all(ITE, 0);
     // By the status word nothing is free yet.
     let more: Vec<_> = (0..20).map(|_| machine.submit(&[iotlb()])).collect();
@@ -261,11 +266,11 @@ fn a_wait_without_end_and_a_full_ring_tell_what_was_waited_for() {
     let ticket = machine.submit(&[iotlb()]);
     let Err(SyncError::Timeout(late)) = machine.wait(ticket) else { panic!("nobody answered") };
     assert_eq!((late.register, late.expected, late.last), ("invalidation status word", 2, 0));
-    while let Ok(ticket) = machine.queue.submit(&machine.registers, &[iotlb(); 3]) {
+    while let Ok(ticket) = machine.try_submit(&[iotlb(); 3]) {
         let _ = ticket;
     }
-    let full = machine.queue.submit(&machine.registers, &[iotlb(); 3]).unwrap_err();
+    let full = machine.try_submit(&[iotlb(); 3]).unwrap_err();
     assert_eq!((full.register, full.expected, full.last), ("free invalidation queue slots", 4, 1));
     // Those who gave up are not in the way of what needs less.
-    assert!(machine.queue.submit(&machine.registers, &[]).is_ok());
+    assert!(machine.try_submit(&[]).is_ok());
 }

@@ -1,0 +1,152 @@
+//! How a range of pages is cut for page-selective invalidation, whose unit is an aligned block of 2^AM pages.
+//!
+//! Invalidating one block that holds the whole range, as is often done, throws away up to any multiple of it: two pages
+//! on both sides of a 1 GiB boundary would cost 2 GiB of translations, each of which is a walk when it is used again.
+//! So the rule is:
+//!
+//! 1. aligned blocks that cover the range exactly, if [`MOST`] of them suffice: a block is one descriptor of two words
+//!    that the hardware works off without anybody waiting for it alone, cheaper than a walk of a table;
+//! 2. if the range is too ragged for that, its ends are rounded outwards by as little as makes [`MOST`] suffice, which
+//!    is less than an eighth of its length on each side;
+//! 3. if the hardware's largest block (CAP_REG.MAMV) is too small even so, or it has no page-selective invalidation,
+//!    everything with the range's tag is dropped by one descriptor.
+
+/// The most descriptors that a range invalidation takes.
+pub(crate) const MOST: usize = 8;
+
+/// The largest AM that makes sense: all pages of 64-bit addresses.
+const ALL: u32 = 52;
+
+/// An aligned block of 2^`mask` pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Block {
+    pub(crate) page: u64,
+    pub(crate) mask: u8,
+}
+
+/// Aligned blocks in a row, the largest possible first from the left. Only those up to the last page are handed out, so
+/// two numbers are all that it keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pieces {
+    next: u64,
+    /// The page behind the last one.
+    end: u64,
+    max_mask: u8,
+}
+
+impl Pieces {
+    /// The first page alone.
+    pub(crate) const FIRST_PAGE: Self = Self { next: 0, end: 1, max_mask: 0 };
+
+    /// The blocks to drop for the pages `first..=last`, of at most 2^`max_mask` pages each and at most [`MOST`]; `None` if
+    /// that is better done by dropping everything.
+    #[inline]
+    pub(crate) fn new(first: u64, last: u64, max_mask: u8) -> Option<Self> {
+        let end = last.min((1 << ALL) - 1) + 1;
+        if first >= end {
+            return None;
+        }
+        let exact = Self { next: first, end, max_mask };
+        if exact.is_short() { Some(exact) } else { exact.rounded() }
+    }
+
+    /// The range with its ends rounded outwards as far as necessary.
+    #[cold]
+    fn rounded(self) -> Option<Self> {
+        (1..=u32::from(self.max_mask).min(ALL))
+            .map(|bits| {
+                let unit = 1 << bits;
+                Self { next: self.next & !(unit - 1), end: self.end.next_multiple_of(unit), ..self }
+            })
+            .find(Self::is_short)
+    }
+
+    #[inline]
+    fn is_short(&self) -> bool {
+        self.take(MOST + 1).count() <= MOST
+    }
+}
+
+impl Iterator for Pieces {
+    type Item = Block;
+
+    #[inline]
+    fn next(&mut self) -> Option<Block> {
+        let left = self.end.checked_sub(self.next)?.checked_ilog2()?;
+        let mask = left.min(self.next.trailing_zeros()).min(u32::from(self.max_mask)) as u8;
+        let block = Block { page: self.next, mask };
+        self.next += 1 << mask;
+        Some(block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cut(first: u64, last: u64, max_mask: u8) -> Option<Vec<(u64, u8)>> {
+        Some(Pieces::new(first, last, max_mask)?.map(|block| (block.page, block.mask)).collect())
+    }
+
+    #[test]
+    fn aligned_ranges_are_one_block_and_others_no_more_than_they_have_to() {
+        assert_eq!(cut(5, 5, 52), Some(vec![(5, 0)]));
+        assert_eq!(cut(0x200, 0x3ff, 52), Some(vec![(0x200, 9)]));
+        // On both sides of a boundary: two pages, not the gigabytes around it.
+        assert_eq!(cut(0x3_ffff, 0x4_0000, 52), Some(vec![(0x3_ffff, 0), (0x4_0000, 0)]));
+        assert_eq!(cut(1, 30, 52).unwrap().len(), 8);
+        assert_eq!(cut(0, (1 << 52) - 1, 52), Some(vec![(0, 52)]));
+        assert_eq!(cut(0, u64::MAX, 52), Some(vec![(0, 52)]));
+    }
+
+    #[test]
+    fn ragged_ranges_are_rounded_and_those_beyond_the_largest_block_are_not_cut() {
+        // Ten blocks exactly.
+        assert_eq!(cut(1, 62, 52), Some(vec![(0, 6)]));
+        // Fifteen.
+        let even = vec![(0, 9), (512, 8), (768, 7), (896, 6), (960, 5), (992, 3), (1000, 1)];
+        assert_eq!(cut(1, 1000, 52), Some(even));
+        assert_eq!(cut(0, 15, 1), Some((0..8).map(|n| (2 * n, 1)).collect()));
+        assert_eq!(cut(0, 16, 1), None);
+        assert_eq!(cut(0, 8, 0), None);
+        assert_eq!(cut(7, 7, 0), Some(vec![(7, 0)]));
+    }
+
+    #[test]
+    fn all_pages_are_covered_once_in_order_by_aligned_blocks_and_little_else() {
+        let mut seed = 1_u64;
+        let mut random = |bound: u64| {
+            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (seed >> 33) % bound
+        };
+        let (mut exact, mut rounded, mut refused) = (0, 0, 0);
+        for _ in 0..40_000 {
+            let first = random(1 << 20) << random(10);
+            let last = first + (random(1 << 20) >> random(20));
+            let max = random(22) as u8;
+            let Some(pieces) = Pieces::new(first, last, max) else {
+                let at_least = (last - first + 1).div_ceil(1 << max);
+                assert!(at_least > MOST as u64 - 2, "{first:#x}..={last:#x} in blocks of 2^{max} pages");
+                refused += 1;
+                continue;
+            };
+            let blocks: Vec<_> = pieces.collect();
+            assert!((1..=MOST).contains(&blocks.len()));
+            let mut next = blocks[0].page;
+            for block in &blocks {
+                assert!(block.mask <= max && block.page.trailing_zeros() >= u32::from(block.mask));
+                assert_eq!(block.page, next);
+                next += 1 << block.mask;
+            }
+            assert!(blocks[0].page <= first && next > last);
+            let (before, behind) = (first - blocks[0].page, next - 1 - last);
+            let eighth = (last - first + 1) / 8;
+            assert!(
+                before <= eighth && behind <= eighth,
+                "{first:#x}..={last:#x}: {before:#x} and {behind:#x}"
+            );
+            if before + behind == 0 { exact += 1 } else { rounded += 1 }
+        }
+        assert!(exact > 5000 && rounded > 1000 && refused > 1000, "{exact} {rounded} {refused}");
+    }
+}
