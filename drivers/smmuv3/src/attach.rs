@@ -3,18 +3,18 @@
 use crate::command::{Command, Tag};
 use crate::domain::{Body, SmmuDomain};
 use crate::entry::{Shape, context_descriptor, missing_for, stage_2_shape, used_by_ste};
+use crate::memory::{NoFrames, Slot};
 use crate::port::{Health, Port, count};
+use crate::spec::cd::CD_BYTES;
 use crate::spec::registers;
 use crate::stream::StreamTable;
 use crate::targets::Target;
-use crate::update::{Entry, plan};
+use crate::update::{Entry, plan, prefixed};
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::Ordering;
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{
-    Arc, Asid, EndpointId, FrameOrder, Frames, Hal, Mmio, OutOfMemory, StreamId, SyncError, TableFormat,
-    TableWrites, Vmid, barrier,
+    Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, SyncError, TableFormat, Vmid, barrier,
 };
 use portcullis_iommu::{AttachError, Domain, IdPool, Missing, Transition};
 
@@ -88,7 +88,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             return Err(AttachError::Faulted);
         }
         for &endpoint in endpoints {
-            self.streams.prepare(stream(endpoint))?;
+            self.streams.prepare(&port.features, stream(endpoint))?;
         }
         self.attached.try_reserve(endpoints.len()).map_err(|_| OutOfMemory)?;
         let prepared = self.prepare(port, own)?;
@@ -194,18 +194,13 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         port: &Arc<Port<H, M>>,
         domain: &SmmuDomain<H, M>,
         id: u16,
-    ) -> Result<Arc<Target<H, M>>, OutOfMemory> {
+    ) -> Result<Arc<Target<H, M>>, NoFrames> {
         let (tag, descriptor) = match domain.root() {
             Some(root) if let TableFormat::VmsaStage1 { granule, mair } = root.format => {
                 let asid = Asid::new(id);
-                let frames = Frames::zeroed(port.hal(), FrameOrder::SINGLE)?;
+                let frames = port.features.zeroed(port.hal(), CD_BYTES)?;
                 let entry = context_descriptor(&root, granule, mair, asid, &port.features);
-                for (word, value) in frames.words().iter().zip(entry) {
-                    word.store(value, Ordering::Relaxed);
-                }
-                if port.features.table_writes() == TableWrites::Cleaned {
-                    frames.clean(0, size_of::<Entry>());
-                }
+                Slot::new(&frames, 0, port.features.table_writes()).write(&entry);
                 (Tag::Asid(asid), Some(frames))
             }
             _ => (Tag::Vmid(Vmid::new(id)), None),
@@ -290,9 +285,10 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     /// Brings the entry of a stream to `entry`, by a plan that never shows hardware anything else.
     fn update(&self, port: &Port<H, M>, stream: StreamId, entry: &Entry) -> Result<Transition, SyncError> {
         // A stream without a second-level table is invalid already.
-        let Some(from) = self.streams.read(stream) else {
+        let Some(slot) = self.streams.entry(stream) else {
             return Ok(Transition::Hitless);
         };
+        let from = slot.read();
         if port.health() == Health::Faulted {
             // The unit may hold any word that this entry had since its last sync, and must not find others beside it.
             // The caller clears the valid bit.
@@ -302,7 +298,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let mut now = from;
         for step in plan.steps() {
             if *step != now {
-                self.streams.write(stream, step);
+                slot.write(step);
                 // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
                 port.forget(Command::cfgi_ste(stream))?;
                 now = *step;
@@ -347,10 +343,9 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
 
     /// Clears the valid bit, for hardware that may look once more.
     fn invalidate(&self, stream: StreamId) {
-        if let Some(mut entry) = self.streams.read(stream) {
-            let [word0, ..] = &mut entry;
-            *word0 = 0;
-            self.streams.write(stream, &entry);
+        if let Some(slot) = self.streams.entry(stream) {
+            let [_, rest @ ..] = slot.read();
+            slot.write(&prefixed(0, rest));
         }
     }
 

@@ -16,14 +16,14 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     /// Writes the entry of `stream`, and its context descriptor if it has one.
     pub(crate) fn describe(&self, stream: StreamId, out: &mut dyn fmt::Write) -> fmt::Result {
         writeln!(out, "stream: {stream}")?;
-        let Some(entry) = self.streams.read(stream) else {
+        let Some(slot) = self.streams.entry(stream) else {
             let why = if self.streams.covers(stream) { "no second-level table" } else { "beyond the table" };
             return writeln!(out, "ste: invalid ({why})");
         };
-        if let Some(address) = self.streams.address(stream) {
+        if let Some(address) = slot.address() {
             writeln!(out, "ste.address: {address:#x}")?;
         }
-        let [word0, word1, word2, word3, ..] = entry;
+        let [word0, word1, word2, word3, ..] = slot.read();
         word(out, "ste.0", word0, &Ste0::from(word0))?;
         word(out, "ste.1", word1, &Ste1::from(word1))?;
         word(out, "ste.2", word2, &Ste2::from(word2))?;

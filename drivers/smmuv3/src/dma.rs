@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_hal::{
     FrameOrder, Frames, Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, OutOfMemory,
-    PhysAddr, SyncError, SyncProof, TableWrites, Translated, UnmapError,
+    PhysAddr, PhysRange, SyncError, SyncProof, TableWrites, Translated, UnmapError,
 };
 use volatile::VolatilePtr;
 
@@ -50,6 +50,11 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     /// Where the unit finds the ring.
     pub(crate) fn phys(&self) -> Option<PhysAddr> {
         self.frames.as_ref().map(Frames::phys)
+    }
+
+    /// The memory of the ring.
+    pub(crate) fn range(&self) -> Option<PhysRange> {
+        self.frames.as_ref().map(Frames::range)
     }
 
     /// Keeps the frames from being freed, for ever.
@@ -117,6 +122,11 @@ impl<H: Hal> MessageWord<H> {
     /// Where the unit writes.
     pub(crate) fn phys(&self) -> Option<PhysAddr> {
         self.frame.as_ref().map(Frames::phys)
+    }
+
+    /// The memory of the word.
+    pub(crate) fn range(&self) -> Option<PhysRange> {
+        self.frame.as_ref().map(Frames::range)
     }
 
     /// The last message.

@@ -265,9 +265,9 @@ pub fn missing_for(root: &TableRoot, features: &Features) -> (Stage, Missing) {
         }
     };
     missing.set(Missing::GRANULE, !features.has_granule(granule));
-    missing.set(Missing::OUTPUT_WIDTH, root.output_bits > features.output_bits());
-    let reachable = root.root.is_aligned(ROOT_ALIGN) && root.root.get() >> features.output_bits() == 0;
-    missing.set(Missing::FORMAT, missing.contains(Missing::FORMAT) || !reachable);
+    let beyond = root.output_bits > features.output_bits() || features.reach(root.root, ROOT_ALIGN).is_err();
+    missing.set(Missing::OUTPUT_WIDTH, beyond);
+    missing.set(Missing::FORMAT, missing.contains(Missing::FORMAT) || !root.root.is_aligned(ROOT_ALIGN));
     let cached = root.writes == TableWrites::Cached;
     missing.set(Missing::COHERENT_WALKS, cached && features.coherency == WalkCoherency::NotSnooped);
     (stage, missing)

@@ -1,6 +1,7 @@
 //! What an embedder may choose, and why setting up can fail.
 
 use crate::features::Unsupported;
+use crate::memory::{NoFrames, OutOfReach};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{MapError, MsiMessage, OutOfMemory, SyncError};
 use portcullis_iommu::{AttachError, DomainError};
@@ -82,12 +83,24 @@ pub enum InitError {
     /// No memory for tables and queues.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
+    /// The memory for tables and queues is where the unit cannot address it.
+    #[error(transparent)]
+    OutOfReach(#[from] OutOfReach),
     /// A register did not take the value written.
     #[error(transparent)]
     Timeout(#[from] Timeout),
     /// The command queue does not work.
     #[error("the first commands failed: {0}")]
     Commands(#[from] SyncError),
+}
+
+impl From<NoFrames> for InitError {
+    fn from(error: NoFrames) -> Self {
+        match error {
+            NoFrames::OutOfMemory => OutOfMemory.into(),
+            NoFrames::OutOfReach(error) => error.into(),
+        }
+    }
 }
 
 /// Why a device could not be given its reserved regions.

@@ -6,12 +6,13 @@ use crate::dma::{MessageWord, Ring};
 use crate::evtq::EventQueue;
 use crate::features::Features;
 use crate::line::Totals;
+use crate::memory::NoFrames;
 use crate::options::{Options, SyncSignal};
 use crate::ring::RingSize;
 use crate::spec::registers::{self, Cr0, Gerror};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Hal, Mmio, OutOfMemory, TableWrites};
+use portcullis_hal::{Hal, Mmio, TableWrites};
 use portcullis_iommu::UnitStats;
 use spin::Mutex;
 
@@ -87,7 +88,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         block: RegisterBlock<H, M>,
         features: Features,
         options: &Options,
-    ) -> Result<Self, OutOfMemory> {
+    ) -> Result<Self, NoFrames> {
         let writes = features.table_writes();
         let commands = options.command_queue_log2.max(CommandQueue::<H>::MIN_LOG2);
         let commands = RingSize::new(commands.min(features.command_queue_log2));
@@ -96,10 +97,16 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let messages =
             features.msi && writes == TableWrites::Cached && options.sync_signal == SyncSignal::Best;
         let message = messages.then(|| MessageWord::new(&block.hal)).transpose()?;
+        let commands = Ring::new(&block.hal, commands, writes)?;
+        let events = Ring::new(&block.hal, events, writes)?;
+        let message_range = message.as_ref().and_then(MessageWord::range);
+        for range in [message_range, commands.range(), events.range()].into_iter().flatten() {
+            features.reach(range.start(), range.len())?;
+        }
         Ok(Self {
             features,
-            commands: CommandQueue::new(Ring::new(&block.hal, commands, writes)?, message)?,
-            events: EventQueue::new(Ring::new(&block.hal, events, writes)?),
+            commands: CommandQueue::new(commands, message)?,
+            events: EventQueue::new(events),
             block,
             counters: Counters::default(),
             health: AtomicU8::new(Health::Off as u8),

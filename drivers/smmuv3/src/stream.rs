@@ -1,13 +1,13 @@
 //! The stream table: linear, or two-level with second-level tables made on demand.
 
 use crate::features::Features;
+use crate::memory::{NoFrames, Slot};
 use crate::options::Options;
 use crate::spec::registers::{StrtabBase, StrtabBaseCfg};
-use crate::spec::ste::{L1Std, STE_BYTES, STE_WORDS};
-use crate::update::Entry;
+use crate::spec::ste::{L1Std, STE_BYTES};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{FrameOrder, Frames, Hal, OutOfMemory, PhysAddr, StreamId, TableWrites, barrier};
+use core::sync::atomic::Ordering;
+use portcullis_hal::{Frames, Hal, OutOfMemory, StreamId, TableWrites, barrier};
 
 /// The bits of StreamID that a second-level table covers.
 const SPLIT: u8 = 8;
@@ -25,7 +25,6 @@ pub(crate) enum Form {
 
 /// The stream table and its second-level tables.
 pub(crate) struct StreamTable<H: Hal> {
-    hal: H,
     form: Form,
     /// The bits of StreamID that the table covers.
     bits: u8,
@@ -37,17 +36,14 @@ pub(crate) struct StreamTable<H: Hal> {
 
 impl<H: Hal> StreamTable<H> {
     /// An empty table for a unit: all streams are invalid.
-    pub(crate) fn new(hal: &H, features: &Features, options: &Options) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(hal: &H, features: &Features, options: &Options) -> Result<Self, NoFrames> {
         let (form, bits) = form(features, options);
         let bytes = match form {
             Form::Linear => STE_BYTES << bits,
             Form::TwoLevel => 8 << (bits - SPLIT),
         };
-        let root = Frames::zeroed(hal, FrameOrder::for_bytes(bytes).ok_or(OutOfMemory)?)?;
-        let table =
-            Self { hal: hal.clone(), form, bits, writes: features.table_writes(), root, leaves: Vec::new() };
-        table.clean(&table.root, 0, bytes as usize);
-        Ok(table)
+        let root = features.zeroed(hal, bytes)?;
+        Ok(Self { form, bits, writes: features.table_writes(), root, leaves: Vec::new() })
     }
 
     /// STRTAB_BASE.
@@ -69,14 +65,8 @@ impl<H: Hal> StreamTable<H> {
         u64::from(stream.get()) >> self.bits == 0
     }
 
-    fn clean(&self, frames: &Frames<H>, offset: usize, len: usize) {
-        if self.writes == TableWrites::Cleaned {
-            frames.clean(offset, len);
-        }
-    }
-
     /// Makes sure that `stream`, which the table covers, has an entry.
-    pub(crate) fn prepare(&mut self, stream: StreamId) -> Result<(), OutOfMemory> {
+    pub(crate) fn prepare(&mut self, features: &Features, stream: StreamId) -> Result<(), NoFrames> {
         if self.form == Form::Linear {
             return Ok(());
         }
@@ -85,26 +75,26 @@ impl<H: Hal> StreamTable<H> {
             return Ok(());
         };
         self.leaves.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let bytes = STE_BYTES << SPLIT;
-        let leaf = Frames::zeroed(&self.hal, FrameOrder::for_bytes(bytes).ok_or(OutOfMemory)?)?;
-        self.clean(&leaf, 0, bytes as usize);
+        let leaf = features.zeroed(self.root.hal(), STE_BYTES << SPLIT)?;
         let descriptor = L1Std::new().with_span(SPLIT + 1).with_l2ptr(leaf.phys().get() >> 6);
         // The table is there before the descriptor that points to it.
         barrier::publish_to_device();
         if let Some(word) = self.root.words().get(index as usize) {
             word.store(descriptor.into(), Ordering::Release);
-            self.clean(&self.root, index as usize * 8, 8);
+            if self.writes == TableWrites::Cleaned {
+                self.root.clean(index as usize * 8, 8);
+            }
         }
         self.leaves.insert(place, (index, leaf));
         Ok(())
     }
 
-    /// The frames that hold the entry of `stream`, and its byte offset there; `None` if it has no entry.
-    fn find(&self, stream: StreamId) -> Option<(&Frames<H>, usize)> {
+    /// The entry of `stream`; `None` if it has none: then it is invalid.
+    pub(crate) fn entry(&self, stream: StreamId) -> Option<Slot<'_, H>> {
         if !self.covers(stream) {
             return None;
         }
-        let (frames, slot) = match self.form {
+        let (frames, index) = match self.form {
             Form::Linear => (&self.root, stream.get()),
             Form::TwoLevel => {
                 let index = stream.get() >> SPLIT;
@@ -112,42 +102,7 @@ impl<H: Hal> StreamTable<H> {
                 (&self.leaves.get(place)?.1, stream.get() & ((1 << SPLIT) - 1))
             }
         };
-        Some((frames, slot as usize * STE_BYTES as usize))
-    }
-
-    fn words(&self, stream: StreamId) -> Option<&[AtomicU64]> {
-        let (frames, offset) = self.find(stream)?;
-        frames.words().get(offset / 8..offset / 8 + STE_WORDS)
-    }
-
-    /// The physical address of the entry.
-    pub(crate) fn address(&self, stream: StreamId) -> Option<PhysAddr> {
-        let (frames, offset) = self.find(stream)?;
-        frames.phys().checked_add(offset as u64)
-    }
-
-    /// The entry of `stream`, `None` if it has none: then it is invalid.
-    pub(crate) fn read(&self, stream: StreamId) -> Option<Entry> {
-        let mut entry = [0; STE_WORDS];
-        for (to, from) in entry.iter_mut().zip(self.words(stream)?) {
-            *to = from.load(Ordering::Relaxed);
-        }
-        Some(entry)
-    }
-
-    /// Stores the words of `entry` that differ from what is there, each in one piece.
-    pub(crate) fn write(&self, stream: StreamId, entry: &Entry) {
-        let Some(words) = self.words(stream) else { return };
-        // What the entry points to is there before it.
-        barrier::publish_to_device();
-        for (word, &value) in words.iter().zip(entry) {
-            if word.load(Ordering::Relaxed) != value {
-                word.store(value, Ordering::Release);
-            }
-        }
-        if let Some((frames, offset)) = self.find(stream) {
-            self.clean(frames, offset, STE_BYTES as usize);
-        }
+        Some(Slot::new(frames, index as usize, self.writes))
     }
 }
 

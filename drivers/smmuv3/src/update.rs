@@ -64,7 +64,8 @@ pub fn plan(from: &Entry, to: &Entry, used: fn(&Entry) -> Entry) -> Plan {
     Plan { steps: [prepared, switched, *to], transition: Transition::Hitless }
 }
 
-fn prefixed(first: u64, rest: [u64; 7]) -> Entry {
+/// The entry with another first word.
+pub(crate) fn prefixed(first: u64, rest: [u64; 7]) -> Entry {
     let [a, b, c, d, e, f, g] = rest;
     [first, a, b, c, d, e, f, g]
 }

@@ -321,7 +321,7 @@ fn shared_tables_that_the_unit_cannot_walk_are_refused_for_the_right_reason() {
     assert_eq!(missing(TableRoot { format: stage_2(Granule::Size16K, 2), ..fit }), Missing::GRANULE);
     assert_eq!(missing(TableRoot { format: stage_2(Granule::Size4K, 2), ..fit }), Missing::FORMAT);
     assert_eq!(missing(TableRoot { format: stage_2(Granule::Size4K, 9), ..fit }), Missing::FORMAT);
-    assert_eq!(missing(TableRoot { root: PhysAddr::new(1 << 45), ..fit }), Missing::FORMAT);
+    assert_eq!(missing(TableRoot { root: PhysAddr::new(1 << 45), ..fit }), Missing::OUTPUT_WIDTH);
     assert_eq!(missing(TableRoot { format: TableFormat::X86 { levels: 4 }, ..fit }), Missing::FORMAT);
     let stage_1 = TableFormat::VmsaStage1 { granule: Granule::Size64K, mair: 0xff };
     assert_eq!(missing(TableRoot { format: stage_1, ..fit }), Missing::empty());

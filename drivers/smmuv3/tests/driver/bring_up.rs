@@ -187,8 +187,8 @@ fn a_unit_that_does_not_snoop_gets_every_written_line_cleaned() {
     };
     assert_eq!(cleaned(Coherency::Detect), (0, 0, 0));
     let (attach, map, detach) = cleaned(Coherency::NotSnooped);
-    // The second-level table, its descriptor, the context descriptor; the entry in two steps, each with two commands.
-    assert_eq!(attach, 256 + 1 + 1 + 2 * (1 + 2));
+    // The second-level table, its descriptor, the context descriptor, zeroed and set; the entry in two steps, each with two commands.
+    assert_eq!(attach, 256 + 1 + 2 + 2 * (1 + 2));
     // At least three tables, the links to them and the leaf.
     assert!(map > 3 * 64 + 3, "{map}");
     // The entry, switched off and then zeroed, and the tag.
@@ -241,4 +241,17 @@ fn registers_and_entries_read_as_lines() {
         assert!(text.contains(part), "{part:?} in {text}");
     }
     assert!(text.lines().all(|line| line.contains(": ")), "{text}");
+}
+
+#[test]
+fn tables_and_queues_that_the_unit_cannot_address_fail_the_set_up_and_leak_nothing() {
+    let hal = HostHal::new();
+    let fake = Fake::new(&hal);
+    // 32 bits of address, and all memory above.
+    fake.state().ids[3] &= !7;
+    match Setup::new(hal.clone(), fake.clone(), options()) {
+        Err(InitError::OutOfReach(error)) => assert_eq!((error.base.get() >> 32, error.output_bits), (1, 32)),
+        other => panic!("{:?}", other.err()),
+    }
+    assert_eq!(hal.frames_in_use(), 0);
 }

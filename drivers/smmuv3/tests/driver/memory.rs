@@ -1,8 +1,8 @@
 //! Running out of memory, at every allocation of every operation.
 
 use super::*;
-use portcullis_hal::{MapError, OutOfMemory};
-use portcullis_iommu::{AttachError, DomainError};
+use portcullis_hal::{MapError, OutOfMemory, PhysAddr};
+use portcullis_iommu::{AttachError, DomainError, Missing};
 use portcullis_smmuv3::InitError;
 
 /// Runs `operation` with its n-th frame allocation failing, for all n until none does, and checks after each failure
@@ -171,4 +171,40 @@ fn everything_goes_back_in_the_end() {
     let Bench { hal, driver, .. } = bench;
     drop(driver);
     assert_eq!(hal.frames_in_use(), 0);
+}
+
+/// Frames below the reach of a unit run out in the middle: what is allocated beyond is refused, whatever it is for.
+#[test]
+fn frames_beyond_the_reach_of_the_unit_are_refused_by_name_and_given_back() {
+    // 36 bits of address.
+    let bench = Bench::with(options(), |fake| fake.state().ids[3] ^= 4 ^ 1);
+    let domain = bench.paging(Stage::Stage1);
+    bench.hal.skip_to(PhysAddr::new(1 << 36));
+    let in_use = bench.hal.frames_in_use();
+    let beyond = AttachError::Incompatible { missing: Missing::OUTPUT_WIDTH };
+    // The second-level table of streams.
+    assert_eq!(bench.driver.attach(&endpoint(0x700), &domain), Err(beyond));
+    // A domain's root.
+    assert!(bench.driver.new_domain(&DomainSpec::Paging(PagingSpec::default())).is_err());
+    assert_eq!(bench.hal.frames_in_use(), in_use);
+}
+
+#[test]
+fn a_context_descriptor_beyond_the_reach_of_the_unit_is_refused_and_its_id_given_back() {
+    // 36 bits of address, 8-bit ASIDs.
+    let bench = Bench::with(options(), |fake| {
+        let mut state = fake.state();
+        state.ids[3] = state.ids[3] & !7 | 1;
+        state.ids[0] &= !(1 << 12);
+    });
+    let domain = bench.paging(Stage::Stage1);
+    let other = bench.paging(Stage::Stage1);
+    bench.driver.attach(&endpoint(1), &other).unwrap();
+    bench.hal.skip_to(PhysAddr::new(1 << 36));
+    let in_use = bench.hal.frames_in_use();
+    for _ in 0..300 {
+        let beyond = AttachError::Incompatible { missing: Missing::OUTPUT_WIDTH };
+        assert_eq!(bench.driver.attach(&endpoint(2), &domain), Err(beyond));
+    }
+    assert_eq!(bench.hal.frames_in_use(), in_use);
 }
