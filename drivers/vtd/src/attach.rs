@@ -2,7 +2,7 @@
 
 use crate::domain::PagingDomain;
 use crate::endpoint::{Attachment, Endpoint, Memory, PasidEntry, PasidTables, Pdts};
-use crate::entry::{Step, pasid_used, plan};
+use crate::entry::{PRESENT, Plan, Step, pasid_used, plan};
 use crate::error::TableError;
 use crate::forget::{
     Batch, Requester, device_of, endpoint_appeared, endpoint_gone, entry_appeared, entry_changed,
@@ -76,21 +76,39 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         // An unmapper clears entries and then reads the targets; here the target is added and then the entry
         // published.
         barrier::store_then_load();
-        let mut transition = Transition::Hitless;
-        for sid in source_ids(endpoints) {
-            match Self::switch(this, &mut state, sid, &attachment, ours) {
-                Ok(Transition::Hitless) => {}
-                Ok(Transition::Disruptive) => transition = Transition::Disruptive,
-                Err(error) => {
-                    // The new domain's id is never given back.
-                    ours.targets.join(this, tag);
-                    core::mem::forget(attachment);
-                    this.give_up(&mut state, endpoints);
-                    return Err(this.unconfirmed(error));
-                }
-            }
+        let result = Self::switch_all(this, &mut state, endpoints, &attachment, ours);
+        if result.is_err() {
+            // The new domain's id is never given back.
+            ours.targets.join(this, tag);
+            core::mem::forget(attachment);
+            this.give_up(&mut state, endpoints);
         }
         this.counters.attaches.fetch_add(1, Ordering::Relaxed);
+        result.map_err(|error| this.unconfirmed(error))
+    }
+
+    /// Changes the translation of a PASID of all endpoints.
+    fn switch_all(
+        this: &Arc<Self>,
+        state: &mut State<H>,
+        endpoints: &[EndpointId],
+        new: &Attachment,
+        ours: &PagingDomain<H, M>,
+    ) -> Result<Transition, SyncError> {
+        let mut transition = Transition::Hitless;
+        for sid in source_ids(endpoints) {
+            if Self::switch(this, state, sid, new, ours)? == Transition::Disruptive {
+                transition = Transition::Disruptive;
+            }
+        }
+        // Under an id that they took along, the first of several devices may have asked again for what the unit had from
+        // the last one, before that one's turn came.
+        if endpoints.len() > 1 {
+            for device in source_ids(endpoints).filter_map(|sid| state.device(sid, new.tag.pasid)) {
+                let batch = entry_changed(&this.features, new.tag, Some(device));
+                this.run_or_forget(batch.descriptors())?;
+            }
+        }
         Ok(transition)
     }
 
@@ -271,16 +289,33 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             self.announce(&entry_appeared(&self.features, tag))?;
             return Ok(Transition::Hitless);
         };
-        let device = device_of(sid, pasid, &endpoint.permissions);
-        let batch = entry_changed(&self.features, old, device);
-        let plan = plan(endpoint.pasids.entry(pasid), entry, pasid_used);
+        let now = endpoint.pasids.entry(pasid);
+        let whole = plan(now, entry, pasid_used);
+        if whole.transition == Transition::Hitless || pasid != RID_PASID || !endpoint.has_others(pasid) {
+            self.carry_out(endpoint, pasid, &whole, old)?;
+            return Ok(whole.transition);
+        }
+        // Some units refuse all PASIDs without this entry: it stays valid, by way of the empty table. Under either tag
+        // that leads to what is cached of the old or the new domain, or nowhere.
+        let ([old_id, ..], [new_id, ..], (_, [_, empty, ..])) = (now, entry, state.nowhere()?);
+        for (next, tag) in [([old_id, empty, 0, 0], old), ([new_id, empty, 0, 0], old), (entry, tag)] {
+            let step = plan(endpoint.pasids.entry(pasid), next, pasid_used);
+            self.carry_out(endpoint, pasid, &step, tag)?;
+        }
+        Ok(whole.transition)
+    }
+
+    /// Carries out a plan for the entry of a PASID. `tag` is that of the entry as it was.
+    fn carry_out(&self, endpoint: &Endpoint<H>, pasid: u32, plan: &Plan, tag: Tag) -> Result<(), SyncError> {
+        let device = device_of(endpoint.sid, pasid, &endpoint.permissions);
+        let batch = entry_changed(&self.features, tag, device);
         for step in plan.steps() {
             match step {
                 Step::Write { quantum, value } => endpoint.pasids.store(pasid, quantum, value),
                 Step::Sync => self.run_or_forget(batch.descriptors())?,
             }
         }
-        Ok(plan.transition)
+        Ok(())
     }
 
     /// Counts a PASID of an endpoint out of a domain. With the last one the tag is given back: each that left was
@@ -319,7 +354,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
         for sid in source_ids(endpoints) {
             let Some(endpoint) = state.endpoint(sid) else { continue };
-            let Some(old) = endpoint.attachment(pasid).map(|attachment| attachment.tag) else { continue };
+            let Some(old) = endpoint.attachment(pasid).map(|attachment| attachment.tag) else {
+                // An earlier call may have ended before hardware confirmed it.
+                this.confirm_forgotten(state, sid).map_err(|error| this.unconfirmed(error))?;
+                continue;
+            };
             let result = if !endpoint.has_others(pasid) {
                 let [endpoint] = [EndpointId::new(u32::from(sid))];
                 Self::block(this, state, &[endpoint])?;
@@ -348,7 +387,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     fn remove(&self, state: &State<H>, sid: u16, old: Tag) -> Result<(), SyncError> {
         let endpoint = state.endpoint(sid).ok_or(SyncError::Faulted)?;
         let [first, ..] = endpoint.pasids.entry(old.pasid);
-        endpoint.pasids.store(old.pasid, 0, first & !crate::entry::PRESENT);
+        endpoint.pasids.store(old.pasid, 0, first & !PRESENT);
         let device = device_of(sid, old.pasid, &endpoint.permissions);
         self.run_or_forget(entry_changed(&self.features, old, device).descriptors())?;
         endpoint.pasids.fill(old.pasid, [0; 4]);
@@ -395,7 +434,10 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             // An earlier call may have ended before hardware confirmed it.
             return this.confirm_forgotten(state, sid);
         }
-        let mut tags = endpoint.attachments.iter().map(|attachment| attachment.tag);
+        // The entry that leads nowhere is cached like any other.
+        let nowhere = endpoint.attachment(RID_PASID).is_none().then(|| state.nowhere().ok());
+        let nowhere = nowhere.flatten().map(|(tag, _)| tag);
+        let mut tags = endpoint.attachments.iter().map(|attachment| attachment.tag).chain(nowhere);
         let batch = endpoint_gone(&this.features, sid, &mut tags, &endpoint.permissions);
         this.run_or_forget(batch.descriptors())?;
         endpoint.pasids.fill(RID_PASID, [0; 4]);
@@ -426,7 +468,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Makes sure that hardware does not use the tables of an endpoint that is not attached.
-    fn confirm_forgotten(&self, state: &mut State<H>, sid: u16) -> Result<(), SyncError> {
+    pub(crate) fn confirm_forgotten(&self, state: &mut State<H>, sid: u16) -> Result<(), SyncError> {
         if let Some(endpoint) = state.endpoint_mut(sid)
             && endpoint.memory == Memory::Unknown
         {

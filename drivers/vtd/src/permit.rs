@@ -1,22 +1,23 @@
 //! What endpoints may do beyond untranslated accesses without a PASID.
 
 use crate::attach::{source_id, source_ids};
+use crate::dma::Published;
 use crate::domain::{PagingDomain, table_entry};
 use crate::endpoint::{Endpoint, Memory, PasidEntry, Pdts};
 use crate::entry::{Step, context_used, plan};
 use crate::forget::{Requester, device_silenced, permissions_changed};
 use crate::invalidate::{RID_PASID, Tag, TagKind};
-use crate::tables::Table;
+use crate::tables::reachable_frames;
 use crate::unit::{Inner, State, concrete};
 use portcullis_hal::{
-    Arc, EndpointId, FrameOrder, Hal, Mmio, Pasid, PhysAddr, SyncError, TableFormat, TableRoot, barrier,
+    Arc, EndpointId, FrameOrder, Hal, Mmio, Pasid, SyncError, TableFormat, TableRoot, TableWrites, barrier,
 };
 use portcullis_iommu::{AttachError, Permissions, Requests, Stage, Transition};
 
 /// Where requests without PASID go, beside PASIDs, when nothing else is attached: to an empty table.
 pub(crate) struct Nowhere<H: Hal> {
     #[expect(dead_code, reason = "hardware walks it")]
-    table: Table<H>,
+    table: Published<H>,
     tag: Tag,
     entry: PasidEntry,
 }
@@ -81,17 +82,19 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         if permissions.pasid_bits > 0 && state.nowhere.is_none() {
             state.nowhere = Some(this.new_nowhere(state)?);
         }
+        let attachments = |sid| state.endpoint(sid).map_or(&[][..], |endpoint| &endpoint.attachments);
+        if permissions.requests.contains(Requests::TRANSLATION) {
+            // All may be attached to the same domain.
+            let devices = source_ids(endpoints).map(|sid| attachments(sid).len()).sum();
+            for attachment in source_ids(endpoints).flat_map(attachments) {
+                if let Some(domain) = concrete::<H, M>(&attachment.domain) {
+                    domain.targets.reserve(devices)?;
+                }
+            }
+        }
         let pdts = Pdts::for_bits(permissions.pasid_bits);
         for sid in source_ids(endpoints) {
             this.add_endpoint(state, sid, pdts)?;
-            if permissions.requests.contains(Requests::TRANSLATION) {
-                let attachments = state.endpoint(sid).map_or(&[][..], |endpoint| &endpoint.attachments);
-                for attachment in attachments {
-                    if let Some(domain) = concrete::<H, M>(&attachment.domain) {
-                        domain.targets.reserve(attachments.len())?;
-                    }
-                }
-            }
             this.enlarge(state, sid, pdts)?;
         }
         Ok(())
@@ -99,7 +102,12 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 
     fn new_nowhere(&self, state: &mut State<H>) -> Result<Nowhere<H>, AttachError> {
         state.tags.reserve()?;
-        let table = Table::new(self.hal(), &self.features, FrameOrder::SINGLE)?;
+        let frames = reachable_frames(self.hal(), &self.features, FrameOrder::SINGLE)?;
+        // Page walks may not snoop where reads of entries do.
+        if self.features.table_writes() == TableWrites::Cleaned {
+            frames.clean(0, frames.order().bytes() as usize);
+        }
+        let table = Published::new(frames);
         let stage = self.features.default_stage();
         let levels = self.features.levels_for(stage, None).map_or(4, |levels| levels.get());
         let (kind, format) = match stage {
@@ -109,7 +117,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let tag = state.tags.take(kind, RID_PASID).ok_or(AttachError::NoFreeId)?;
         let root = TableRoot {
             format,
-            root: PhysAddr::new(table.publish() << 12),
+            root: table.publish(),
             input_bits: 12 + 9 * levels,
             output_bits: self.features.host_address_bits(),
             writes: self.features.table_writes(),
@@ -149,10 +157,15 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         permissions: &Permissions,
     ) -> Result<(), SyncError> {
         // An endpoint that nothing was ever done with has no permissions.
-        let Some(endpoint) = state.endpoint_mut(sid) else { return Ok(()) };
-        let before = core::mem::replace(&mut endpoint.permissions, *permissions);
+        let Some(endpoint) = state.endpoint(sid) else { return Ok(()) };
+        let before = endpoint.permissions;
         if before == *permissions {
             return Ok(());
+        }
+        // Hardware that did not confirm that it forgot the endpoint may still let it do what it could.
+        this.confirm_forgotten(state, sid)?;
+        if let Some(endpoint) = state.endpoint_mut(sid) {
+            endpoint.permissions = *permissions;
         }
         let asked = before.requests.contains(Requests::TRANSLATION);
         let asks = permissions.requests.contains(Requests::TRANSLATION);

@@ -180,6 +180,12 @@ impl Device {
         state.ats = on;
     }
 
+    /// Whether ATS is enabled.
+    #[must_use]
+    pub fn has_ats(&self) -> bool {
+        self.lock().ats
+    }
+
     /// Enables page requests with some credits, or disables them; enabling resets the interface.
     pub fn set_pri(&self, credits: Option<u32>) {
         let mut state = self.lock();

@@ -3,59 +3,73 @@
 use crate::ensure;
 use crate::op::Op;
 use crate::oracle::{Attached, Content};
-use crate::world::{Break, Outcomes, World};
+use crate::world::{Break, Outcomes, PASIDS, World, job};
+use portcullis_hal::Pasid;
 use portcullis_hal::wait::Timeout;
-use portcullis_iommu::{AttachError, Transition, Unit, UnitEvent};
+use portcullis_iommu::{AttachError, Requests, Transition, Unit, UnitEvent};
 use portcullis_model::core::{AddressKind, Mode, Outcome, Request, Upstream};
+use portcullis_model::device::{self, Attempt};
 use portcullis_model::vtd::points;
 
 impl World {
     /// The devices that an operation is about.
-    fn several(&self, device: u8, count: u8) -> Vec<usize> {
+    pub(crate) fn several(&self, device: u8, count: u8) -> Vec<usize> {
         let first = self.device(device);
         let mut all: Vec<usize> = (0..usize::from(count)).map(|n| (first + n) % self.devices.len()).collect();
         all.dedup();
         all
     }
 
-    fn old(&self, device: usize) -> Vec<usize> {
-        match &self.devices[device].attached {
-            Attached::Nothing => Vec::new(),
-            Attached::To(space) => vec![*space],
-            Attached::Unknown(several) => several.clone(),
-        }
-    }
-
-    /// Requests at addresses that are mapped before and after a change, if there are any.
-    fn probes(&self, devices: &[usize], new: Option<usize>, nonce: u64) -> Vec<Request> {
+    /// Requests at addresses that are mapped before and after a change of a PASID, or of requests without one (0), if
+    /// there are any.
+    pub(crate) fn probes(
+        &self,
+        devices: &[usize],
+        pasid: u32,
+        new: Option<usize>,
+        nonce: u64,
+    ) -> Vec<Request> {
         let mut requests = Vec::new();
         for &device in devices {
-            let old = self.old(device);
+            let attached = &self.devices[device].attached;
+            let old = attached.at(pasid).map_or_else(|| attached.all(), |space| vec![space]);
             let in_old = |address: u64| old.iter().any(|&space| self.spaces[space].is_mapped(address));
             let in_new = |address: u64| new.is_none_or(|space| self.spaces[space].is_mapped(address));
             let mut points = self.points.clone();
             points.rotate_left(nonce as usize % self.points.len());
             points.sort_by_key(|&address| (!(in_old(address) && in_new(address)), !in_old(address)));
             for &point in points.iter().take(3 - devices.len().min(2)) {
-                requests.push(self.request(device, point, nonce & 1 != 0));
+                requests.push(self.request_of((device, pasid), point, nonce & 1 != 0));
             }
         }
         requests
     }
 
-    /// A device has left what it was attached to, and hardware confirmed it.
-    fn leave(&mut self, device: usize) {
-        if let Attached::To(space) = self.devices[device].attached {
-            self.spaces[space].leave(device);
-            self.devices[device].attached = Attached::Nothing;
+    /// A PASID of a device has left what it was attached to, and hardware confirmed it.
+    fn leave(&mut self, device: usize, pasid: u32) {
+        let Attached::To(domains) = &mut self.devices[device].attached else {
+            self.devices[device].attached = Attached::NOTHING;
+            return;
+        };
+        if let Some(space) = domains.remove(&pasid) {
+            self.spaces[space].leave(device, pasid);
             self.release_foreign(space);
         }
-        self.devices[device].attached = Attached::Nothing;
     }
 
-    /// Hardware did not confirm a change: what it was attached to before and what it was to be attached to both remain.
-    fn unknown(&mut self, device: usize, new: Option<usize>) {
-        let mut all = self.old(device);
+    /// A device has left all that it was attached to.
+    fn leave_all(&mut self, device: usize) {
+        let pasids: Vec<u32> = match &self.devices[device].attached {
+            Attached::To(domains) => domains.keys().copied().collect(),
+            Attached::Unknown(_) => vec![0],
+        };
+        pasids.into_iter().for_each(|pasid| self.leave(device, pasid));
+    }
+
+    /// Hardware did not confirm a change: what the device was attached to before and what it was to be attached to both
+    /// remain.
+    pub(crate) fn unknown(&mut self, device: usize, new: Option<usize>) {
+        let mut all = self.devices[device].attached.all();
         all.extend(new);
         for &space in &all {
             self.spaces[space].quarantined = true;
@@ -65,7 +79,7 @@ impl World {
         }
     }
 
-    fn timed_out(&mut self, timeout: &Timeout) -> Outcomes {
+    pub(crate) fn timed_out(&mut self, timeout: &Timeout) -> Outcomes {
         ensure!(self.injected, "the unit failed of itself: {timeout}");
         self.quarantined = true;
         self.faulted = true;
@@ -75,28 +89,63 @@ impl World {
         Ok(())
     }
 
-    fn ids(&self) -> usize {
-        self.spaces.iter().filter(|space| space.has_id()).count()
+    /// Whether all ids of the unit may be out: one is for what leads nowhere.
+    pub(crate) fn may_lack_ids(&self) -> bool {
+        let last = self.driver.features().last_domain_id() as usize;
+        let taken: usize = self.spaces.iter().map(crate::oracle::Space::ids).sum();
+        self.quarantined || taken + 1 >= last
     }
 
     pub(crate) fn attach(&mut self, nonce: u64, device: u8, count: u8, slot: u8) -> Outcomes {
+        self.attach_at(nonce, self.several(device, count), 0, slot)
+    }
+
+    pub(crate) fn attach_pasid(
+        &mut self,
+        nonce: u64,
+        device: u8,
+        count: u8,
+        slot: u8,
+        pasid: u8,
+    ) -> Outcomes {
+        let devices = self.several(device, count);
+        // Mostly one that is permitted.
+        let bits = self.devices[devices[0]].permissions.pasid_bits;
+        let permitted: Vec<u32> = PASIDS.into_iter().filter(|pasid| pasid >> bits == 0).collect();
+        let all = if pasid & 0x70 == 0 { &PASIDS[..] } else { &permitted[..] };
+        let Some(&pasid) = all.get(usize::from(pasid) % all.len().max(1)) else { return Ok(()) };
+        self.attach_at(nonce, devices, pasid, slot)
+    }
+
+    fn attach_at(&mut self, nonce: u64, devices: Vec<usize>, pasid: u32, slot: u8) -> Outcomes {
         let at = self.index(slot);
         let Some((new, domain)) = self.slots[at].as_ref().map(|slot| (slot.space, slot.domain.clone()))
         else {
             return Ok(());
         };
-        let devices = self.several(device, count);
         let endpoints = self.endpoints(&devices);
-        let before = self.begin(nonce, self.probes(&devices, Some(new), nonce));
-        let ids = self.ids();
+        let before = self.begin(nonce, self.probes(&devices, pasid, Some(new), nonce));
         let blocked = self.spaces[new].content == Content::Nothing;
+        let permitted = pasid == 0
+            || devices.iter().all(|&device| pasid >> self.devices[device].permissions.pasid_bits == 0);
         let mut change = Break::None;
-        match self.driver.attach(&endpoints, &domain) {
+        let result = match Pasid::new(pasid) {
+            Ok(pasid) => self.driver.attach_pasid(&endpoints, pasid, &domain),
+            Err(_) => self.driver.attach(&endpoints, &domain),
+        };
+        let class = if pasid == 0 { "attach" } else { "attach PASID" };
+        if permitted && !blocked && !self.faulted {
+            for &device in &devices {
+                self.devices[device].leaves.insert(pasid / 64);
+            }
+        }
+        match result {
             Ok(transition) => {
+                ensure!(permitted, "PASID {pasid:#x} was attached without permission");
                 ensure!(blocked || !self.faulted, "a unit that is out of order took an attachment");
-                let had = |device: &usize| !self.old(*device).is_empty();
+                let had = |&device: &usize| self.devices[device].attached.at(pasid).is_some();
                 self.count(
-                    "attach",
+                    class,
                     match (transition, devices.iter().any(had)) {
                         _ if blocked => "blocked",
                         (Transition::Disruptive, _) => "replaced, disruptive",
@@ -108,24 +157,28 @@ impl World {
                     change = Break::Possible;
                 }
                 for device in devices {
-                    if self.devices[device].attached == Attached::To(new) {
+                    if self.devices[device].attached.at(pasid) == Some(new) {
                         continue;
                     }
-                    self.leave(device);
-                    if !blocked {
-                        self.spaces[new].users.insert(device);
-                        self.devices[device].attached = Attached::To(new);
+                    self.leave(device, pasid);
+                    if let (false, Attached::To(domains)) = (blocked, &mut self.devices[device].attached) {
+                        domains.insert(pasid, new);
+                        self.spaces[new].users.insert((device, pasid));
                     }
                 }
             }
-            Err(AttachError::OutOfMemory(_)) if self.short && !blocked => {
-                self.count("attach", "out of memory")
+            Err(AttachError::UnknownPasid(named)) => {
+                let is_unknown =
+                    |&device: &usize| matches!(self.devices[device].attached, Attached::Unknown(_));
+                let permitted = permitted && !devices.iter().any(is_unknown);
+                ensure!(!permitted && named.get() == pasid, "PASID {pasid:#x} is permitted, {named} refused");
+                self.count(class, "not permitted");
             }
+            Err(AttachError::OutOfMemory(_)) if self.short && !blocked => self.count(class, "out of memory"),
             Err(AttachError::Faulted) if self.faulted && !blocked => {}
             Err(AttachError::NoFreeId) => {
-                let last = self.driver.features().last_domain_id() as usize;
-                ensure!(ids >= last, "no id of {last} is free, with {ids} domains in use");
-                self.count("attach", "no free id");
+                ensure!(self.may_lack_ids(), "no id is free");
+                self.count(class, "no free id");
             }
             Err(AttachError::Timeout(timeout)) => {
                 change = Break::Possible;
@@ -134,7 +187,7 @@ impl World {
                     self.unknown(device, (!blocked).then_some(new));
                 }
             }
-            Err(error) => return Err(format!("attach: {error}")),
+            Err(error) => return Err(format!("{class}: {error}")),
         }
         self.end(before, change)
     }
@@ -142,9 +195,10 @@ impl World {
     pub(crate) fn detach(&mut self, nonce: u64, device: u8, count: u8) -> Outcomes {
         let devices = self.several(device, count);
         let endpoints = self.endpoints(&devices);
-        let before = self.begin(nonce, self.probes(&devices, None, nonce));
+        let pasid = self.some_pasid(devices[0], nonce);
+        let before = self.begin(nonce, self.probes(&devices, pasid, None, nonce));
         match self.driver.detach(&endpoints) {
-            Ok(()) => devices.into_iter().for_each(|device| self.leave(device)),
+            Ok(()) => devices.into_iter().for_each(|device| self.leave_all(device)),
             Err(AttachError::Timeout(timeout)) => {
                 self.timed_out(&timeout)?;
                 devices.into_iter().for_each(|device| self.unknown(device, None));
@@ -154,27 +208,73 @@ impl World {
         self.end(before, Break::Possible)
     }
 
+    pub(crate) fn detach_pasid(&mut self, nonce: u64, device: u8, count: u8, pasid: u8) -> Outcomes {
+        let devices = self.several(device, count);
+        let endpoints = self.endpoints(&devices);
+        let pasid = self.some_pasid(devices[0], u64::from(pasid));
+        let Ok(named) = Pasid::new(pasid) else { return Ok(()) };
+        let before = self.begin(nonce, self.probes(&devices, pasid, None, nonce));
+        match self.driver.detach_pasid(&endpoints, named) {
+            Ok(()) => {
+                let had = |&device: &usize| self.devices[device].attached.at(pasid).is_some();
+                let any = devices.iter().any(had);
+                self.count("detach PASID", if any { "attached" } else { "not attached" });
+                for device in devices {
+                    // Nothing is known of a device whose blocking was never confirmed, but that it is confirmed now.
+                    let unknown = matches!(self.devices[device].attached, Attached::Unknown(_));
+                    ensure!(!unknown || !self.faulted, "an answer of a unit that is out of order");
+                    self.leave(device, pasid);
+                }
+            }
+            Err(AttachError::Timeout(timeout)) => {
+                self.timed_out(&timeout)?;
+                devices.into_iter().for_each(|device| self.unknown(device, None));
+            }
+            Err(error) => return Err(format!("detach PASID: {error}")),
+        }
+        self.end(before, Break::Possible)
+    }
+
     pub(crate) fn dma(&mut self, device: u8, point: u8, kind: u8, mode: u8) -> Outcomes {
         let device = self.device(device);
         let address = self.points[usize::from(point) % self.points.len()];
-        let request = self.request(device, address, mode & 4 != 0);
+        let pasid = self.some_pasid(device, u64::from(kind / 4));
+        let request = self.request_of((device, pasid), address, mode & 4 != 0);
+        let asks = self.devices[device].permissions.requests.contains(Requests::TRANSLATION);
+        let mode = [Mode::Fresh, Mode::Hostile, Mode::Any, Mode::Hostile][usize::from(mode & 3)];
+        if asks && kind & 1 != 0 {
+            return self.access(device, &request, mode);
+        }
         let request = match kind % 20 {
             0 => request.with_pasid(u32::from(kind)),
-            1 => request.with_kind(AddressKind::Translated),
-            2 => request.with_kind(AddressKind::TranslationRequest),
+            1 if !asks => request.with_kind(AddressKind::Translated),
+            2 if !asks => request.with_kind(AddressKind::TranslationRequest),
             _ => request,
         };
-        let mode = [Mode::Fresh, Mode::Hostile, Mode::Any, Mode::Hostile][usize::from(mode & 3)];
         self.issue(&request, mode)
+    }
+
+    /// A device with a TLB makes an access by a translation that it has, or asks for.
+    fn access(&mut self, device: usize, request: &Request, mode: Mode) -> Outcomes {
+        let Attempt::Answered(response) = self.devices[device].function.access(job(request), mode) else {
+            return Ok(());
+        };
+        let allowed = self.allowed(request);
+        ensure!(
+            allowed.admits(&response.outcome),
+            "{request:x?} through the device's TLB ended with {:x?}, allowed are {allowed:x?}",
+            response.outcome
+        );
+        if let Outcome::Fault(code) = response.outcome {
+            self.faults.push((request.requester as u16, request.address & !0xfff, code));
+        }
+        Ok(())
     }
 
     fn issue(&mut self, request: &Request, mode: Mode) -> Outcomes {
         let outcome = self.bench.unit.dma(*request, mode).outcome;
         let allowed = self.allowed(request);
-        ensure!(
-            self.admits(&allowed, request, &outcome),
-            "{request:x?} ended with {outcome:x?}, allowed are {allowed:x?}"
-        );
+        ensure!(allowed.admits(&outcome), "{request:x?} ended with {outcome:x?}, allowed are {allowed:x?}");
         if let Outcome::Fault(code) = outcome {
             self.faults.push((request.requester as u16, request.address & !0xfff, code));
         }
@@ -233,6 +333,7 @@ impl World {
             Op::Mood { mood } => {
                 let late = u32::from(mood % 3);
                 schedule.odds(points::COMMAND_LATE, late, 4).odds(points::QUEUE_PAUSE, late, 6);
+                schedule.odds(device::points::INVALIDATION_LATE, late, 4);
                 schedule.odds(points::WAIT_LATE, late, 3).odds(points::QUEUE_OVERTAKE, late, 4);
                 self.collapsing |= mood & 0x30 == 0;
                 schedule.odds(points::FAULT_COLLAPSE, u32::from(mood & 0x30 == 0), 2);
@@ -247,6 +348,11 @@ impl World {
                 let requester = u32::from(self.devices[self.device(device)].sid);
                 schedule.script(points::COMPLETION_ERROR, &[1]);
                 self.bench.unit.invalidation_done(requester, 0x7777);
+            }
+            Op::Deaf => {
+                self.injected = true;
+                schedule.script(device::points::INVALIDATION_LOST, &[1]);
+                schedule.odds(points::DEVICE_TIME_OUT, 1, 8);
             }
             Op::Hang => {
                 self.injected = true;

@@ -1,8 +1,9 @@
 //! The model behind the driver's registers, and the moments at which it does something of its own accord.
 
 use crate::memory::{Host, Moment};
+use crate::world::job;
 use portcullis_hal::Mmio;
-use portcullis_model::core::{Outcome, Prng, Request, Schedule};
+use portcullis_model::core::{AddressKind, Mode, Outcome, Prng, Request, Schedule};
 use portcullis_model::device::Device;
 use portcullis_model::vtd::{Config, Feature, Vtd};
 use std::collections::BTreeSet;
@@ -91,12 +92,32 @@ impl Bench {
             Moment::Look | Moment::Clean if state.prng.chance(1, 4) => self.unit.observe(),
             Moment::Look | Moment::Clean => {}
         }
+        if state.prng.chance(1, 5) {
+            self.ask_ahead(&state);
+        }
         let often = if moment == Moment::Look { 12 } else { 4 };
         if state.prng.chance(1, often) {
             self.note(&mut state);
         }
         drop(state);
         self.busy.store(false, Ordering::SeqCst);
+    }
+
+    /// Devices ask for translations of what is watched, as those do that fetch ahead.
+    fn ask_ahead(&self, state: &State) {
+        for device in self.devices.lock().unwrap().iter() {
+            for request in state.probes.iter().map(|probe| probe.request) {
+                if request.requester != device.requester() || !device.has_ats() {
+                    continue;
+                }
+                // Faults would be recorded, and here is nobody who would expect them.
+                let asked = request.with_kind(AddressKind::TranslationRequest);
+                let faulty = |outcome: &Outcome| matches!(outcome, Outcome::Fault(_) | Outcome::Aborted);
+                if !self.unit.reachable(asked).iter().any(faulty) {
+                    device.prefetch(job(&request), Mode::Hostile);
+                }
+            }
+        }
     }
 
     fn note(&self, state: &mut State) {

@@ -7,7 +7,7 @@
 //! | `bench` | the model behind the driver's registers, and its turns |
 //! | `op` | operations as data, from a seed |
 //! | `oracle` | what each domain's addresses lead to |
-//! | `world`, `mappings`, `lending`, `attachments` | carrying operations out, and checking them |
+//! | `world`, `mappings`, `lending`, `attachments`, `permissions` | carrying operations out, and checking them |
 //! | `run`, `minima` | whole runs, shrinking, replay; what they have to exercise |
 //! | `regressions` | what runs have found |
 //! | `pasids` | PASIDs, permissions and device TLBs, step by step |
@@ -25,6 +25,7 @@ mod minima;
 mod op;
 mod oracle;
 mod pasids;
+mod permissions;
 mod regressions;
 mod run;
 mod threads;

@@ -73,7 +73,9 @@ impl World {
         };
         self.count("domain", name);
         let last = domain.aperture().last().get();
-        self.spaces.push(crate::oracle::Space::new(content, last, self.config.host_width));
+        let tagged_by_pasid = info.stage != Some(Stage::Stage2);
+        let width = self.config.host_width;
+        self.spaces.push(crate::oracle::Space::new(content, tagged_by_pasid, last, width));
         self.foreign.push(foreign);
         self.slots[at] = Some(Slot {
             space: self.spaces.len() - 1,
@@ -159,11 +161,11 @@ impl World {
 
     /// Requests at addresses of those who are attached to a domain.
     pub(crate) fn requests(&self, space: usize, addresses: &[u64], nonce: u64) -> Vec<Request> {
-        let users: Vec<usize> = self.spaces[space].users.iter().copied().collect();
+        let users: Vec<(usize, u32)> = self.spaces[space].users.iter().copied().collect();
         let mut requests = Vec::new();
         for (n, &address) in addresses.iter().enumerate() {
-            if let Some(&device) = users.get((nonce as usize).wrapping_add(n) % users.len().max(1)) {
-                requests.push(self.request(device, address, nonce >> (8 + n) & 1 != 0));
+            if let Some(&user) = users.get((nonce as usize).wrapping_add(n) % users.len().max(1)) {
+                requests.push(self.request_of(user, address, nonce >> (8 + n) & 1 != 0));
             }
         }
         requests

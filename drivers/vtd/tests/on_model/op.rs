@@ -41,6 +41,12 @@ pub(crate) enum Op {
     Attach { device: u8, count: u8, slot: u8 },
     /// Detaches one device or several.
     Detach { device: u8, count: u8 },
+    /// Attaches a PASID of one device or several to a domain.
+    AttachPasid { device: u8, count: u8, slot: u8, pasid: u8 },
+    /// Detaches a PASID of one device or several.
+    DetachPasid { device: u8, count: u8, pasid: u8 },
+    /// Sets what one device or several may do.
+    Permit { device: u8, count: u8, bits: u8, requests: u8 },
     /// A device issues a request.
     Dma { device: u8, point: u8, kind: u8, mode: u8 },
     /// A device issues requests until the fault log overflows.
@@ -55,6 +61,8 @@ pub(crate) enum Op {
     Mood { mood: u8 },
     /// A descriptor cannot be fetched (IQE).
     Refuse { after: u8 },
+    /// A device does not confirm an invalidation, and the unit does not wait for long (ITE).
+    Deaf,
     /// The queue hangs during the next operation.
     Hang,
     /// A wait never completes.
@@ -71,7 +79,8 @@ impl Op {
             | Self::Lend { slot, .. }
             | Self::Reclaim { slot, .. }
             | Self::Sync { slot }
-            | Self::Attach { slot, .. } => *slot = occupied(*slot),
+            | Self::Attach { slot, .. }
+            | Self::AttachPasid { slot, .. } => *slot = occupied(*slot),
             _ => {}
         }
         self
@@ -90,6 +99,9 @@ impl Op {
             Self::Sync { .. } => "sync",
             Self::Attach { .. } => "attach",
             Self::Detach { .. } => "detach",
+            Self::AttachPasid { .. } => "attach PASID",
+            Self::DetachPasid { .. } => "detach PASID",
+            Self::Permit { .. } => "permit",
             Self::Dma { .. } => "dma",
             Self::Storm { .. } => "fault storm",
             Self::Interrupt => "interrupt",
@@ -97,6 +109,7 @@ impl Op {
             Self::Short { .. } => "out of memory armed",
             Self::Mood { .. } => "mood",
             Self::Refuse { .. } => "fetch error armed",
+            Self::Deaf => "deaf device armed",
             Self::Hang => "hang armed",
             Self::Lose => "lost wait armed",
         }
@@ -139,19 +152,22 @@ fn one(prng: &mut Prng, roughness: Roughness) -> Op {
     let [a, b, c, d] = [byte(), byte(), byte(), byte()];
     let sync = if c & 3 == 0 { Sync::Gathered } else { Sync::Strict };
     match prng.below(1000) {
-        0..240 => {
+        0..210 => {
             let pieces = if b & 3 == 0 { 2 + (b >> 2) % 3 } else { 1 };
             Op::Map { slot: a, place: place(prng), pieces, step: c, access: d, aligned: b & 0x30 != 0 }
         }
-        240..440 => Op::Unmap { slot: a, pick: b, shape: d, place: place(prng), sync },
-        440..480 => Op::Lend { slot: a, offset: b, order: d },
-        480..520 => Op::Reclaim { slot: a, pick: b, sync },
-        520..560 => Op::Sync { slot: a },
-        560..730 => Op::Attach { device: a, count: 1 + u8::from(b & 7 == 0), slot: c },
-        730..770 => Op::Detach { device: a, count: 1 + u8::from(b & 7 == 0) },
-        770..820 => Op::New { slot: a, kind: b },
-        820..845 => Op::Drop { slot: a },
-        845..920 => Op::Dma { device: a, point: b, kind: c, mode: d },
+        210..380 => Op::Unmap { slot: a, pick: b, shape: d, place: place(prng), sync },
+        380..420 => Op::Lend { slot: a, offset: b, order: d },
+        420..460 => Op::Reclaim { slot: a, pick: b, sync },
+        460..490 => Op::Sync { slot: a },
+        490..610 => Op::Attach { device: a, count: several(b), slot: c },
+        610..690 => Op::AttachPasid { device: a, count: several(b), slot: c, pasid: d },
+        690..710 => Op::DetachPasid { device: a, count: several(b), pasid: d },
+        710..740 => Op::Permit { device: a, count: several(b), bits: c, requests: d },
+        740..770 => Op::Detach { device: a, count: several(b) },
+        770..815 => Op::New { slot: a, kind: b },
+        815..840 => Op::Drop { slot: a },
+        840..920 => Op::Dma { device: a, point: b, kind: c, mode: d },
         920..930 => Op::Storm { device: a, count: b },
         930..960 => Op::Interrupt,
         960..980 => Op::Short { after: a },
@@ -160,6 +176,12 @@ fn one(prng: &mut Prng, roughness: Roughness) -> Op {
         992..995 if roughness != Roughness::Mild => Op::Stray { device: a },
         995..996 if roughness == Roughness::Fatal => Op::Hang,
         996..997 if roughness == Roughness::Fatal => Op::Lose,
+        997..1000 if roughness != Roughness::Mild => Op::Deaf,
         _ => Op::Dma { device: a, point: b, kind: c, mode: d },
     }
+}
+
+/// How many devices an operation is about: one, or now and then two.
+fn several(byte: u8) -> u8 {
+    1 + u8::from(byte & 7 == 0)
 }

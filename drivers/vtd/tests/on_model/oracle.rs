@@ -1,22 +1,25 @@
 //! What has to be reachable, what may be, and what must not: known from the operations alone.
 
 use portcullis_hal::Access;
+use portcullis_iommu::{Permissions, Requests};
 use portcullis_model::core::{self as model, Outcome};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The bytes that the smallest table spans.
 const SMALLEST_TABLE: u64 = 0x20_0000;
 
-/// Kinds of faults: at the context entry, at the PASID entry, in the page tables.
+/// Kinds of faults: no context entry, not permitted by it, at the PASID entry, in the page tables.
 pub(crate) const AT_CONTEXT: u8 = 1;
-pub(crate) const AT_PASID: u8 = 2;
-pub(crate) const AT_PAGE: u8 = 4;
+pub(crate) const AT_GATE: u8 = 2;
+pub(crate) const AT_PASID: u8 = 4;
+pub(crate) const AT_PAGE: u8 = 8;
 
 /// The kind of a fault code; `None` for those that a right driver never causes.
 pub(crate) const fn kind_of(code: u8) -> Option<u8> {
     match code {
         0x39 | 0x41 => Some(AT_CONTEXT),
-        0x59 => Some(AT_PASID),
+        0x44 | 0x45 | 0x46 | 0x48 => Some(AT_GATE),
+        0x51 | 0x59 => Some(AT_PASID),
         0x71 | 0x79 | 0x80 | 0x83 | 0x85 | 0x86 => Some(AT_PAGE),
         _ => None,
     }
@@ -44,6 +47,8 @@ impl Allowed {
         match *outcome {
             Outcome::Done(address) => self.outputs.contains(&address),
             Outcome::Fault(code) => kind_of(code).is_some_and(|kind| self.faults & kind != 0),
+            // A translation request meets what would be a fault in the page tables.
+            Outcome::NotGranted => self.faults & AT_PAGE != 0,
             _ => false,
         }
     }
@@ -108,6 +113,8 @@ pub(crate) enum Content {
 #[derive(Debug)]
 pub(crate) struct Space {
     pub(crate) content: Content,
+    /// Whether translations are tagged by the PASID besides the domain id.
+    pub(crate) tagged_by_pasid: bool,
     /// The last address that can be mapped, and the width of physical addresses.
     pub(crate) last: u64,
     pub(crate) width: u32,
@@ -115,16 +122,17 @@ pub(crate) struct Space {
     ghosts: Vec<(Until, Piece)>,
     /// Mapped, but hardware that caches absent entries did not confirm it.
     doubtful: Vec<Piece>,
-    /// Devices attached, by index.
-    pub(crate) users: BTreeSet<usize>,
+    /// Devices attached, by index, with the PASID; 0 without one.
+    pub(crate) users: BTreeSet<(usize, u32)>,
     /// Hardware may use the domain for ever.
     pub(crate) quarantined: bool,
 }
 
 impl Space {
-    pub(crate) fn new(content: Content, last: u64, width: u32) -> Self {
+    pub(crate) fn new(content: Content, tagged_by_pasid: bool, last: u64, width: u32) -> Self {
         Self {
             content,
+            tagged_by_pasid,
             last,
             width,
             live: Vec::new(),
@@ -209,42 +217,81 @@ impl Space {
         }
     }
 
-    /// A device has left the domain for good. With the last one hardware forgot all that it knew of the domain.
-    pub(crate) fn leave(&mut self, device: usize) {
-        self.users.remove(&device);
+    /// A PASID of a device has left the domain for good. With the last one hardware forgot all that it knew of the
+    /// domain.
+    pub(crate) fn leave(&mut self, device: usize, pasid: u32) {
+        self.users.remove(&(device, pasid));
         if self.users.is_empty() && !self.quarantined {
             self.ghosts.clear();
             self.doubtful.clear();
         }
     }
 
-    /// Whether an id of the unit is taken by the domain.
-    pub(crate) fn has_id(&self) -> bool {
-        self.content != Content::Nothing && (self.quarantined || !self.users.is_empty())
+    /// How many ids of the unit the domain takes at most: one, or one for each user if the PASID is part of the tag.
+    pub(crate) fn ids(&self) -> usize {
+        match self.content {
+            Content::Nothing => 0,
+            _ if self.tagged_by_pasid => self.users.len(),
+            _ => self.users.len().min(1),
+        }
     }
 }
 
 /// What a device is attached to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Attached {
-    Nothing,
-    To(usize),
+    /// Domains by PASID; 0 without one.
+    To(BTreeMap<u32, usize>),
     /// Hardware did not confirm a change between these domains.
     Unknown(Vec<usize>),
 }
 
-/// What a request of a device with this attachment may end with.
-pub(crate) fn allowed(spaces: &[Space], attached: &Attached, request: &model::Request) -> Allowed {
-    if request.kind != model::AddressKind::Untranslated || request.pasid.is_some() {
+impl Attached {
+    pub(crate) const NOTHING: Self = Self::To(BTreeMap::new());
+
+    pub(crate) fn at(&self, pasid: u32) -> Option<usize> {
+        match self {
+            Self::To(domains) => domains.get(&pasid).copied(),
+            Self::Unknown(_) => None,
+        }
+    }
+
+    /// All domains that the device may reach with some PASID.
+    pub(crate) fn all(&self) -> Vec<usize> {
+        match self {
+            Self::To(domains) => domains.values().copied().collect(),
+            Self::Unknown(several) => several.clone(),
+        }
+    }
+}
+
+/// What a request of a device with these permissions and attachments may end with.
+pub(crate) fn allowed(
+    spaces: &[Space],
+    attached: &Attached,
+    permissions: &Permissions,
+    request: &model::Request,
+) -> Allowed {
+    let of = |space: usize| spaces[space].allowed(request.address, request.access);
+    let domains = match attached {
+        Attached::To(domains) => domains,
+        Attached::Unknown(several) => {
+            let anything = Allowed::faults(AT_CONTEXT | AT_GATE | AT_PASID | AT_PAGE);
+            return several.iter().fold(anything, |all, &space| all.or(of(space)));
+        }
+    };
+    if domains.is_empty() {
         return Allowed::faults(AT_CONTEXT);
     }
-    let of = |space: usize| spaces[space].allowed(request.address, request.access);
-    match attached {
-        Attached::Nothing => Allowed::faults(AT_CONTEXT),
-        Attached::To(space) => of(*space),
-        Attached::Unknown(several) => several
-            .iter()
-            .fold(Allowed::faults(AT_CONTEXT | AT_PASID | AT_PAGE), |all, &space| all.or(of(space))),
+    let asks = permissions.requests.contains(Requests::TRANSLATION);
+    match request.pasid {
+        _ if request.kind != model::AddressKind::Untranslated && !asks => Allowed::faults(AT_GATE),
+        // Requests without PASID have an entry beside the others, which leads nowhere.
+        None => domains.get(&0).map_or(Allowed::faults(AT_PAGE), |&space| of(space)),
+        Some(0) => Allowed::faults(AT_GATE),
+        Some(_) if permissions.pasid_bits == 0 => Allowed::faults(AT_GATE),
+        // Beyond the directory or the tables, or only not attached.
+        Some(pasid) => domains.get(&pasid).map_or(Allowed::faults(AT_GATE | AT_PASID), |&space| of(space)),
     }
 }
 
@@ -256,7 +303,7 @@ mod tests {
         Piece { iova: 0x4000, len: 0x3000, phys: 0x10_0000, access: Access::READ.union(Access::WRITE) };
 
     fn space() -> Space {
-        let mut space = Space::new(Content::Mappings, 0xffff_ffff, 48);
+        let mut space = Space::new(Content::Mappings, true, 0xffff_ffff, 48);
         space.map(&[PIECE], true);
         space
     }
@@ -277,13 +324,13 @@ mod tests {
     #[test]
     fn a_failed_sync_leaves_what_was_unmapped_possible_until_the_domain_is_forgotten() {
         let mut space = space();
-        space.users.insert(1);
+        space.users.insert((1, 5));
         space.unmap(0x4000, 0x4fff);
         space.gather_synced(false);
         space.gather_synced(true);
         let possible = space.allowed(0x4000, model::Access::Write);
         assert_eq!(possible, Allowed { outputs: [0x10_0000].into(), faults: AT_PAGE });
-        space.leave(1);
+        space.leave(1, 5);
         assert_eq!(space.allowed(0x4000, model::Access::Write), Allowed::faults(AT_PAGE));
     }
 }

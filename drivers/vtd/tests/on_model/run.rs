@@ -5,7 +5,8 @@ use crate::ensure;
 use crate::op::{Op, Roughness, Step, generate};
 use crate::oracle::Attached;
 use crate::world::{Outcomes, World, options};
-use portcullis_iommu::{DomainSpec, PagingSpec, Unit};
+use portcullis_hal::Pasid;
+use portcullis_iommu::{DomainSpec, PagingSpec, Permissions, Requests, Unit};
 use portcullis_model::core::Coverage;
 use portcullis_model::vtd::{Config, Feature};
 use portcullis_vtd::Setup;
@@ -173,14 +174,25 @@ fn finish(mut world: World) -> Outcomes {
     world.survey(0, None)?;
     world.interrupt()?;
     if !world.quarantined {
-        // Every device gets its tables, which stay with it.
+        // Every device gets all the tables that it may have, which stay with it.
         let spec = DomainSpec::Paging(PagingSpec::default());
         let domain = world.driver.new_domain(&spec).map_err(|error| error.to_string())?;
+        let pasid_bits = world.config.pasid_bits() as u8;
+        let all = Permissions { pasid_bits, requests: Requests::empty() };
+        for device in 0..world.devices.len() {
+            world.detach(1, device as u8, 1)?;
+        }
         for device in 0..world.devices.len() {
             let endpoints = world.endpoints(&[device]);
-            world.detach(1, device as u8, 1)?;
+            world.devices[device].function.set_ats(false);
+            world.driver.permit(&endpoints, &all).map_err(|error| error.to_string())?;
             world.driver.attach(&endpoints, &domain).map_err(|error| error.to_string())?;
+            for pasid in world.devices[device].leaves.iter().filter_map(|leaf| Pasid::new(leaf * 64).ok()) {
+                let result = world.driver.attach_pasid(&endpoints, pasid, &domain);
+                result.map_err(|error| error.to_string())?;
+            }
             world.driver.detach(&endpoints).map_err(|error| error.to_string())?;
+            world.devices[device].permissions = all;
         }
     }
     for slot in 0..world.slots.len() {
@@ -194,13 +206,18 @@ fn finish(mut world: World) -> Outcomes {
         world.count("end", "something quarantined");
         return Ok(());
     }
-    // Root table, queue, status word; context tables; a PASID directory and table for each device.
+    // Root table, queue, status word; context tables; for each device a PASID directory, of 8 bytes for 64 PASIDs, and its
+    // tables; the table that leads nowhere.
     let mut contexts: Vec<u16> = world.devices.iter().map(|device| device.sid >> 7).collect();
     contexts.dedup();
-    let expected = 3 + contexts.len() + 2 * world.devices.len();
+    let pasids = 1_usize << world.config.pasid_bits();
+    let directory = (pasids / 64 * 8).div_ceil(4096).max(1);
+    let leaves: usize = world.devices.iter().map(|device| device.leaves.len()).sum();
+    let nowhere = usize::from(pasids > 1);
+    let expected = 3 + contexts.len() + directory * world.devices.len() + leaves + nowhere;
     let found = world.bench.host.hal().frames_in_use();
     ensure!(found == expected, "{found} frames are in use in the end, not {expected}");
-    let ended = world.devices.iter().all(|device| device.attached == Attached::Nothing);
+    let ended = world.devices.iter().all(|device| device.attached == Attached::NOTHING);
     ensure!(ended, "a device is attached in the end");
     world.count("end", "nothing missing");
     handed_over(world)
@@ -219,6 +236,7 @@ fn handed_over(mut world: World) -> Outcomes {
     // The predecessor's domain stays, as its tables do in memory.
     let setup = Setup::new(&successor, registers, options).map_err(|error| error.to_string())?;
     world.driver = setup.enable().map_err(|error| error.to_string())?;
+    world.devices.iter_mut().for_each(|device| device.permissions = Permissions::NONE);
     world.bench.end();
     world.survey(4, None)?;
     world.count("end", "handed over");

@@ -3,15 +3,17 @@
 use crate::bench::{Bench, Registers};
 use crate::memory::Host;
 use crate::op::{Op, Step};
-use crate::oracle::{AT_CONTEXT, Allowed, Attached, Space, allowed};
+use crate::oracle::{AT_CONTEXT, AT_PAGE, AT_PASID, Allowed, Attached, Space, allowed};
 use portcullis_hal::{
     Arc, EndpointId, FrameOrder, Frames, Gather, Mapped, MsiMessage, PhysAddr, SyncError, Unsynced,
 };
-use portcullis_iommu::Domain;
-use portcullis_model::core::{AddressKind, Coverage, Outcome, Prng, Request};
-use portcullis_model::vtd::Config;
+use portcullis_iommu::{Domain, Permissions, Requests};
+use portcullis_model::core::{AddressKind, Coverage, Prng, Request};
+use portcullis_model::device::{Device as Function, Job};
+use portcullis_model::vtd::{Config, points};
 use portcullis_pgtable::{PageTable, VtdSecondStage, X86};
 use portcullis_vtd::{Driver, Options, Setup};
+use std::collections::BTreeSet;
 
 /// Tables that are not the driver's.
 pub(crate) enum Foreign {
@@ -32,6 +34,11 @@ pub(crate) struct Slot {
 pub(crate) struct Device {
     pub(crate) sid: u16,
     pub(crate) attached: Attached,
+    pub(crate) permissions: Permissions,
+    /// With its TLB, as far as it is permitted to use one.
+    pub(crate) function: std::sync::Arc<Function>,
+    /// The PASID tables that it may have: PASIDs divided by 64.
+    pub(crate) leaves: BTreeSet<u32>,
 }
 
 /// What an operation's requests may end with while it runs, and whether it says that it aborts nothing.
@@ -90,6 +97,15 @@ pub(crate) fn options(config: &Config) -> Options {
     Options { timeout_ns: 400_000, queue: FrameOrder::SINGLE, ..Options::new(width) }
 }
 
+/// PASIDs that are tried: several of one table, and of others.
+pub(crate) const PASIDS: [u32; 9] = [1, 2, 3, 31, 63, 64, 0x3ff, 0x2001, 0xf_ffff];
+
+/// What a device does to make a request.
+pub(crate) fn job(request: &Request) -> Job {
+    let Request { pasid, address, access, privilege, .. } = *request;
+    Job { pasid, address, access, privilege }
+}
+
 const SIDS: [u16; 6] = [0x0010, 0x0011, 0x0090, 0x0118, 0x01ff, 0xff00];
 
 impl World {
@@ -107,8 +123,19 @@ impl World {
         let message = MsiMessage { address: PhysAddr::new(0xfee0_1000), data: 0x31 };
         driver.enable_interrupts(message).map_err(|e| e.to_string())?;
         let sid = |n: usize| SIDS.get(n).copied().unwrap_or(0x0200 + n as u16);
-        let devices: Vec<_> =
-            (0..devices).map(|n| Device { sid: sid(n), attached: Attached::Nothing }).collect();
+        let device = |n: usize| {
+            let (link, schedule) = (bench.unit.clone(), bench.schedule.clone());
+            let function = std::sync::Arc::new(Function::new(u32::from(sid(n)), link, schedule, false));
+            bench.add_device(function.clone());
+            Device {
+                sid: sid(n),
+                attached: Attached::NOTHING,
+                permissions: Permissions::NONE,
+                function,
+                leaves: BTreeSet::from([0]),
+            }
+        };
+        let devices: Vec<_> = (0..devices).map(device).collect();
         Ok(Self {
             bench,
             config,
@@ -168,9 +195,32 @@ impl World {
         if write { Request::write(sid, address) } else { Request::read(sid, address) }
     }
 
+    /// A request with a PASID, or without one (0).
+    pub(crate) fn request_of(&self, (device, pasid): (usize, u32), address: u64, write: bool) -> Request {
+        let request = self.request(device, address, write);
+        if pasid == 0 { request } else { request.with_pasid(pasid) }
+    }
+
+    fn requester(&self, request: &Request) -> Option<&Device> {
+        self.devices.iter().find(|device| u32::from(device.sid) == request.requester)
+    }
+
     pub(crate) fn allowed(&self, request: &Request) -> Allowed {
-        let device = self.devices.iter().find(|device| u32::from(device.sid) == request.requester);
-        device.map_or(Allowed::faults(AT_CONTEXT), |device| allowed(&self.spaces, &device.attached, request))
+        let of = |device: &Device| allowed(&self.spaces, &device.attached, &device.permissions, request);
+        self.requester(request).map_or(Allowed::faults(AT_CONTEXT), of)
+    }
+
+    /// A PASID that a device has attached, or none, or one that it has not.
+    pub(crate) fn some_pasid(&self, device: usize, pick: u64) -> u32 {
+        let attached: Vec<u32> = match &self.devices[device].attached {
+            Attached::To(domains) => domains.keys().copied().collect(),
+            Attached::Unknown(_) => Vec::new(),
+        };
+        match pick % 8 {
+            0 => PASIDS[(pick / 8) as usize % PASIDS.len()],
+            1 | 2 => 0,
+            _ => attached.get((pick / 8) as usize % attached.len().max(1)).copied().unwrap_or(0),
+        }
     }
 
     /// Begins an operation that concerns these requests.
@@ -180,7 +230,8 @@ impl World {
         let device = prng.below(self.devices.len() as u64) as usize;
         let point = self.points[prng.below(self.points.len() as u64) as usize];
         requests.truncate(4);
-        requests.push(self.request(device, point, prng.chance(1, 2)));
+        let pasid = self.some_pasid(device, prng.next_u64());
+        requests.push(self.request_of((device, pasid), point, prng.chance(1, 2)));
         self.bench.begin(nonce, &requests);
         let allowed = requests.iter().map(|request| self.allowed(request)).collect();
         Before { requests, allowed }
@@ -192,7 +243,7 @@ impl World {
         for ((probe, request), was) in probes.iter().zip(&before.requests).zip(before.allowed) {
             let mut allowed = was.or(self.allowed(request));
             if change == Break::Possible {
-                allowed.faults |= crate::oracle::AT_PASID | AT_CONTEXT;
+                allowed.faults |= AT_PASID | AT_CONTEXT | AT_PAGE;
             }
             for outcome in &probe.seen {
                 ensure!(
@@ -218,26 +269,23 @@ impl World {
         Ok(())
     }
 
-    /// All that a request could end with now is right.
+    /// All that a request could end with now is right, and what the device has cached for it.
     pub(crate) fn check(&self, request: &Request) -> Outcomes {
         let allowed = self.allowed(request);
         for outcome in self.bench.unit.reachable(*request) {
             ensure!(
-                self.admits(&allowed, request, &outcome),
+                allowed.admits(&outcome),
                 "{request:x?} can end with {outcome:x?}, allowed are {allowed:x?}"
             );
         }
+        let cached = self.requester(request).map(|device| device.function.cached(job(request)));
+        for address in cached.into_iter().flatten() {
+            ensure!(
+                allowed.outputs.contains(&address),
+                "{request:x?} leads the device to {address:#x}, allowed are {allowed:x?}"
+            );
+        }
         Ok(())
-    }
-
-    /// Requests that the driver's entries never allow have reasons of their own.
-    pub(crate) fn admits(&self, allowed: &Allowed, request: &Request, outcome: &Outcome) -> bool {
-        let own = match (request.kind, request.pasid) {
-            (AddressKind::Untranslated, None) => None,
-            (AddressKind::Untranslated, Some(_)) => Some(0x45),
-            _ => Some(0x44),
-        };
-        allowed.admits(outcome) || own.is_some_and(|code| *outcome == Outcome::Fault(code))
     }
 
     /// A look at some of the devices and addresses, or at all.
@@ -247,10 +295,12 @@ impl World {
         for n in 0..some.unwrap_or(devices * points) {
             let pick = if some.is_some() { prng.below(devices * points) } else { n };
             let (device, point) = ((pick / points) as usize, (pick % points) as usize);
-            let request = self.request(device, self.points[point], prng.chance(1, 2));
+            let pasid = self.some_pasid(device, prng.next_u64());
+            let request = self.request_of((device, pasid), self.points[point], prng.chance(1, 2));
+            let asks = self.devices[device].permissions.requests.contains(Requests::TRANSLATION);
             let request = match prng.below(40) {
                 0 => request.with_pasid(prng.below(70) as u32),
-                1 => request.with_kind(AddressKind::Translated),
+                1 if !asks => request.with_kind(AddressKind::Translated),
                 _ => request,
             };
             self.check(&request)?;
@@ -286,12 +336,22 @@ impl World {
             Op::Sync { slot } => self.sync(nonce, slot),
             Op::Attach { device, count, slot } => self.attach(nonce, device, count, slot),
             Op::Detach { device, count } => self.detach(nonce, device, count),
+            Op::AttachPasid { device, count, slot, pasid } => {
+                self.attach_pasid(nonce, device, count, slot, pasid)
+            }
+            Op::DetachPasid { device, count, pasid } => self.detach_pasid(nonce, device, count, pasid),
+            Op::Permit { device, count, bits, requests } => self.permit(nonce, device, count, bits, requests),
             Op::Dma { device, point, kind, mode } => self.dma(device, point, kind, mode),
             Op::Storm { device, count } => self.storm(device, count),
             Op::Interrupt => self.interrupt(),
             _ => self.inject(op),
         }?;
-        if !matches!(op, Op::Short { .. } | Op::Mood { .. } | Op::Refuse { .. } | Op::Hang | Op::Lose) {
+        let armed = matches!(
+            op,
+            Op::Short { .. } | Op::Mood { .. } | Op::Refuse { .. } | Op::Deaf | Op::Hang | Op::Lose
+        );
+        if !armed {
+            self.bench.schedule.odds(points::DEVICE_TIME_OUT, 0, 1);
             self.bench.host.hal().fail_never();
             self.short = false;
             self.bench.unit.unhang();
