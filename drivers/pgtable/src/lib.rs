@@ -52,6 +52,7 @@ pub mod spec;
 mod table;
 mod tree;
 mod unmap;
+mod visit;
 mod vmsa;
 mod vtd;
 mod walk;
@@ -60,6 +61,7 @@ mod x86;
 pub use format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Levels, Replacement, Usage};
 pub use replace::{Progress, ReplaceError};
 pub use table::PageTable;
+pub use visit::HarvestError;
 pub use vmsa::{
     BbmLevel, Descriptors, Layout, Lpa2, MAIR, Plain, Stage, Stage1, Stage2, Vmsa, VmsaStage1,
     VmsaStage1Lpa2, VmsaStage2, VmsaStage2Lpa2,
