@@ -287,10 +287,9 @@ impl Walker<'_> {
         }
         let leaf = level == 1 || value >> 7 & 1 != 0;
         let unaligned = leaf && value & ADDRESS & ((1 << span(level)) - 1) != 0;
-        if leaf && !config.second_stage_leaf(level)
-            || unaligned
-            || value & ADDRESS & config.reserved_address() != 0
-        {
+        // Bit 62 was TM, and is reserved since revision 3.2; only leaves have SNP, bit 11.
+        let reserved = ADDRESS & config.reserved_address() | 1 << 62 | if leaf { 0 } else { 1 << 11 };
+        if leaf && !config.second_stage_leaf(level) || unaligned || value & reserved != 0 {
             return Err(reason::SECOND_STAGE_RESERVED);
         }
         Ok((leaf, Rights { read: value & 1 != 0, second_write: value & 2 != 0, ..Rights::ALL }))

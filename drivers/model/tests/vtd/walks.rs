@@ -317,6 +317,25 @@ fn untagged_interrupt_writes_are_not_translated_and_nothing_may_translate_there(
 }
 
 #[test]
+fn second_stage_entries_have_reserved_bits() {
+    let machine = Machine::full();
+    machine.second_tables(SECOND, 4);
+    machine.pasid(0, second_stage(2, SECOND));
+    // SNP in a leaf, and all that is ignored.
+    machine.put(SLOT5, &[1 << 63 | 0x3ff << 52 | 1 << 11 | 3]);
+    assert_eq!(machine.read(0x5000), Outcome::Done(0));
+    // What was TM, in a leaf and in an entry for a table; SNP in one for a table.
+    machine.put(SLOT5, &[1 << 62 | 3]);
+    assert!(machine.sync(&[flush_domain(2)]));
+    assert_eq!(machine.read(0x5000), Outcome::Fault(0x7a));
+    machine.put(SLOT5, &[3]);
+    for bit in [62, 11] {
+        machine.put(SECOND + 0x1000, &[1 << bit | (SECOND + 0x2000) | 3]);
+        assert_eq!(machine.read(0x5000), Outcome::Fault(0x7a), "bit {bit}");
+    }
+}
+
+#[test]
 fn addresses_beyond_the_host_are_reserved() {
     let mut config = Config::full();
     config.host_width = 40;
