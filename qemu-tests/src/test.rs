@@ -117,8 +117,7 @@ fn scenarios<'a>(
     scripts: &'a [Script],
     amount: Amount,
 ) -> Result<Vec<Scenario<'a>>> {
-    let mut scenarios: Vec<Scenario<'_>> = differential::MACHINES
-        .iter()
+    let mut scenarios: Vec<Scenario<'_>> = differential::machines()
         .map(|machine| Scenario::Differential { machine, profiles, amount })
         .collect();
     let mut lists: Vec<String> = fs::read_dir(workspace.harness_file("expect"))?

@@ -3,8 +3,10 @@
 //! A difference that is not here fails the test, and so does a row that no case uses.
 
 mod smmuv3;
+mod vtd;
 
 pub(super) use smmuv3::SMMUV3;
+pub(super) use vtd::{FIRST, SECOND, VTD};
 
 /// What became of an access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,13 +47,15 @@ pub(super) struct Known {
 /// A table of known differences, and how often each row was used.
 #[derive(Debug)]
 pub(super) struct Table {
-    rows: &'static [Known],
+    rows: Vec<&'static Known>,
     used: Vec<u64>,
 }
 
 impl Table {
-    pub(super) fn new(rows: &'static [Known]) -> Self {
-        Self { rows, used: vec![0; rows.len()] }
+    pub(super) fn new(parts: &'static [&'static [Known]]) -> Self {
+        let rows: Vec<&Known> = parts.iter().copied().flatten().collect();
+        let used = vec![0; rows.len()];
+        Self { rows, used }
     }
 
     /// Whether this pair of results is known.
@@ -87,7 +91,7 @@ impl Table {
 
     /// The rows that nothing used.
     pub(super) fn unused(&self) -> impl Iterator<Item = &'static Known> {
-        self.rows.iter().zip(&self.used).filter(|(_, used)| **used == 0).map(|(row, _)| row)
+        self.rows.iter().zip(&self.used).filter(|(_, used)| **used == 0).map(|(row, _)| *row)
     }
 }
 
@@ -127,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_row_covers_its_input_and_its_pairs_only() {
-        let mut table = Table::new(ROWS);
+        let mut table = Table::new(&[ROWS]);
         assert!(table.outcome("a", Verdict::Lands, Verdict::Silent));
         assert!(!table.outcome("b", Verdict::Lands, Verdict::Silent));
         assert!(!table.outcome("a", Verdict::Silent, Verdict::Lands));
@@ -137,7 +141,7 @@ mod tests {
 
     #[test]
     fn every_different_bit_needs_a_row() {
-        let mut table = Table::new(ROWS);
+        let mut table = Table::new(&[ROWS]);
         assert!(table.fields("b", [0, 0, 0, 0x10]));
         assert!(!table.fields("b", [0, 0, 0, 0x1010]));
         assert!(!table.fields("b", [0, 1, 0, 0x10]));
@@ -145,7 +149,7 @@ mod tests {
 
     #[test]
     fn rows_that_nothing_used_are_told() {
-        let mut table = Table::new(ROWS);
+        let mut table = Table::new(&[ROWS]);
         assert_eq!(table.unused().count(), 2);
         assert!(table.outcome("a", Verdict::Lands, Verdict::Silent));
         assert_eq!(table.unused().count(), 1);

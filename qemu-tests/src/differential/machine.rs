@@ -6,6 +6,7 @@ use std::sync::Arc;
 use anyhow::{Result, bail, ensure};
 use portcullis_model::core::{Mode, Outcome, Ram, Request};
 use portcullis_model::smmuv3::Smmu;
+use portcullis_model::vtd::Vtd;
 
 use super::qtest::Qtest;
 use crate::profile::Arch;
@@ -22,6 +23,8 @@ pub(super) trait Machine {
     fn write64(&mut self, register: u64, value: u64) -> Result<()>;
     /// Reads a 32-bit register.
     fn read32(&mut self, register: u64) -> Result<u32>;
+    /// Reads a 64-bit register.
+    fn read64(&mut self, register: u64) -> Result<u64>;
 }
 
 /// Which way data goes. Reads and writes come from two devices, so their requester ids differ too.
@@ -203,23 +206,40 @@ impl Machine for Emulated {
         self.qtest.ask32(self.unit + register)?;
         Ok(self.qtest.result()? as u32)
     }
+
+    fn read64(&mut self, register: u64) -> Result<u64> {
+        self.qtest.ask64(self.unit + register)?;
+        self.qtest.result()
+    }
+}
+
+/// A modelled IOMMU.
+pub(super) enum Unit {
+    Smmu(Smmu),
+    Vtd(Vtd),
 }
 
 /// A model and its memory.
 pub(super) struct Modelled {
     pub(super) ram: Arc<Ram>,
-    pub(super) unit: Smmu,
+    pub(super) unit: Unit,
 }
 
 impl Modelled {
     /// All that may become of an access, by what is in memory and what may be cached.
     pub(super) fn reachable(&self, access: Access) -> BTreeSet<Outcome> {
-        self.unit.reachable(access.request())
+        match &self.unit {
+            Unit::Smmu(smmu) => smmu.reachable(access.request()),
+            Unit::Vtd(vtd) => vtd.reachable(access.request()),
+        }
     }
 
     /// Does the access as memory says.
     pub(super) fn access(&mut self, access: Access) {
-        self.unit.dma(access.request(), Mode::Fresh);
+        match &self.unit {
+            Unit::Smmu(smmu) => smmu.dma(access.request(), Mode::Fresh),
+            Unit::Vtd(vtd) => vtd.dma(access.request(), Mode::Fresh),
+        };
     }
 }
 
@@ -234,16 +254,32 @@ impl Machine for Modelled {
     }
 
     fn write32(&mut self, register: u64, value: u32) -> Result<()> {
-        self.unit.write32(register, value);
+        match &self.unit {
+            Unit::Smmu(smmu) => smmu.write32(register, value),
+            Unit::Vtd(vtd) => vtd.write32(register, value),
+        }
         Ok(())
     }
 
     fn write64(&mut self, register: u64, value: u64) -> Result<()> {
-        self.unit.write64(register, value);
+        match &self.unit {
+            Unit::Smmu(smmu) => smmu.write64(register, value),
+            Unit::Vtd(vtd) => vtd.write64(register, value),
+        }
         Ok(())
     }
 
     fn read32(&mut self, register: u64) -> Result<u32> {
-        Ok(self.unit.read32(register))
+        Ok(match &self.unit {
+            Unit::Smmu(smmu) => smmu.read32(register),
+            Unit::Vtd(vtd) => vtd.read32(register),
+        })
+    }
+
+    fn read64(&mut self, register: u64) -> Result<u64> {
+        Ok(match &self.unit {
+            Unit::Smmu(smmu) => smmu.read64(register),
+            Unit::Vtd(vtd) => vtd.read64(register),
+        })
     }
 }

@@ -10,9 +10,6 @@ use super::{Driver, Record};
 
 pub(super) use classes::{COUNT, case};
 
-/// The machine's name.
-pub(super) const SMMUV3: &str = "smmuv3";
-
 const COMMANDS: u64 = 0x4100_0000;
 const EVENTS: u64 = 0x4101_0000;
 /// log2 of the entries of both queues.
