@@ -12,9 +12,7 @@ pub(crate) fn push<T>(list: &mut Vec<T>, item: T) -> Result<(), FirmwareError> {
     if list.len() >= LIMIT {
         return Err(FirmwareError::TooManyEntries { limit: LIMIT });
     }
-    list.try_reserve(1).map_err(|_| FirmwareError::OutOfMemory)?;
-    list.push(item);
-    Ok(())
+    portcullis_hal::list::push(list, item).map_err(|_| FirmwareError::OutOfMemory)
 }
 
 /// A copy of `items`.
@@ -27,8 +25,12 @@ pub(crate) fn copy<T: Clone>(items: &[T]) -> Result<Vec<T>, FirmwareError> {
 
 /// A copy of `text`.
 pub(crate) fn text(text: &str) -> Result<String, FirmwareError> {
-    let mut copy = String::new();
-    copy.try_reserve_exact(text.len()).map_err(|_| FirmwareError::OutOfMemory)?;
-    copy.push_str(text);
-    Ok(copy)
+    String::from_utf8(copy(text.as_bytes())?).map_err(|_| FirmwareError::OutOfMemory)
+}
+
+/// The text before the first `mark`, an ASCII character, and what follows that.
+pub(crate) fn split(text: &str, mark: u8) -> (&str, Option<&str>) {
+    let found = text.bytes().position(|byte| byte == mark);
+    let parts = found.and_then(|at| Some((text.get(..at)?, text.get(at + 1..)?)));
+    parts.map_or((text, None), |(before, after)| (before, Some(after)))
 }

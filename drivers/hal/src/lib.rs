@@ -20,6 +20,7 @@ mod frames;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 mod id;
+pub mod list;
 mod mapped;
 mod mm;
 mod mmio;

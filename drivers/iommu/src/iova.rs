@@ -1,7 +1,7 @@
 //! A small allocator of I/O virtual addresses.
 
 use alloc::vec::Vec;
-use portcullis_hal::{Iova, IovaRange, OutOfMemory};
+use portcullis_hal::{Iova, IovaRange, OutOfMemory, list};
 use thiserror::Error;
 
 /// Why no addresses were handed out.
@@ -33,7 +33,7 @@ impl IovaAllocator {
     pub fn new(aperture: IovaRange, reserved: &[IovaRange]) -> Result<Self, OutOfMemory> {
         let mut this = Self { free: Vec::new(), live: 0 };
         this.free.try_reserve(reserved.len() + 2).map_err(|_| OutOfMemory)?;
-        this.free.push(aperture);
+        list::push(&mut this.free, aperture)?;
         this.carve(IovaRange::block(Iova::new(0), portcullis_hal::PAGE_SIZE));
         for &range in reserved {
             this.carve(range);
@@ -49,22 +49,27 @@ impl IovaAllocator {
                 index += 1;
                 continue;
             }
-            self.free.remove(index);
+            list::remove(&mut self.free, index);
             let above =
                 range.last().checked_add(1).and_then(|start| IovaRange::from_bounds(start, free.last()).ok());
             if let Some(above) = above {
-                self.free.insert(index, above);
+                self.keep(index, above);
             }
             let below = range.start().get().checked_sub(1).map(Iova::new);
             let below = below.and_then(|last| IovaRange::from_bounds(free.start(), last).ok());
             if let Some(below) = below {
-                self.free.insert(index, below);
+                self.keep(index, below);
                 index += 1;
             }
             if above.is_some() {
                 index += 1;
             }
         }
+    }
+
+    /// Puts a free range into the list. Were there no room, which `new` and `take` see to, it would never be handed out.
+    fn keep(&mut self, index: usize, range: IovaRange) {
+        let _ = list::insert_reserved(&mut self.free, index, range);
     }
 
     /// Takes `len` bytes whose start is a multiple of `align`, a power of two.
@@ -97,12 +102,12 @@ impl IovaAllocator {
         let mut merged = range;
         if let Some(above) = self.free.get(at).copied().filter(|above| touches(&range, above)) {
             merged = merged.hull(&above);
-            self.free.remove(at);
+            list::remove(&mut self.free, at);
         }
         let before = at.checked_sub(1).and_then(|before| self.free.get_mut(before));
         match before {
             Some(below) if touches(below, &range) => *below = below.hull(&merged),
-            _ => self.free.insert(at, merged),
+            _ => self.keep(at, merged),
         }
     }
 }

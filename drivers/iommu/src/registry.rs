@@ -6,7 +6,7 @@ use crate::{
 };
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Arc, EndpointId, Hal, MapError, OutOfMemory};
+use portcullis_hal::{Arc, EndpointId, Hal, MapError, OutOfMemory, list};
 use spin::{Mutex, RwLock};
 use thiserror::Error;
 
@@ -63,8 +63,7 @@ impl<H: Hal> Iommu<H> {
         self.hal.critical(|| {
             let mut units = self.units.write();
             let id = u16::try_from(units.len()).map_err(|_| OutOfMemory)?;
-            units.try_reserve(1).map_err(|_| OutOfMemory)?;
-            units.push(unit);
+            list::push(&mut units, unit)?;
             Ok(UnitId(id))
         })
     }
@@ -100,8 +99,7 @@ impl<H: Hal> Iommu<H> {
             if devices.iter().any(same) {
                 return Err(AddDeviceError::Duplicate);
             }
-            devices.try_reserve(1).map_err(|_| OutOfMemory)?;
-            devices.push(device.clone());
+            list::push(&mut devices, device.clone())?;
             Ok(device.clone())
         })
     }

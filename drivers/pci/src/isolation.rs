@@ -2,9 +2,10 @@
 
 use crate::function::Function;
 use crate::spec::PortType;
-use crate::{ListMemory, try_filled};
+use crate::{ListMemory, try_filled, try_push};
 use alloc::vec::Vec;
 use core::fmt;
+use portcullis_hal::list::sort_by_key;
 
 /// A set of functions that cannot be isolated from one another, and that have one owner. Numbered from 0 in the
 /// order in which their first members were enumerated.
@@ -90,16 +91,20 @@ fn join_devices(functions: &[Function], sets: &mut Sets, fused: &mut [bool]) -> 
     let mut order: Vec<usize> = Vec::new();
     order.try_reserve_exact(functions.len())?;
     order.extend(0..functions.len());
-    order.sort_unstable_by_key(|&index| device_of(functions, index));
-    for device in order.chunk_by(|&a, &b| device_of(functions, a) == device_of(functions, b)) {
+    sort_by_key(&mut order, |&index| (device_of(functions, index), index));
+    let mut rest = &*order;
+    while let Some(&first) = rest.first() {
+        let same = |&&index: &&usize| device_of(functions, index) == device_of(functions, first);
+        let Some((device, others)) = rest.split_at_checked(rest.iter().take_while(same).count()) else {
+            break;
+        };
+        rest = others;
         let isolated = |&index: &usize| functions.get(index).is_some_and(Function::isolates);
         if device.len() < 2 || device.iter().all(isolated) {
             continue;
         }
         for &index in device {
-            if let Some(&first) = device.first() {
-                sets.join(first, index);
-            }
+            sets.join(first, index);
             if let Some(flag) = fused.get_mut(index) {
                 *flag = true;
             }
@@ -155,7 +160,6 @@ impl Sets {
     fn number(mut self) -> Result<Vec<GroupId>, ListMemory> {
         let len = self.parents.len();
         let mut groups: Vec<GroupId> = Vec::new();
-        groups.try_reserve_exact(len)?;
         let mut next = 0;
         for index in 0..len {
             let lowest = self.find(index);
@@ -164,7 +168,7 @@ impl Sets {
             if lowest == index {
                 next += 1;
             }
-            groups.push(group);
+            try_push(&mut groups, group)?;
         }
         Ok(groups)
     }

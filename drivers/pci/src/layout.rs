@@ -6,7 +6,7 @@
 
 use crate::{ListMemory, try_filled, try_push};
 use alloc::vec::Vec;
-use portcullis_hal::PAGE_SIZE;
+use portcullis_hal::{PAGE_SIZE, list::sort_by_key};
 use thiserror::Error;
 
 /// The granularity of a bridge's memory windows.
@@ -115,7 +115,7 @@ fn bus_number(bus: Option<usize>) -> usize {
 
 /// Packs the ranges at `members` from `start` on; returns the end and the strictest alignment.
 fn pack(ranges: &mut [Range], mut members: Vec<usize>, start: u64) -> Result<(u64, u64), LayoutError> {
-    members.sort_unstable_by_key(|&position| {
+    sort_by_key(&mut members, |&position| {
         let range = ranges.get(position);
         // The position keeps equal ones in the order of the devices.
         (core::cmp::Reverse(range.map(|range| (range.align, range.size))), position)

@@ -101,9 +101,7 @@ impl From<alloc::collections::TryReserveError> for ListMemory {
 
 /// Appends to a list, or reports that there is no memory for it.
 fn try_push<T>(list: &mut alloc::vec::Vec<T>, item: T) -> Result<(), ListMemory> {
-    list.try_reserve(1)?;
-    list.push(item);
-    Ok(())
+    portcullis_hal::list::push(list, item).map_err(|_| ListMemory)
 }
 
 /// A list of `len` copies of `item`, or a report that there is no memory for it.

@@ -10,7 +10,7 @@ use crate::requests::{Priority, Refusal, Request};
 use crate::spec::{AttachFlags, HostDomain, Status};
 use crate::transport::Transport;
 use alloc::vec::Vec;
-use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory, SyncError};
+use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory, SyncError, list};
 use portcullis_iommu::{AttachError, Missing};
 use spin::Mutex;
 
@@ -97,7 +97,8 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         before.try_reserve_exact(endpoints.len()).map_err(|_| OutOfMemory)?;
         self.table(|table| table.try_reserve(endpoints.len())).map_err(|_| OutOfMemory)?;
         for &endpoint in endpoints {
-            before.push((endpoint, self.get(endpoint)));
+            // There is room: it was reserved.
+            let _ = list::push_reserved(&mut before, (endpoint, self.get(endpoint)));
             if let Err(error) = self.go(endpoint, Some(kind), Priority::Normal) {
                 log::warn!("virtio-iommu: endpoint {endpoint} was not attached: {}", error.error);
                 let mut restored = true;

@@ -9,7 +9,7 @@ use crate::spec::{AttachFlags, Head, MapFlags, RequestType};
 use crate::transport::QueueLayout;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
-use portcullis_hal::{Arc, EndpointId, Hal, IovaRange, OutOfMemory, PhysAddr};
+use portcullis_hal::{Arc, EndpointId, Hal, IovaRange, OutOfMemory, PhysAddr, list};
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
@@ -190,8 +190,9 @@ impl<H: Hal> RequestQueue<H> {
         slots.try_reserve_exact(count.into()).map_err(|_| OutOfMemory)?;
         free.try_reserve_exact(count.into()).map_err(|_| OutOfMemory)?;
         for index in 0..count {
-            slots.push(Slot { state: State::Free, sequence: 0, domain: HostDomain(0), unmaps: None });
-            free.push(count - 1 - index);
+            let slot = Slot { state: State::Free, sequence: 0, domain: HostDomain(0), unmaps: None };
+            list::push(&mut slots, slot)?;
+            list::push(&mut free, count - 1 - index)?;
             let tail = buffers.phys(usize::from(index) * SLOT_BYTES + TAIL_AT);
             ring.describe(2 * index + 1, tail, TAIL_BYTES as u32, Direction::DeviceWrites);
         }
@@ -322,7 +323,8 @@ impl<H: Hal> RequestQueue<H> {
             }
             Owner::Nobody => {}
         }
-        self.free.push(index as u16);
+        // There is room for every slot.
+        let _ = list::push_reserved(&mut self.free, index as u16);
     }
 
     /// Hands a batch the answers that have come for it, and frees their slots.
@@ -333,7 +335,7 @@ impl<H: Hal> RequestQueue<H> {
                 && owner == batch
             {
                 slot.state = State::Free;
-                self.free.push(index as u16);
+                let _ = list::push_reserved(&mut self.free, index as u16);
                 collected.answers += 1;
                 collected.refusal = collected.refusal.or(answer.err());
             }

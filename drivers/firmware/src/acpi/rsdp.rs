@@ -86,7 +86,7 @@ impl RootTable<'_> {
         if !entries.len().is_multiple_of(self.entry_len) {
             return Err(FirmwareError::BadLength { at: self.view.here(), length: self.view.len() });
         }
-        let addresses = entries.bytes().chunks_exact(self.entry_len).map(|entry| {
+        let addresses = entries.bytes().chunks_exact(self.entry_len.max(1)).map(|entry| {
             let value = entry.iter().rev().fold(0, |value, &byte| value << 8 | u64::from(byte));
             PhysAddr::new(value)
         });

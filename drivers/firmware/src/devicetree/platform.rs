@@ -71,7 +71,7 @@ pub(super) fn read_consoles(tree: &Tree<'_>, topology: &mut Topology) -> Result<
 /// `stdout-path`: a path or an alias, with options after a colon.
 fn standard_output<'t, 'a>(tree: &'t Tree<'a>) -> Option<Node<'t, 'a>> {
     let path = tree.by_path("/chosen")?.string("stdout-path")?;
-    let path = path.split(':').next()?;
+    let (path, _) = list::split(path, b':');
     if path.starts_with('/') {
         return tree.by_path(path);
     }

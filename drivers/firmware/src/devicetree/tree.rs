@@ -5,10 +5,11 @@
 //! and the place of everything for errors.
 
 use super::cells::Cells;
-use crate::{FirmwareError, Location, Table};
+use crate::{FirmwareError, Location, Table, list};
 use alloc::vec::Vec;
 use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node as _, Property as _};
+use portcullis_hal::list::{push, sort_by_key};
 use portcullis_hal::{PhysAddr, PhysRange};
 
 /// Deepest nesting that is followed; real trees stay below 10.
@@ -58,8 +59,7 @@ impl<'a> Tree<'a> {
         let root = fdt.root();
         let root_index = self.add_node(root, None)?;
         let mut open = Vec::new();
-        open.try_reserve_exact(MAX_DEPTH).map_err(|_| FirmwareError::OutOfMemory)?;
-        open.push((root_index, root.children()));
+        list::push(&mut open, (root_index, root.children()))?;
         while let Some((parent, children)) = open.last_mut() {
             let Some(child) = children.next() else {
                 open.pop();
@@ -69,7 +69,7 @@ impl<'a> Tree<'a> {
             if open.len() == MAX_DEPTH {
                 return Err(FirmwareError::TooDeep { at: self.place(child.name()), limit: MAX_DEPTH });
             }
-            open.push((index, child.children()));
+            list::push(&mut open, (index, child.children()))?;
         }
         Ok(())
     }
@@ -90,21 +90,19 @@ impl<'a> Tree<'a> {
             },
         };
         let cells = CellCounts { address: count("#address-cells", 2)?, size: count("#size-cells", 1)? };
-        self.nodes.try_reserve(1).map_err(|_| FirmwareError::OutOfMemory)?;
-        self.nodes.push(Entry { node, parent, cells });
+        push(&mut self.nodes, Entry { node, parent, cells }).map_err(|_| FirmwareError::OutOfMemory)?;
         Ok(index)
     }
 
     fn add_phandles(&mut self) -> Result<(), FirmwareError> {
         let mut phandles = Vec::new();
-        phandles.try_reserve(self.nodes.len()).map_err(|_| FirmwareError::OutOfMemory)?;
         for node in self.nodes() {
             if let Some(phandle) = node.number("phandle")? {
-                phandles.push((phandle, node.index));
+                push(&mut phandles, (phandle, node.index)).map_err(|_| FirmwareError::OutOfMemory)?;
             }
         }
         // The index keeps equal phandles in tree order without a buffer, unlike a stable sort.
-        phandles.sort_unstable();
+        sort_by_key(&mut phandles, |entry| *entry);
         phandles.dedup_by_key(|(phandle, _)| *phandle);
         self.phandles = phandles;
         Ok(())
@@ -134,8 +132,13 @@ impl<'a> Tree<'a> {
     /// The node at an absolute path. A component without unit address matches one with.
     pub(super) fn by_path(&self, path: &str) -> Option<Node<'_, 'a>> {
         let mut node = self.node(0)?;
-        for name in path.strip_prefix('/')?.split('/').filter(|name| !name.is_empty()) {
-            node = node.children().find(|child| child.is_named(name))?;
+        let mut rest = path.strip_prefix('/');
+        while let Some(path) = rest {
+            let (name, after) = list::split(path, b'/');
+            if !name.is_empty() {
+                node = node.children().find(|child| child.is_named(name))?;
+            }
+            rest = after;
         }
         Some(node)
     }
@@ -201,7 +204,7 @@ impl<'t, 'a> Node<'t, 'a> {
 
     fn is_named(&self, name: &str) -> bool {
         let own = self.name();
-        own == name || (!name.contains('@') && own.split('@').next() == Some(name))
+        own == name || (!name.contains('@') && list::split(own, b'@').0 == name)
     }
 
     pub(super) fn property(&self, name: &str) -> Option<&'a [u8]> {
