@@ -1,4 +1,5 @@
-//! `cargo xtask check`: formatting, lints and documentation, on the host and for both bare-metal targets.
+//! `cargo xtask check`: formatting, lints, documentation and the absence of panics, on the host and for both
+//! bare-metal targets.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -6,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::no_panic;
 use crate::profile::Arch;
 use crate::setup::rustup;
 use crate::test::BARE_METAL_ONLY;
@@ -21,21 +23,44 @@ const FALLIBLE: &str = "drivers report failed allocations";
 /// One thing that is checked.
 struct Step {
     name: String,
-    command: Command,
+    work: Work,
 }
 
-/// Checks everything. Says whether it is all well.
-pub fn command(workspace: &Workspace) -> Result<bool> {
+/// How it is checked.
+enum Work {
+    /// A program that fails if something is wrong.
+    Command(Command),
+    /// The probe for panics, linked for one architecture.
+    NoPanic(Arch),
+}
+
+impl Work {
+    fn is_well(&mut self, workspace: &Workspace) -> Result<bool> {
+        match self {
+            Self::Command(command) => {
+                Ok(command.stdin(Stdio::null()).status().context("cannot start cargo")?.success())
+            }
+            Self::NoPanic(arch) => no_panic::check(workspace, *arch),
+        }
+    }
+}
+
+/// Checks everything whose name contains `filter`. Says whether it is all well.
+pub fn command(workspace: &Workspace, filter: Option<&str>) -> Result<bool> {
     rustup::ensure_targets(workspace)?;
     rustup::ensure_components(workspace)?;
     let mut failed = Vec::new();
-    let steps = steps(workspace)?;
+    let mut steps = steps(workspace)?;
+    steps.retain(|step| filter.is_none_or(|filter| step.name.contains(filter)));
     let count = steps.len();
+    if count == 0 {
+        println!("no step matches");
+        return Ok(false);
+    }
     for mut step in steps {
         ui::say(&step.name);
         let started = Instant::now();
-        let status = step.command.stdin(Stdio::null()).status().context("cannot start cargo")?;
-        if status.success() {
+        if step.work.is_well(workspace)? {
             println!("{} {} ({})", paint(Style::Good, "ok  "), step.name, ui::seconds(started.elapsed()));
         } else {
             println!("{} {}", paint(Style::Bad, "FAIL"), step.name);
@@ -55,7 +80,7 @@ fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
     let mut step = |name: String, arguments: &[&str], tail: &[&str]| {
         let mut command = workspace.cargo();
         command.args(arguments).args(tail).env("RUSTDOCFLAGS", "-D warnings");
-        steps.push(Step { name, command });
+        steps.push(Step { name, work: Work::Command(command) });
     };
     let exclude = |packages: &[&'static str]| -> Vec<&'static str> {
         packages.iter().flat_map(|package| ["--exclude", package]).collect()
@@ -92,7 +117,13 @@ fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
         step(format!("documentation for {}", arch.triple()), &arguments, &[]);
     }
     for step in steps.iter_mut().filter(|step| step.name == FALLIBLE) {
-        step.command.env("CLIPPY_CONF_DIR", workspace.harness_file("lints"));
+        if let Work::Command(command) = &mut step.work {
+            command.env("CLIPPY_CONF_DIR", workspace.harness_file("lints"));
+        }
+    }
+    for arch in Arch::ALL {
+        let name = format!("no panic in the drivers for {}", arch.triple());
+        steps.push(Step { name, work: Work::NoPanic(arch) });
     }
     Ok(steps)
 }

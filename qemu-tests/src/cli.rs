@@ -46,8 +46,11 @@ enum Action {
         #[arg(long, default_value_t)]
         seed: u64,
     },
-    /// Checks formatting, lints and documentation
-    Check,
+    /// Checks formatting, lints and documentation, and that no driver can panic
+    Check {
+        /// Only steps whose name contains this
+        filter: Option<String>,
+    },
     /// Measures instructions per operation, beside Linux's figures
     Bench {
         /// One architecture only
@@ -101,7 +104,7 @@ fn perform(action: Action) -> Result<bool> {
         Action::Test { filter, cases, seed } => {
             test::command(&workspace, filter.as_deref(), Amount { cases, seed })
         }
-        Action::Check => check::command(&workspace),
+        Action::Check { filter } => check::command(&workspace, filter.as_deref()),
         Action::Bench { arch } => bench::command(&workspace, arch),
         Action::Mutants { filter } => mutants::command(&workspace, filter.as_deref()),
     }

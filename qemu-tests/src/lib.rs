@@ -13,6 +13,7 @@ pub mod differential;
 pub mod disk;
 pub mod host_tests;
 pub mod mutants;
+pub mod no_panic;
 pub mod process;
 pub mod profile;
 pub mod protocol;

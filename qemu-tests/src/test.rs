@@ -10,6 +10,7 @@ use anyhow::Result;
 use crate::build::KERNEL;
 use crate::differential::{self, Amount};
 use crate::host_tests::{self, Ended, Suite};
+use crate::no_panic::PROBE;
 use crate::profile::{Arch, Profile, Profiles};
 use crate::protocol::{Counts, Status};
 use crate::run::Lab;
@@ -19,7 +20,7 @@ use crate::ui::{self, Style, paint};
 use crate::workspace::Workspace;
 
 /// Packages that exist for bare metal only.
-pub const BARE_METAL_ONLY: [&str; 2] = [KERNEL, "portcullis-arch"];
+pub const BARE_METAL_ONLY: [&str; 3] = [KERNEL, "portcullis-arch", PROBE];
 /// QEMUs at the same time. Each has two CPUs to emulate already.
 const AT_ONCE: usize = 2;
 /// A limit for all host tests together, building included.
