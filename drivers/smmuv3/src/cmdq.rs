@@ -60,6 +60,12 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// A batch that shares a sync, before which nothing had failed.
+    #[cfg(test)]
+    pub(crate) fn new(first: Position, end: Position) -> Self {
+        Self { first, end, tail: Tail::Command, failures_before: 0 }
+    }
+
     pub(crate) fn failures_before(&self) -> u64 {
         self.failures_before
     }
@@ -69,8 +75,8 @@ impl Batch {
         position.since(self.first) < self.end.since(self.first)
     }
 
-    /// Whether the command at `position` comes after the first of these, and before `end`.
-    pub(crate) fn precedes(&self, position: Position, end: Position) -> bool {
+    /// Whether `position` is that of one of these, or comes behind them and before `end`.
+    pub(crate) fn reaches(&self, position: Position, end: Position) -> bool {
         position.since(self.first) < end.since(self.first)
     }
 }
@@ -148,7 +154,7 @@ impl<H: Hal> CommandQueue<H> {
     }
 
     /// Fills slots that are the caller's.
-    fn fill(&self, first: Position, commands: &[Command], tail: Tail) -> Position {
+    fn fill(&self, first: Position, commands: impl Iterator<Item = Command>, tail: Tail) -> Position {
         let mut position = first;
         for command in commands {
             self.ring.write(position.get().into(), command.0);
@@ -175,7 +181,7 @@ impl<H: Hal, M: Mmio> Consumer for Port<H, M> {
     }
 
     fn put_sync(&self, position: Position) {
-        self.commands.fill(position, &[], Tail::Sync);
+        self.commands.fill(position, core::iter::empty(), Tail::Sync);
     }
 
     fn tell(&self, end: Position) {
@@ -189,7 +195,7 @@ impl<H: Hal, M: Mmio> Consumer for Port<H, M> {
 impl<H: Hal, M: Mmio> Port<H, M> {
     /// Submits `commands` and a sync, and waits for it.
     pub(crate) fn execute(&self, commands: &[Command]) -> Result<(), SyncError> {
-        let ticket = self.submit(commands)?;
+        let ticket = self.submit(commands.iter().copied())?;
         self.complete(&ticket)
     }
 
@@ -211,7 +217,10 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     /// # Errors
     ///
     /// The unit failed, or made no room in time, which takes it out of service.
-    pub(crate) fn submit(&self, commands: &[Command]) -> Result<Ticket, SyncError> {
+    pub(crate) fn submit(
+        &self,
+        mut commands: impl ExactSizeIterator<Item = Command>,
+    ) -> Result<Ticket, SyncError> {
         match self.health() {
             Health::Running => {}
             Health::Off => return Ok(Ticket(None)),
@@ -219,21 +228,23 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         }
         // With its sync it has to fit the ring; only tiny rings need more than one piece.
         let piece = (self.commands.line.capacity() as usize).saturating_sub(1).max(1);
-        let (mut now, mut later) = commands.split_at_checked(piece).unwrap_or((commands, &[]));
-        let first = self.enqueue(now)?;
+        let first = self.enqueue(&mut commands, piece)?;
         let mut last = first;
-        while !later.is_empty() {
-            (now, later) = later.split_at_checked(piece).unwrap_or((later, &[]));
-            last = self.enqueue(now)?;
+        while commands.len() != 0 {
+            last = self.enqueue(&mut commands, piece)?;
         }
         Ok(Ticket(Some(Batch { end: last.end, tail: last.tail, ..first })))
     }
 
-    /// Puts commands into the ring when there is room for all of them.
-    fn enqueue(&self, commands: &[Command]) -> Result<Batch, SyncError> {
+    /// Puts the next commands, `most` at most, into the ring when there is room for all of them.
+    fn enqueue(
+        &self,
+        commands: &mut impl ExactSizeIterator<Item = Command>,
+        most: usize,
+    ) -> Result<Batch, SyncError> {
         let mut wait = Wait::new();
         loop {
-            if let Some(batch) = self.hal().critical(|| self.try_enqueue(commands)) {
+            if let Some(batch) = self.hal().critical(|| self.try_enqueue(commands, most)) {
                 return Ok(batch);
             }
             let before = self.commands.consumed();
@@ -251,11 +262,16 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         }
     }
 
-    fn try_enqueue(&self, commands: &[Command]) -> Option<Batch> {
+    fn try_enqueue(
+        &self,
+        commands: &mut impl ExactSizeIterator<Item = Command>,
+        most: usize,
+    ) -> Option<Batch> {
         let queue = &self.commands;
         let failures_before = queue.recovery.failures();
-        let (first, tail) = queue.line.reserve(commands.len() as u32, self)?;
-        let end = queue.fill(first, commands, tail);
+        let count = commands.len().min(most);
+        let (first, tail) = queue.line.reserve(count as u32, self)?;
+        let end = queue.fill(first, commands.take(count), tail);
         queue.line.publish(first, end.since(first), tail, self);
         Some(Batch { first, end, tail, failures_before })
     }

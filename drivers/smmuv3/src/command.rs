@@ -53,7 +53,29 @@ pub enum Span {
         num: u8,
         /// SCALE, 0 to 31.
         scale: u8,
+        /// The level of all leaf entries there, if it is known.
+        level: Option<Level>,
     },
+}
+
+/// The level of leaf entries, as a hint that spares the unit a search of the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level(u8);
+
+impl Level {
+    /// `above` levels above the last one; `None` where TTL cannot say so: of 16 KiB and 64 KiB granules, the level whose
+    /// leaves need larger addresses than the driver uses is reserved.
+    pub const fn of_leaf(granule: Granule, above: u8) -> Option<Self> {
+        match (granule, above) {
+            (_, 0 | 1) | (Granule::Size4K, 2) => Some(Self(3 - above)),
+            _ => None,
+        }
+    }
+
+    /// TTL.
+    pub const fn get(self) -> u8 {
+        self.0
+    }
 }
 
 impl Command {
@@ -87,7 +109,7 @@ impl Command {
         let second = Tlbi1::new().with_leaf(scope == Scope::Leaf);
         match span {
             Span::Address(address) => Self([first.into(), second.with_addr(address >> 12).into()]),
-            Span::Granules { start, granule, num, scale } => {
+            Span::Granules { start, granule, num, scale, level } => {
                 let tg = match granule {
                     Granule::Size4K => CommandGranule::SIZE_4K,
                     Granule::Size16K => CommandGranule::SIZE_16K,
@@ -95,7 +117,7 @@ impl Command {
                 };
                 Self([
                     first.with_num(num & 0x1f).with_scale(scale & 0x1f).into(),
-                    second.with_tg(tg).with_addr(start >> 12).into(),
+                    second.with_tg(tg).with_ttl(level.map_or(0, Level::get)).with_addr(start >> 12).into(),
                 ])
             }
         }
@@ -181,12 +203,15 @@ mod tests {
     }
 
     #[test]
-    fn a_range_carries_num_scale_and_granule() {
-        let span = |granule| Span::Granules { start: 0x4000_0000, granule, num: 31, scale: 9 };
+    fn a_range_carries_num_scale_granule_and_level() {
+        let span = |granule| Span::Granules { start: 0x4000_0000, granule, num: 31, scale: 9, level: None };
         let word0 = 0x1234_0000_0091_f012;
         for (granule, tg) in [(Granule::Size4K, 1), (Granule::Size16K, 2), (Granule::Size64K, 3)] {
             let command = Command::tlbi_span(ASID, span(granule), Scope::Leaf);
             assert_eq!(command.0, [word0, 0x4000_0001 | tg << 10]);
         }
+        let level = Level::of_leaf(Granule::Size4K, 1);
+        let span = Span::Granules { start: 0x4000_0000, granule: Granule::Size4K, num: 31, scale: 9, level };
+        assert_eq!(Command::tlbi_span(ASID, span, Scope::Leaf).0, [word0, 0x4000_0601]);
     }
 }

@@ -153,7 +153,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
                     continue;
                 }
                 let batch = invalidation(target.tag, granule, target.port.features.ranges, unmapped);
-                match target.port.submit(batch.commands()) {
+                match target.port.submit(batch) {
                     Ok(submitted) => *ticket = Some(submitted),
                     Err(error) => result = Err(error),
                 }

@@ -1,58 +1,27 @@
 //! Which commands invalidate a range of addresses.
+//!
+//! What they cost, in order: a look at a register, a doorbell and a sync are paid once, however many commands there are; a
+//! command is a slot and a search of the TLB; forgetting a whole tag is one command, and afterwards a walk for each address
+//! that is used again. So:
+//!
+//! - With ranges (IDR3.RIL) a range of `n` granules takes one command for every five bits of `n` that are not all zero,
+//!   eight at most, and nothing that stays mapped is forgotten.
+//! - Without, each leaf takes a command; from more than [`MOST_ADDRESSES`] on, the whole tag is forgotten.
+//! - Walk caches are spared ([`Scope::Leaf`]) unless a table was cut off.
+//!
+//! The level of the leaves is told (TTL) where it is sure: if no larger leaf fits into the range. A large leaf that was
+//! split is still cached as what it was, so whoever splits has it forgotten before anything is unmapped from it.
 
-use crate::command::{Command, Scope, Span, Tag};
+use crate::command::{Command, Level, Scope, Span, Tag};
 use portcullis_hal::{Granule, IovaRange};
 
-/// The largest batch, in commands. More single-address invalidations than this cost more than a refill of the TLB, so
-/// that the whole tag is invalidated instead.
-pub const BATCH: usize = 32;
+/// The most commands by address. More cost the unit more than walks do for what it then looks up again.
+pub const MOST_ADDRESSES: u32 = 32;
 
 /// The largest SCALE of a range.
 const MAX_SCALE: u8 = 31;
 /// The largest number of units of a range, NUM + 1.
 const MAX_UNITS: u64 = 32;
-
-/// Commands to be submitted together.
-#[derive(Clone, Copy, Debug)]
-pub struct Batch {
-    commands: [Command; BATCH],
-    len: usize,
-}
-
-/// A batch has no room for another command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BatchFull;
-
-impl Batch {
-    /// An empty batch.
-    pub fn new() -> Self {
-        Self { commands: [Command::sync(); BATCH], len: 0 }
-    }
-
-    /// A batch of one command.
-    pub fn of(command: Command) -> Self {
-        Self { commands: [command; BATCH], len: 1 }
-    }
-
-    /// Adds a command.
-    pub fn push(&mut self, command: Command) -> Result<(), BatchFull> {
-        let slot = self.commands.get_mut(self.len).ok_or(BatchFull)?;
-        *slot = command;
-        self.len += 1;
-        Ok(())
-    }
-
-    /// The commands, in order.
-    pub fn commands(&self) -> &[Command] {
-        self.commands.get(..self.len).unwrap_or_default()
-    }
-}
-
-impl Default for Batch {
-    fn default() -> Self {
-        Self::new()
-    }
-}
 
 /// Whether the unit invalidates ranges (IDR3.RIL).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -74,59 +43,125 @@ pub struct Unmapped {
     pub scope: Scope,
 }
 
-/// The commands, without the sync, that make a unit forget what was unmapped under `tag` in tables of this granule.
-pub fn invalidation(tag: Tag, granule: Granule, ranges: RangeInvalidation, what: Option<Unmapped>) -> Batch {
-    what.and_then(|what| match ranges {
-        RangeInvalidation::Supported => by_range(tag, granule, what),
-        RangeInvalidation::Unsupported => by_address(tag, granule, what),
-    })
-    .unwrap_or_else(|| Batch::of(Command::tlbi_tag(tag)))
+/// The commands, without the sync, that make a unit forget something. They are made as they are taken.
+#[derive(Clone, Copy, Debug)]
+pub struct Batch {
+    tag: Tag,
+    scope: Scope,
+    pieces: Pieces,
+    left: usize,
 }
 
-fn by_address(tag: Tag, granule: Granule, what: Unmapped) -> Option<Batch> {
+#[derive(Clone, Copy, Debug)]
+enum Pieces {
+    Whole,
+    Addresses { next: u64, step: u64 },
+    Ranges { next: u64, granules: u64, granule: Granule, level: Option<Level> },
+}
+
+/// The commands, without the sync, that make a unit forget what was unmapped under `tag` in tables of this granule;
+/// everything under it, if that is not known.
+pub fn invalidation(tag: Tag, granule: Granule, ranges: RangeInvalidation, what: Option<Unmapped>) -> Batch {
+    let scope = what.map_or(Scope::Walk, |what| what.scope);
+    let (pieces, left) = match (what, ranges) {
+        (None, _) => (Pieces::Whole, 1),
+        (Some(what), RangeInvalidation::Supported) => by_range(granule, what),
+        (Some(what), RangeInvalidation::Unsupported) => by_address(granule, what),
+    };
+    Batch { tag, scope, pieces, left }
+}
+
+fn by_address(granule: Granule, what: Unmapped) -> (Pieces, usize) {
     // One address per leaf is enough, and one per table that was cut off, which covers a granule's worth of entries.
     const WIDEST: u8 = 48;
     let largest = match what.scope {
         Scope::Leaf => WIDEST,
         Scope::Walk => 2 * granule.shift() - 3,
     };
-    let step = 1_u64 << what.leaf_shift.clamp(granule.shift(), largest);
-    let mut batch = Batch::new();
-    let mut address = what.range.start().align_down(step);
-    loop {
-        batch.push(Command::tlbi_span(tag, Span::Address(address.get()), what.scope)).ok()?;
-        match address.checked_add(step) {
-            Some(next) if next <= what.range.last() => address = next,
-            _ => return Some(batch),
+    let shift = what.leaf_shift.clamp(granule.shift(), largest);
+    let first = what.range.start().get() >> shift;
+    let count = (what.range.last().get() >> shift) - first + 1;
+    match u32::try_from(count) {
+        Ok(count) if count <= MOST_ADDRESSES => {
+            (Pieces::Addresses { next: first << shift, step: 1 << shift }, count as usize)
         }
+        _ => (Pieces::Whole, 1),
     }
 }
 
-fn by_range(tag: Tag, granule: Granule, what: Unmapped) -> Option<Batch> {
-    let shift = granule.shift();
-    let mut first = what.range.start().get() >> shift;
-    let last = what.range.last().get() >> shift;
-    let mut batch = Batch::new();
-    while first <= last {
-        // From the low end of the count, five bits at a time, so that every piece is an exact multiple of its unit.
-        let left = last - first + 1;
-        let scale = (left.trailing_zeros() as u8).min(MAX_SCALE);
-        let count = match left >> scale {
-            units if scale == MAX_SCALE => units.min(MAX_UNITS),
-            units => units % MAX_UNITS,
-        };
-        let start = first << shift;
-        // NUM, SCALE and TTL of zero together are reserved with a granule.
-        let span = if count == 1 && scale == 0 {
-            Span::Address(start)
-        } else {
-            Span::Granules { start, granule, num: (count - 1) as u8, scale }
-        };
-        batch.push(Command::tlbi_span(tag, span, what.scope)).ok()?;
-        first += count << scale;
+fn by_range(granule: Granule, what: Unmapped) -> (Pieces, usize) {
+    let first = what.range.start().get() >> granule.shift();
+    let granules = (what.range.last().get() >> granule.shift()) - first + 1;
+    let mut count = 0;
+    let mut left = granules;
+    while left != 0 {
+        let (units, scale) = lowest_piece(left);
+        left -= units << scale;
+        count += 1;
     }
-    Some(batch)
+    let level = uniform_level(granule, &what);
+    (Pieces::Ranges { next: first << granule.shift(), granules, granule, level }, count)
 }
+
+/// The piece of a range to begin with, as a number of units and their scale. It comes from the low end of the count, five
+/// bits at a time, so that every piece is an exact multiple of its unit.
+fn lowest_piece(granules: u64) -> (u64, u8) {
+    let scale = (granules.trailing_zeros() as u8).min(MAX_SCALE);
+    match granules >> scale {
+        units if scale == MAX_SCALE => (units.min(MAX_UNITS), scale),
+        units => (units % MAX_UNITS, scale),
+    }
+}
+
+/// The level of all leaves in the range, if it is sure.
+fn uniform_level(granule: Granule, what: &Unmapped) -> Option<Level> {
+    let bits_per_level = granule.shift() - 3;
+    let above = what.leaf_shift.checked_sub(granule.shift())? / bits_per_level;
+    let larger = granule.shift() + (above + 1) * bits_per_level;
+    let (start, last) = (what.range.start().get(), what.range.last().get());
+    // A larger leaf fits if there is an aligned place for it.
+    let block = 1_u64.checked_shl(larger.into())?;
+    let place = start.checked_next_multiple_of(block);
+    let fits = place.is_some_and(|place| place.checked_add(block - 1).is_some_and(|end| end <= last));
+    if what.scope == Scope::Walk || fits {
+        return None;
+    }
+    Level::of_leaf(granule, above).filter(|_| start.is_multiple_of(1 << what.leaf_shift))
+}
+
+impl Iterator for Batch {
+    type Item = Command;
+
+    fn next(&mut self) -> Option<Command> {
+        self.left = self.left.checked_sub(1)?;
+        Some(match &mut self.pieces {
+            Pieces::Whole => Command::tlbi_tag(self.tag),
+            Pieces::Addresses { next, step } => {
+                let address = *next;
+                *next = address.wrapping_add(*step);
+                Command::tlbi_span(self.tag, Span::Address(address), self.scope)
+            }
+            Pieces::Ranges { next, granules, granule, level } => {
+                let (start, (units, scale)) = (*next, lowest_piece(*granules));
+                *next = start.wrapping_add(units << scale << granule.shift());
+                *granules -= units << scale;
+                let (granule, level, num) = (*granule, *level, (units - 1) as u8);
+                // NUM, SCALE and TTL of zero together are reserved with a granule.
+                let span = match level {
+                    None if (num, scale) == (0, 0) => Span::Address(start),
+                    _ => Span::Granules { start, granule, num, scale, level },
+                };
+                Command::tlbi_span(self.tag, span, self.scope)
+            }
+        })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl ExactSizeIterator for Batch {}
 
 #[cfg(test)]
 mod tests {
@@ -154,8 +189,8 @@ mod tests {
             assert_eq!(word0 & 0x01f1_f000, 0, "range fields without a granule");
             return Some((start, 1 << granule.shift()));
         }
-        let (num, scale) = (word0 >> 12 & 0x1f, word0 >> 20 & 0x1f);
-        assert!(num != 0 || scale != 0, "reserved");
+        let (num, scale, ttl) = (word0 >> 12 & 0x1f, word0 >> 20 & 0x1f, word1 >> 8 & 3);
+        assert!(num != 0 || scale != 0 || ttl != 0, "reserved");
         Some((start, (num + 1) << scale << granule.shift()))
     }
 
@@ -168,13 +203,13 @@ mod tests {
                     let what = unmapped(first * page, pages * page, granule.shift(), Scope::Leaf);
                     let batch = invalidation(TAG, granule, RangeInvalidation::Supported, Some(what));
                     let mut next = first * page;
-                    for command in batch.commands() {
-                        let (start, len) = covered(command, granule).unwrap();
+                    for command in batch {
+                        let (start, len) = covered(&command, granule).unwrap();
                         assert_eq!(start, next);
                         next += len;
                     }
                     assert_eq!(next, (first + pages) * page);
-                    assert!(batch.commands().len() <= 8);
+                    assert!(batch.len() <= 8);
                 }
             }
         }
@@ -186,37 +221,79 @@ mod tests {
             let what = unmapped(0x4000_0000, pages << shift, shift, Scope::Leaf);
             invalidation(TAG, Granule::Size4K, RangeInvalidation::Unsupported, Some(what))
         };
-        for pages in 1..=BATCH as u64 {
+        for pages in 1..=u64::from(MOST_ADDRESSES) {
             for shift in [12, 21, 30] {
                 let batch = commands(pages, shift);
-                let starts: Vec<u64> =
-                    batch.commands().iter().map(|c| covered(c, Granule::Size4K).unwrap().0).collect();
+                let starts: Vec<u64> = batch.map(|c| covered(&c, Granule::Size4K).unwrap().0).collect();
                 let expected: Vec<u64> = (0..pages).map(|i| 0x4000_0000 + (i << shift)).collect();
                 assert_eq!(starts, expected);
             }
         }
-        let whole = commands(BATCH as u64 + 1, 12);
-        assert_eq!(whole.commands(), [Command::tlbi_tag(TAG)]);
+        let whole = commands(u64::from(MOST_ADDRESSES) + 1, 12);
+        assert_eq!(whole.collect::<Vec<_>>(), [Command::tlbi_tag(TAG)]);
     }
 
     #[test]
     fn tables_that_were_cut_off_get_an_address_each_and_the_walk_scope() {
         let what = unmapped(0, 4 << 21, u8::MAX, Scope::Walk);
         let batch = invalidation(TAG, Granule::Size4K, RangeInvalidation::Unsupported, Some(what));
-        let words: Vec<u64> = batch.commands().iter().map(|command| command.0[1]).collect();
+        let words: Vec<u64> = batch.map(|command| command.0[1]).collect();
         assert_eq!(words, [0, 0x20_0000, 0x40_0000, 0x60_0000]);
     }
 
     #[test]
     fn nothing_known_invalidates_the_whole_tag() {
         let batch = invalidation(TAG, Granule::Size4K, RangeInvalidation::Supported, None);
-        assert_eq!(batch.commands(), [Command::tlbi_tag(TAG)]);
+        assert_eq!(batch.collect::<Vec<_>>(), [Command::tlbi_tag(TAG)]);
     }
 
     #[test]
     fn a_range_at_the_top_of_the_address_space_ends_there() {
         let what = unmapped(u64::MAX - 0x1fff, 0x2000, 12, Scope::Leaf);
         let batch = invalidation(TAG, Granule::Size4K, RangeInvalidation::Unsupported, Some(what));
-        assert_eq!(batch.commands().len(), 2);
+        assert_eq!(batch.len(), 2);
+    }
+
+    #[test]
+    fn the_number_of_commands_is_known_before_they_are_made() {
+        for ranges in [RangeInvalidation::Supported, RangeInvalidation::Unsupported] {
+            for pages in 1..100 {
+                let what = unmapped(0x5000, pages << 12, 12, Scope::Leaf);
+                let mut batch = invalidation(TAG, Granule::Size4K, ranges, Some(what));
+                for left in (0..batch.len()).rev() {
+                    assert!(batch.next().is_some());
+                    assert_eq!(batch.len(), left);
+                }
+                assert_eq!(batch.next(), None);
+            }
+        }
+    }
+
+    #[test]
+    fn the_level_is_told_only_if_no_larger_leaf_fits_and_no_table_was_cut_off() {
+        let ttl = |granule, start, len, shift, scope| {
+            let what = unmapped(start, len, shift, scope);
+            let batch = invalidation(TAG, granule, RangeInvalidation::Supported, Some(what));
+            let levels: Vec<u64> = batch.map(|command| command.0[1] >> 8 & 3).collect();
+            assert!(levels.iter().all(|level| *level == levels[0]));
+            levels[0]
+        };
+        use Granule::{Size4K, Size16K, Size64K};
+        const MIB: u64 = 1 << 20;
+        assert_eq!(ttl(Size4K, 0x1000, 0x1000, 12, Scope::Leaf), 3);
+        assert_eq!(ttl(Size4K, 0x1000, 2 * MIB - 0x1000, 12, Scope::Leaf), 3);
+        assert_eq!(ttl(Size4K, 0x1000, 4 * MIB - 0x2000, 12, Scope::Leaf), 3, "two halves of tables");
+        assert_eq!(ttl(Size4K, 0, 2 * MIB, 12, Scope::Leaf), 0, "may hold a leaf of 2 MiB");
+        assert_eq!(ttl(Size4K, 0x1000, 4 * MIB - 0x1000, 12, Scope::Leaf), 0, "its second half may");
+        assert_eq!(ttl(Size4K, 0x1_0000, 0x1_0000, 16, Scope::Leaf), 3, "contiguous entries");
+        assert_eq!(ttl(Size4K, 2 * MIB, 2 * MIB, 21, Scope::Leaf), 2);
+        assert_eq!(ttl(Size4K, 1 << 30, 1 << 30, 21, Scope::Leaf), 0, "may hold a leaf of 1 GiB");
+        assert_eq!(ttl(Size4K, 1 << 30, 1 << 30, 30, Scope::Leaf), 1);
+        assert_eq!(ttl(Size4K, 1 << 39, 1 << 39, 39, Scope::Leaf), 0, "as is what is not known");
+        assert_eq!(ttl(Size4K, 2 * MIB, 2 * MIB, 21, Scope::Walk), 0);
+        assert_eq!(ttl(Size16K, 32 * MIB, 32 * MIB, 25, Scope::Leaf), 2);
+        assert_eq!(ttl(Size16K, 1 << 36, 1 << 36, 36, Scope::Leaf), 0, "reserved");
+        assert_eq!(ttl(Size64K, 1 << 29, 1 << 29, 29, Scope::Leaf), 2);
+        assert_eq!(ttl(Size64K, 1 << 42, 1 << 42, 42, Scope::Leaf), 0);
     }
 }

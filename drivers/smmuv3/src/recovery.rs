@@ -53,7 +53,7 @@ impl Failed {
     fn concerns(self, batch: &Batch, passed: Position) -> bool {
         match self {
             Self::Refused(at) => batch.contains(at),
-            Self::Unanswered(at) => batch.precedes(at, passed),
+            Self::Unanswered(at) => batch.reaches(at, passed),
         }
     }
 }
@@ -151,5 +151,39 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let total = counted + u64::from(ahead);
         let before = self.counters.queue_errors_reported.fetch_max(total, Ordering::Relaxed);
         total.saturating_sub(before)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_command_concerns_its_submitter_and_an_unanswered_sync_all_whose_commands_it_covers() {
+        // Around the end of the numbers, too.
+        for base in [0, 100, u32::MAX - 3] {
+            let at = |offset| Position::new(base).plus(offset);
+            // Two commands that share the sync at 6.
+            let batch = Batch::new(at(2), at(4));
+            let concerned = |failed: fn(Position) -> Failed| -> Vec<u32> {
+                (0..9).filter(|&offset| failed(at(offset)).concerns(&batch, at(7))).collect()
+            };
+            assert_eq!(concerned(Failed::Refused), [2, 3]);
+            assert_eq!(concerned(Failed::Unanswered), [2, 3, 4, 5, 6]);
+        }
+    }
+
+    #[test]
+    fn failures_of_others_are_no_concern_as_long_as_all_are_remembered() {
+        let recovery = Recovery::new();
+        let fail = |position| recovery.state.lock().add(Failed::Refused(Position::new(position)));
+        let batch = Batch::new(Position::new(1000), Position::new(1002));
+        let concerned = || recovery.concerns(&batch, Position::new(1002));
+        (0..REMEMBERED as u32).for_each(fail);
+        assert!(!concerned());
+        fail(1001);
+        assert!(concerned(), "one is forgotten, and this one is ours");
+        (0..REMEMBERED as u32).for_each(fail);
+        assert!(concerned(), "what is forgotten may have been ours");
     }
 }

@@ -91,7 +91,7 @@ fn a_range_of_stage_1_is_invalidated() {
     golden!(Tlbi1, 0x0d00; ttl with_ttl 1; tg with_tg CommandGranule::SIZE_64K;);
     for (granule, second) in [(Granule::Size4K, 0x401), (Granule::Size16K, 0x801), (Granule::Size64K, 0xc01)]
     {
-        let span = Span::Granules { start: 0x0000_7fff_dea0_0000, granule, num: 31, scale: 3 };
+        let span = Span::Granules { start: 0x0000_7fff_dea0_0000, granule, num: 31, scale: 3, level: None };
         let command = Command::tlbi_span(Tag::Asid(Asid::new(0x345)), span, Scope::Leaf);
         assert_eq!(command.0, [0x0345_0000_0031_f012, 0x0000_7fff_dea0_0000 | second]);
     }
@@ -111,7 +111,7 @@ fn stage_2_is_invalidated_by_address_and_by_range() {
     let vmid = Tag::Vmid(Vmid::new(0x1234));
     let one = Command::tlbi_span(vmid, Span::Address(IPA), Scope::Leaf);
     assert_eq!(one.0, [0x0000_1234_0000_002a, 0x0000_0008_1234_5001]);
-    let span = Span::Granules { start: IPA, granule: Granule::Size4K, num: 7, scale: 10 };
+    let span = Span::Granules { start: IPA, granule: Granule::Size4K, num: 7, scale: 10, level: None };
     let range = Command::tlbi_span(vmid, span, Scope::Walk);
     assert_eq!(range.0, [0x0000_1234_00a0_702a, 0x0000_0008_1234_5400]);
 }

@@ -3,14 +3,22 @@
 use super::*;
 use fake::Pace;
 use portcullis_iommu::AttachError;
+use portcullis_smmuv3::{Coherency, SyncSignal};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// IDR0.MSI.
+const MSI: u32 = 1 << 13;
 
 #[test]
 fn queues_of_every_size_wrap_many_times() {
     for log2 in 0..=8 {
-        for pace in [Pace::AtOnce, Pace::OnPoll] {
+        for (pace, msi) in [(Pace::AtOnce, 0), (Pace::OnPoll, 0), (Pace::AtOnce, MSI), (Pace::OnPoll, MSI)] {
             let options = Options { command_queue_log2: log2, event_queue_log2: log2, ..options() };
-            let bench = Bench::with(options, |fake| fake.state().pace = pace);
+            let bench = Bench::with(options, |fake| {
+                let mut state = fake.state();
+                state.pace = pace;
+                state.ids[0] |= msi;
+            });
             let domain = bench.paging(Stage::Stage1);
             bench.driver.attach(&endpoint(1), &domain).unwrap();
             for round in 0..3 * (2 << log2) {
@@ -39,6 +47,84 @@ fn a_queue_smaller_than_a_batch_takes_it_in_pieces() {
     invalidate(&domain, 0, 20 << 12).unwrap();
     assert_eq!(bench.fake.opcodes(), [0x12; 20]);
     drop(memory);
+}
+
+#[test]
+fn a_strict_unmap_takes_one_doorbell_one_sync_and_one_look_at_the_unit() {
+    let bench = Bench::new();
+    let domain = bench.paging(Stage::Stage1);
+    bench.driver.attach(&endpoint(1), &domain).unwrap();
+    for page in 0..10 {
+        let memory = bench.map(&domain, page << 12);
+        let before = (bench.driver.stats(), bench.fake.state().polls);
+        bench.fake.state().writes.clear();
+        drop(memory.unmap().unwrap());
+        let (stats, polls) = (bench.driver.stats(), bench.fake.state().polls);
+        assert_eq!(stats.doorbells - before.0.doorbells, 1);
+        assert_eq!((stats.invalidations - before.0.invalidations, stats.syncs - before.0.syncs), (1, 1));
+        assert_eq!(polls - before.1, 1);
+        assert_eq!(bench.fake.state().writes.len(), 1, "CMDQ_PROD and nothing else");
+    }
+}
+
+#[test]
+fn syncs_tell_by_message_where_the_unit_can_and_snoops_and_nobody_said_otherwise() {
+    let messages = |ids: u32, options: Options| {
+        let bench = Bench::with(options, |fake| fake.state().ids[0] |= ids);
+        let domain = bench.paging(Stage::Stage1);
+        bench.driver.attach(&endpoint(1), &domain).unwrap();
+        let polls = bench.fake.state().polls;
+        for page in 0..20 {
+            let memory = bench.map(&domain, page << 12);
+            assert_eq!(bench.read(1, page << 12), done(&memory));
+            drop(memory.unmap().unwrap());
+            assert_eq!(bench.read(1, page << 12), Dma::Faulted(0x10));
+        }
+        let state = bench.fake.state();
+        (state.messages > 20, state.polls - polls)
+    };
+    assert_eq!(messages(MSI, options()), (true, 0), "no register is read");
+    assert_eq!(messages(0, options()), (false, 20));
+    assert_eq!(messages(MSI, Options { sync_signal: SyncSignal::Poll, ..options() }), (false, 20));
+    assert_eq!(messages(MSI, Options { coherency: Coherency::NotSnooped, ..options() }), (false, 20));
+}
+
+#[test]
+fn a_message_that_comes_late_or_never_holds_nobody_up_and_promises_nothing() {
+    for pace in [Pace::AtOnce, Pace::OnPoll] {
+        let options = Options { command_queue_log2: 3, ..options() };
+        let bench = Bench::with(options, |fake| {
+            fake.state().ids[0] |= MSI;
+            fake.state().pace = pace;
+        });
+        let domain = bench.paging(Stage::Stage1);
+        bench.driver.attach(&endpoint(1), &domain).unwrap();
+        for round in 0..60 {
+            bench.fake.state().mute = round % 3 != 0;
+            let memory = bench.map(&domain, 0x1000);
+            assert_eq!(bench.read(1, 0x1000), done(&memory));
+            drop(memory.unmap().unwrap());
+            assert_eq!(bench.read(1, 0x1000), Dma::Faulted(0x10));
+        }
+    }
+}
+
+#[test]
+fn errors_are_seen_while_a_message_is_awaited() {
+    let bench = Bench::with(options(), |fake| fake.state().ids[0] |= MSI);
+    let domain = bench.paging(Stage::Stage1);
+    bench.driver.attach(&endpoint(1), &domain).unwrap();
+    for (opcode, refusal) in [(0x12, 1), (0x12, 2), (0x46, 3)] {
+        let memory = bench.map(&domain, 0x1000);
+        {
+            let mut state = bench.fake.state();
+            state.refuse = Some((opcode, 1));
+            state.refusal = refusal;
+        }
+        // A command that could not be fetched is fetched again.
+        assert_eq!(memory.unmap().is_ok(), refusal == 2);
+        drop(bench.map(&domain, 0x3000).unmap().unwrap());
+    }
 }
 
 #[test]
@@ -139,8 +225,17 @@ fn an_unanswered_device_invalidation_fails_the_sync_that_waited_for_it() {
 
 #[test]
 fn many_submitters_each_get_their_own_answer() {
-    let options = Options { command_queue_log2: 3, timeout_ns: 10_000_000_000, ..options() };
-    let bench = Bench::with(options, |fake| fake.state().pace = Pace::OnPoll);
+    for (pace, msi) in [(Pace::OnPoll, 0), (Pace::AtOnce, 0), (Pace::OnPoll, MSI)] {
+        submit_from_many(pace, msi);
+    }
+}
+
+fn submit_from_many(pace: Pace, msi: u32) {
+    let options = Options { command_queue_log2: 3, ..options() };
+    let bench = Bench::with(options, |fake| {
+        fake.state().pace = pace;
+        fake.state().ids[0] |= msi;
+    });
     let domains: Vec<_> = (0..4).map(|_| bench.paging(Stage::Stage1)).collect();
     std::thread::scope(|scope| {
         for (stream, domain) in domains.iter().enumerate() {
@@ -165,6 +260,7 @@ fn many_submitters_each_get_their_own_answer() {
     });
     let stats = bench.driver.stats();
     assert_eq!(stats.doorbells, bench.fake.state().doorbells);
+    assert!(stats.syncs <= stats.invalidations && stats.doorbells <= stats.invalidations + stats.syncs);
 }
 
 #[test]
