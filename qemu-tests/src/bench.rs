@@ -3,10 +3,12 @@
 //! The kernel's `job=bench` runs on machines whose clock ticks once per instruction, so the numbers do not depend on
 //! the host and come out the same each time, but for what the compiler does. The table is printed; `bench.json` and
 //! `bench.svg` in the build directory's `bench/` hold the same for programs and for people.
+//! How threads get through the drivers' queues is measured on the host, against a unit that is done at once.
 
 mod json;
 mod linux;
 mod plot;
+mod throughput;
 
 use std::fs;
 use std::time::Duration;
@@ -93,11 +95,23 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
         println!("\n{}", paint(Style::Bold, &format!("{}: {}", measured.machine, measured.about)));
         print!("{}", ui::table(&table(measured)));
     }
+    let queues = throughput::measure(workspace)?;
+    for queue in &queues {
+        println!(
+            "\n{}",
+            paint(Style::Bold, &format!("{}: threads against a unit that is done at once", queue.queue))
+        );
+        print!("{}", ui::table(&queue.table()));
+        for (goal, reached) in queue.goals() {
+            println!("  {goal}: {}", verdict_of(reached));
+        }
+    }
     let directory = workspace.target().join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
-    for (name, text) in
-        [("bench.json", json::document(&lab.tools.describe(), &all)), ("bench.svg", plot::document(&all))]
-    {
+    for (name, text) in [
+        ("bench.json", json::document(&lab.tools.describe(), &all, &queues)),
+        ("bench.svg", plot::document(&all)),
+    ] {
         let path = directory.join(name);
         fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -155,16 +169,21 @@ fn table(measured: &Measured) -> Vec<Vec<String>> {
             or_dash(row.linux.map(grouped)),
             or_dash(row.linux.map(|linux| ratio(row.cost.instructions, linux))),
             or_dash(row.goal().map(grouped)),
-            match row.reached() {
-                Some(true) => paint(Style::Good, "reached"),
-                Some(false) => paint(Style::Warn, "missed "),
-                None => " ".repeat("reached".len()),
-            },
+            verdict_of(row.reached()),
             row.cost.doorbells.to_string(),
             row.cost.invalidations.to_string(),
         ]);
     }
     rows
+}
+
+/// What became of a goal, in words of one length.
+fn verdict_of(reached: Option<bool>) -> String {
+    match reached {
+        Some(true) => paint(Style::Good, "reached"),
+        Some(false) => paint(Style::Warn, "missed "),
+        None => " ".repeat("reached".len()),
+    }
 }
 
 /// The share of Linux's instructions.
@@ -234,9 +253,13 @@ mod tests {
             about: "a \"quoted\" <machine>".to_owned(),
             rows: rows(&report(&lines()), "aarch64").unwrap(),
         };
-        let json = json::document("QEMU", std::slice::from_ref(&measured));
+        let sample = throughput::Sample { threads: 8, per_second: 7, retries_ppm: 6, doorbells_ppm: 5 };
+        let queue = throughput::Throughput { queue: "a queue", samples: vec![sample] };
+        let json = json::document("QEMU", std::slice::from_ref(&measured), &[queue]);
         let svg = plot::document(std::slice::from_ref(&measured));
         assert!(json.contains(r#""about": "a \"quoted\" <machine>""#));
+        assert!(json.contains(r#""queue": "a queue""#));
+        assert!(json.contains(r#"{ "threads": 8, "per_second": 7, "retries_ppm": 6, "doorbells_ppm": 5 }"#));
         assert!(svg.contains("&lt;machine&gt;"));
         for operation in &linux::OPERATIONS {
             assert!(json.contains(operation.key), "{}", operation.key);

@@ -203,11 +203,13 @@ impl<W: Word> Producers<W> {
         None
     }
 
-    /// The same place with the limit that `consumed` allows, which is never taken back.
+    /// The same place with the limit that `consumed` allows. It is never taken back, and never farther off than the ring
+    /// is long, whatever a consumer may say.
     #[inline]
     fn renewed(&self, gate: Gate, consumed: Position) -> Gate {
         let limit = consumed.plus(self.capacity());
-        Gate { limit: if limit.has_reached(gate.limit) { limit } else { gate.limit }, ..gate }
+        let sane = limit.has_reached(gate.limit) && limit.since(gate.next) <= self.capacity();
+        Gate { limit: if sane { limit } else { gate.limit }, ..gate }
     }
 
     /// Declares that the slots of a reserved batch are written, and calls `ring` for what is finished in a row, unless

@@ -39,6 +39,7 @@ pub(crate) struct Counters {
     pub(crate) syncs: AtomicU64,
     pub(crate) doorbells: AtomicU64,
     pub(crate) errors: AtomicU64,
+    pub(crate) retries: AtomicU64,
 }
 
 impl Counters {
@@ -123,6 +124,7 @@ impl<H: Hal> Queue<H> {
     ) -> Result<Ticket, Timeout> {
         let mut patience = Patience::new(registers);
         loop {
+            self.counters.retries.fetch_add(1, Ordering::Relaxed);
             if let Some(ticket) = self.try_submit(registers, batch.clone(), size) {
                 return Ok(ticket);
             }

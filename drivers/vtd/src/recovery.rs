@@ -149,8 +149,10 @@ impl<H: Hal> Queue<H> {
     /// to be done. Where the unit does not say which device it was, they are those of all devices.
     fn blame_device(&self, recent: &mut Recent, head: Position, device: u16) {
         let done = self.done();
+        // Both come from the hardware, which may be mistaken.
+        let count = if head.has_reached(done) { head.since(done).min(2 * self.ring.slots()) } else { 0 };
         let sent = |wanted: Option<u16>| {
-            let places = (0..head.since(done)).map(move |offset| done.plus(offset));
+            let places = (0..count).map(move |offset| done.plus(offset));
             places.filter(move |&place| {
                 let target = target(self.descriptors.read(self.ring.slot(place)));
                 target.is_some() && wanted.is_none_or(|wanted| target == Some(wanted))

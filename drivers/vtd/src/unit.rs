@@ -194,6 +194,12 @@ impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
         &self.inner.features
     }
 
+    /// How often a reservation of queue slots was made again since start-up: because the queue was full, or because it
+    /// was the one that found out that it is not.
+    pub fn queue_retries(&self) -> u64 {
+        self.inner.queue.counters.retries.load(Ordering::Relaxed)
+    }
+
     /// Programs the fault event (11.4.7.2 to 11.4.7.5) and unmasks it. To be called when the handler of the interrupt
     /// is registered: an event may come at once, for faults that happened before.
     ///

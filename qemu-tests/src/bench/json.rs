@@ -1,11 +1,35 @@
 //! The results as JSON.
 
+use super::throughput::{Sample, Throughput};
 use super::{Measured, Row};
 
 /// All results, with the QEMU that they come from.
-pub(super) fn document(qemu: &str, all: &[Measured]) -> String {
+pub(super) fn document(qemu: &str, all: &[Measured], queues: &[Throughput]) -> String {
     let machines: Vec<String> = all.iter().map(machine).collect();
-    format!("{{\n  \"qemu\": {},\n  \"machines\": [\n{}\n  ]\n}}\n", string(qemu), machines.join(",\n"))
+    let queues: Vec<String> = queues.iter().map(queue).collect();
+    format!(
+        "{{\n  \"qemu\": {},\n  \"machines\": [\n{}\n  ],\n  \"throughput\": [\n{}\n  ]\n}}\n",
+        string(qemu),
+        machines.join(",\n"),
+        queues.join(",\n")
+    )
+}
+
+fn queue(throughput: &Throughput) -> String {
+    let samples: Vec<String> = throughput.samples.iter().map(sample).collect();
+    format!(
+        "    {{\n      \"queue\": {},\n      \"samples\": [\n{}\n      ]\n    }}",
+        string(throughput.queue),
+        samples.join(",\n")
+    )
+}
+
+fn sample(sample: &Sample) -> String {
+    let Sample { threads, per_second, retries_ppm, doorbells_ppm } = sample;
+    format!(
+        "        {{ \"threads\": {threads}, \"per_second\": {per_second}, \"retries_ppm\": {retries_ppm}, \
+         \"doorbells_ppm\": {doorbells_ppm} }}"
+    )
 }
 
 fn machine(measured: &Measured) -> String {

@@ -106,17 +106,21 @@ impl Machine {
     }
 
     /// Carries out the descriptor before the tail, which is a wait, and returns its slot.
-    #[expect(unsafe_code, reason = "the unit's view of memory")]
     fn complete(&self) -> u64 {
         let tail = self.stub.get(IQT.offset) / 32;
         let slot = (tail + 127) % 128;
         let [low, address, ..] = self.slot(slot);
         assert_eq!(low & 0x6f, 0x65, "a wait that writes its status and is a fence");
-        let word = self.hal.phys_to_virt(portcullis_hal::PhysAddr::new(address)).cast::<AtomicU64>();
-        // SAFETY: the word is allocated as long as the queue is there.
-        unsafe { word.as_ref() }.store(low >> 32, Ordering::Release);
+        self.write_status(address, low >> 32);
         self.stub.set(IQH.offset, self.stub.get(IQT.offset));
         slot
+    }
+
+    #[expect(unsafe_code, reason = "the unit's view of memory")]
+    fn write_status(&self, address: u64, value: u64) {
+        let word = self.hal.phys_to_virt(portcullis_hal::PhysAddr::new(address)).cast::<AtomicU64>();
+        // SAFETY: the word is allocated as long as the queue is there.
+        unsafe { word.as_ref() }.store(value, Ordering::Release);
     }
 }
 
@@ -273,4 +277,21 @@ fn a_wait_without_end_and_a_full_ring_tell_what_was_waited_for() {
     assert_eq!((full.register, full.expected, full.last), ("free invalidation queue slots", 4, 1));
     // Those who gave up are not in the way of what needs less.
     assert!(machine.try_submit(&[]).is_ok());
+}
+
+#[test]
+fn a_unit_that_talks_nonsense_gets_no_more_room_than_there_is_and_no_endless_search() {
+    for nonsense in [0x1000, 0x4000_0000, 0x8000_0000, 0xffff_ff00] {
+        let machine = Machine::new();
+        let ticket = machine.submit(&[device_tlb(0x20)]);
+        let [_, status, ..] = machine.slot(1);
+        machine.write_status(status, nonsense);
+        machine.fetch_all(ITE, 0x20 << 32);
+        let mut taken = 0;
+        while machine.try_submit(&[]).is_ok() {
+            taken += 1;
+            assert!(taken < 128, "more than the ring holds");
+        }
+        let _ = ticket;
+    }
 }
