@@ -3,9 +3,11 @@
 
 #![expect(unsafe_code, reason = "raw memory that plays physical memory")]
 
+pub mod scarce;
+
 use crate::{
-    FrameOrder, Gather, Hal, IdentityAccess, InterruptMask, IoSpace, IovaRange, OutOfMemory, PhysAddr,
-    UnmapError,
+    FrameOrder, Gather, Hal, IdentityAccess, InterruptMask, IoSpace, IovaRange, MapError, Mapping,
+    OutOfMemory, PhysAddr, UnmapError,
 };
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -77,6 +79,28 @@ impl HostHal {
         (phys.get() < base + block.order.bytes()).then_some((base, block))
     }
 
+    /// The 64-bit word at `phys`, as a device reads it; `None` where nothing is allocated, or not aligned.
+    pub fn load64(&self, phys: PhysAddr) -> Option<u64> {
+        self.with_word(phys, |word| word.load(Ordering::SeqCst))
+    }
+
+    /// Writes the 64-bit word at `phys`, as a device does; `None` where nothing is allocated, or not aligned.
+    pub fn store64(&self, phys: PhysAddr, value: u64) -> Option<()> {
+        self.with_word(phys, |word| word.store(value, Ordering::SeqCst))
+    }
+
+    fn with_word<R>(&self, phys: PhysAddr, access: impl FnOnce(&AtomicU64) -> R) -> Option<R> {
+        // Held, so that the block is not freed meanwhile.
+        let frames = self.0.frames.read().unwrap();
+        let (&base, block) = frames.range(..=phys.get()).next_back()?;
+        let offset = phys.get() - base;
+        if offset >= block.order.bytes() || !offset.is_multiple_of(8) {
+            return None;
+        }
+        // SAFETY: inside the block, which is aligned to its size; its memory is shared through atomics only.
+        Some(access(unsafe { AtomicU64::from_ptr(block.memory.as_ptr().add(offset as usize).cast()) }))
+    }
+
     /// How many allocations were asked for so far.
     pub fn allocations(&self) -> usize {
         self.0.allocations.load(Ordering::SeqCst)
@@ -106,6 +130,12 @@ impl HostHal {
 /// Pass-through for tests, in which there are no devices.
 // SAFETY: nothing but models of devices reaches host memory in tests, through checked accesses.
 pub const IDENTITY: IdentityAccess = unsafe { IdentityAccess::new() };
+
+/// Maps for tests, whose memory no real device reaches.
+pub fn map<S: IoSpace + ?Sized>(space: &S, list: &[Mapping]) -> Result<(), MapError> {
+    // SAFETY: models of devices do not touch what they reach.
+    unsafe { space.map(list) }
+}
 
 /// Unmaps for tests, whose memory no real device reaches.
 pub fn unmap<S: IoSpace + ?Sized>(

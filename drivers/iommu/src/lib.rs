@@ -8,7 +8,7 @@
 //!   regions, and turns what units report into [`Fault`]s with an owner.
 //!
 //! Everything starts denied: a device that is not attached reaches nothing, and its attempts are recorded.
-#![cfg_attr(not(test), no_std)]
+#![cfg_attr(not(any(test, feature = "host")), no_std)]
 
 extern crate alloc;
 
@@ -16,6 +16,8 @@ mod device;
 mod domain;
 mod enable;
 mod fault;
+#[cfg(feature = "host")]
+pub mod host;
 mod ids;
 mod iova;
 mod pasid;
