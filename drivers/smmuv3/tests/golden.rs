@@ -15,7 +15,7 @@
 //!
 //! The ID registers are what QEMU 11.1.3 shows.
 
-use portcullis_smmuv3::spec::cd::{CD_BYTES, CD_MAIR_WORD, CD_WORDS, Cd0, Cd1};
+use portcullis_smmuv3::spec::cd::{CD_BYTES, CD_MAIR_WORD, CD_WORDS, Cd0, Cd1, L1Cd};
 use portcullis_smmuv3::spec::cmd::CommandError;
 use portcullis_smmuv3::spec::registers::{self, *};
 use portcullis_smmuv3::spec::ste::*;
@@ -249,13 +249,13 @@ fn a_stream_that_aborts_or_bypasses() {
 #[test]
 fn a_stream_with_stage_1_and_one_context_descriptor() {
     golden!(Ste0, 0x0000_0008_4321_000b;
-        v with_v true; config with_config StreamConfig::STAGE_1; s1fmt with_s1fmt 0;
+        v with_v true; config with_config StreamConfig::STAGE_1; s1fmt with_s1fmt ContextFormat::LINEAR;
         s1contextptr with_s1contextptr 0x8_4321_0000 >> 6; s1cdmax with_s1cdmax 0;
     );
     golden!(Ste1, 0x0000_1000_1008_00d6;
         s1dss with_s1dss DefaultSubstream::SUBSTREAM_0; s1cir with_s1cir Cacheability::WRITE_BACK;
         s1cor with_s1cor Cacheability::WRITE_BACK; s1csh with_s1csh Shareability::INNER;
-        mev with_mev true; eats with_eats 0b01; strw with_strw StreamWorld::NS_EL1;
+        mev with_mev true; eats with_eats AtsMode::FULL; strw with_strw StreamWorld::NS_EL1;
         shcfg with_shcfg ShareabilityOverride::INCOMING;
     );
 }
@@ -264,7 +264,7 @@ fn a_stream_with_stage_1_and_one_context_descriptor() {
 #[test]
 fn a_stream_with_stage_1_and_substreams() {
     golden!(Ste0, 0xa000_0008_4321_002b;
-        v with_v true; config with_config StreamConfig::STAGE_1; s1fmt with_s1fmt 0b10;
+        v with_v true; config with_config StreamConfig::STAGE_1; s1fmt with_s1fmt ContextFormat::TWO_LEVEL_64K;
         s1contextptr with_s1contextptr 0x8_4321_0000 >> 6; s1cdmax with_s1cdmax 20;
     );
     golden!(Ste1, 0x0000_1000_8808_00d5;
@@ -321,7 +321,7 @@ fn a_nested_stream() {
     );
     golden!(Ste1, 0x0000_1000_2000_00d4;
         s1cir with_s1cir Cacheability::WRITE_BACK; s1cor with_s1cor Cacheability::WRITE_BACK;
-        s1csh with_s1csh Shareability::INNER; eats with_eats 0b10; shcfg with_shcfg ShareabilityOverride::INCOMING;
+        s1csh with_s1csh Shareability::INNER; eats with_eats AtsMode::SPLIT; shcfg with_shcfg ShareabilityOverride::INCOMING;
     );
 }
 
@@ -362,4 +362,11 @@ fn a_context_descriptor_that_stalls_and_has_64k_tables() {
 #[test]
 fn memory_attributes_are_the_fourth_word() {
     assert_eq!(CD_MAIR_WORD, 192 / 64);
+}
+
+/// 5.3: V is bit 0, the pointer bits 51:12 (Linux: CTXDESC_L1_DESC_V and _L2PTR_MASK).
+#[test]
+fn level_1_context_descriptors_decode() {
+    golden!(L1Cd, 0x000f_ffff_ffff_0001; v with_v true; l2ptr with_l2ptr 0xf_ffff_ffff_0000 >> 12;);
+    golden!(L1Cd, 0x0000_0001_2345_0000; v with_v false; l2ptr with_l2ptr 0x1_2345_0000 >> 12;);
 }

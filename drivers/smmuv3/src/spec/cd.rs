@@ -136,5 +136,25 @@ layout!(Cd1 {
     TTB0_OFFSET, TTB0_BITS: 51, 4;
 });
 
+/// A level-1 context descriptor: points to a second-level table.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct L1Cd {
+    /// `0` There is a second-level table.
+    pub v: bool,
+    #[bits(11)]
+    __: u16,
+    /// `51:12` Address bits 51:12 of the second-level table, aligned to its size.
+    #[bits(40)]
+    pub l2ptr: u64,
+    #[bits(12)]
+    __: u16,
+}
+
+layout!(L1Cd {
+    V_OFFSET, V_BITS: 0, 0;
+    L2PTR_OFFSET, L2PTR_BITS: 51, 12;
+});
+
 /// The index of the word that holds MAIR0 (bits 223:192) and MAIR1 (bits 255:224), laid out as MAIR_ELx.
 pub const CD_MAIR_WORD: usize = 3;

@@ -31,6 +31,8 @@ encoding! {
         TLBI_S2_IPA = 0x2a,
         /// Invalidate all non-secure entries that are not EL2's.
         TLBI_NSNH_ALL = 0x30,
+        /// Invalidate what a device has cached of its translations (ATS).
+        ATC_INV = 0x40,
         /// Complete when all earlier commands have completed.
         SYNC = 0x46,
     }
@@ -162,6 +164,53 @@ layout!(Tlbi1 {
     LEAF_OFFSET, LEAF_BITS: 0, 0;
     TTL_OFFSET, TTL_BITS: 9, 8;
     TG_OFFSET, TG_BITS: 11, 10;
+    ADDR_OFFSET, ADDR_BITS: 63, 12;
+});
+
+/// CMD_ATC_INV, bits 63:0.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Atc0 {
+    /// `7:0` Opcode.
+    #[bits(8)]
+    pub opcode: Opcode,
+    __: bool,
+    /// `9` With a SubstreamID: all of them are concerned.
+    pub g: bool,
+    __: bool,
+    /// `11` The invalidation carries a SubstreamID.
+    pub ssv: bool,
+    /// `31:12` SubstreamID.
+    #[bits(20)]
+    pub ssid: u32,
+    /// `63:32` StreamID.
+    pub sid: u32,
+}
+
+layout!(Atc0 {
+    OPCODE_OFFSET, OPCODE_BITS: 7, 0;
+    G_OFFSET, G_BITS: 9, 9;
+    SSV_OFFSET, SSV_BITS: 11, 11;
+    SSID_OFFSET, SSID_BITS: 31, 12;
+    SID_OFFSET, SID_BITS: 63, 32;
+});
+
+/// CMD_ATC_INV, bits 127:64.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Atc1 {
+    /// `69:64` The range is `2^size` times 4 KiB, naturally aligned; 52 for all addresses.
+    #[bits(6)]
+    pub size: u8,
+    #[bits(6)]
+    __: u8,
+    /// `127:76` Address bits 63:12.
+    #[bits(52)]
+    pub addr: u64,
+}
+
+layout!(Atc1 {
+    SIZE_OFFSET, SIZE_BITS: 5, 0;
     ADDR_OFFSET, ADDR_BITS: 63, 12;
 });
 

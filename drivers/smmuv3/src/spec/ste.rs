@@ -25,6 +25,30 @@ encoding! {
 }
 
 encoding! {
+    /// STE.S1Fmt: the form of the table of context descriptors.
+    ContextFormat {
+        /// One table.
+        LINEAR = 0b00,
+        /// Two levels, with second-level tables of 4 KiB: 64 descriptors.
+        TWO_LEVEL_4K = 0b01,
+        /// Two levels, with second-level tables of 64 KiB: 1024 descriptors.
+        TWO_LEVEL_64K = 0b10,
+    }
+}
+
+encoding! {
+    /// STE.EATS: translation requests of the device, and its accesses by translated addresses.
+    AtsMode {
+        /// Both are aborted.
+        ABORT = 0b00,
+        /// Both are allowed; the translation is that of all stages.
+        FULL = 0b01,
+        /// Translated addresses go through stage 2.
+        SPLIT = 0b10,
+    }
+}
+
+encoding! {
     /// STE.S1DSS: transactions without a SubstreamID on a stream with several context descriptors.
     DefaultSubstream {
         /// They are aborted.
@@ -69,9 +93,9 @@ pub struct Ste0 {
     /// `3:1` What happens to the stream.
     #[bits(3)]
     pub config: StreamConfig,
-    /// `5:4` Format of the context descriptor table: 0 linear, 1 and 2 two-level.
+    /// `5:4` Form of the context descriptor table.
     #[bits(2)]
-    pub s1fmt: u8,
+    pub s1fmt: ContextFormat,
     /// `55:6` Address bits 55:6 of the context descriptor table.
     #[bits(50)]
     pub s1contextptr: u64,
@@ -124,7 +148,7 @@ pub struct Ste1 {
     pub s1stalld: bool,
     /// `93:92` PCIe ATS.
     #[bits(2)]
-    pub eats: u8,
+    pub eats: AtsMode,
     /// `95:94` Translation regime of stage 1.
     #[bits(2)]
     pub strw: StreamWorld,
