@@ -1,47 +1,31 @@
-//! Attaching endpoints to domains.
+//! Attaching endpoints to domains, for requests without a PASID.
 
-use crate::command::{Command, Tag};
+use crate::atc::{Block, Cached};
+use crate::change::{Unconfirmed, worse};
+use crate::command::{Command, Scope, Tag};
 use crate::domain::{Body, SmmuDomain};
-use crate::entry::{Shape, context_descriptor, missing_for, stage_2_shape, used_by_ste};
-use crate::memory::{NoFrames, Slot};
+use crate::entry::{Shape, context_descriptor, missing_for, stage_2};
+use crate::memory::Slot;
 use crate::port::{Health, Port, count};
+use crate::record::{Attachment, Plain, Record, UNATTACHED, translates};
 use crate::spec::cd::CD_BYTES;
-use crate::spec::registers;
 use crate::stream::StreamTable;
-use crate::targets::Target;
-use crate::update::{Entry, plan, prefixed};
+use crate::targets::{Target, Translation};
 use alloc::vec::Vec;
 use core::any::Any;
-use portcullis_hal::wait::Timeout;
 use portcullis_hal::{
-    Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, SyncError, TableFormat, Vmid, barrier,
+    Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, TableFormat, TableRoot, Vmid, barrier,
 };
-use portcullis_iommu::{AttachError, Domain, IdPool, Missing, Transition};
-
-/// The entry of an endpoint without a domain: DMA is aborted and recorded.
-const UNATTACHED: Entry = [0; 8];
+use portcullis_iommu::{AttachError, Domain, IdPool, Missing, Permissions, Transition};
+use spin::Mutex;
 
 /// What changes when endpoints are attached.
 pub(crate) struct Attachments<H: Hal, M: Mmio> {
     pub(crate) streams: StreamTable<H>,
     /// By stream, in ascending order.
-    attached: Vec<Attachment<H, M>>,
+    pub(crate) records: Vec<Record<H, M>>,
     asids: IdPool,
     vmids: IdPool,
-}
-
-/// An endpoint's domain. The clone keeps the domain's tables in place as long as hardware may walk them.
-pub(crate) struct Attachment<H: Hal, M: Mmio> {
-    stream: StreamId,
-    pub(crate) domain: Arc<dyn Domain>,
-    /// The domain's tag on this unit, for domains with tables.
-    pub(crate) target: Option<Arc<Target<H, M>>>,
-}
-
-/// An entry to be written, and what has to be kept while it stands.
-struct Prepared<H: Hal, M: Mmio> {
-    entry: Entry,
-    target: Option<Arc<Target<H, M>>>,
 }
 
 impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
@@ -50,20 +34,41 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let last = |bits: u8| (1_u32 << bits.min(16)) - 1;
         Ok(Self {
             streams,
-            attached: Vec::new(),
+            records: Vec::new(),
             asids: IdPool::new(1, last(port.features.asid_bits))?,
             // Entries with stage 1 only are tagged with VMID 0.
             vmids: IdPool::new(1, last(port.features.vmid_bits))?,
         })
     }
 
-    fn place(&self, stream: StreamId) -> Result<usize, usize> {
-        self.attached.binary_search_by_key(&stream, |attachment| attachment.stream)
+    pub(crate) fn place(&self, stream: StreamId) -> Result<usize, usize> {
+        self.records.binary_search_by_key(&stream, |record| record.stream)
     }
 
-    /// What an endpoint is attached to.
-    pub(crate) fn find(&self, stream: StreamId) -> Option<&Attachment<H, M>> {
-        self.attached.get(self.place(stream).ok()?)
+    /// What is known of a stream.
+    pub(crate) fn find(&self, stream: StreamId) -> Option<&Record<H, M>> {
+        self.records.get(self.place(stream).ok()?)
+    }
+
+    pub(crate) fn find_mut(&mut self, stream: StreamId) -> Option<&mut Record<H, M>> {
+        let place = self.place(stream).ok()?;
+        self.records.get_mut(place)
+    }
+
+    pub(crate) fn permissions(&self, stream: StreamId) -> Permissions {
+        self.find(stream).map_or(Permissions::NONE, |record| record.permissions)
+    }
+
+    /// The record of a stream, for which there is room; a new one says `plain`.
+    pub(crate) fn record(&mut self, stream: StreamId, plain: Plain<H, M>) -> Option<&mut Record<H, M>> {
+        let place = match self.place(stream) {
+            Ok(place) => place,
+            Err(place) => {
+                self.records.insert(place, Record::new(stream, plain));
+                place
+            }
+        };
+        self.records.get_mut(place)
     }
 
     /// Replaces the translation of all `endpoints`; see [`Unit::attach`](portcullis_iommu::Unit::attach).
@@ -77,10 +82,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             return Ok(Transition::Hitless);
         }
         self.check(endpoints)?;
-        let any: &dyn Any = &**domain;
-        let own = any
-            .downcast_ref::<SmmuDomain<H, M>>()
-            .ok_or(AttachError::Incompatible { missing: Missing::BACKEND })?;
+        let own = own::<H, M>(domain)?;
         if matches!(own.body(), Body::Blocked) {
             return self.block(port, endpoints);
         }
@@ -90,44 +92,60 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         for &endpoint in endpoints {
             self.streams.prepare(&port.features, stream(endpoint))?;
         }
-        self.attached.try_reserve(endpoints.len()).map_err(|_| OutOfMemory)?;
-        let prepared = self.prepare(port, own)?;
+        self.records.try_reserve(endpoints.len()).map_err(|_| OutOfMemory)?;
+        let target = match own.root() {
+            None => None,
+            Some(root) => Some(self.target(port, own, &root)?),
+        };
+        let new = Attachment { domain: domain.clone(), target };
+        if let Err(error) = self.agree(port, endpoints, &new) {
+            self.unused(new.target.as_ref());
+            return Err(error);
+        }
         // From here on only the hardware can fail.
         let mut transition = Transition::Hitless;
         for &endpoint in endpoints {
-            let attachment = Attachment {
-                stream: stream(endpoint),
-                domain: domain.clone(),
-                target: prepared.target.clone(),
-            };
-            match self.install(port, attachment, &prepared.entry) {
-                Ok(Transition::Hitless) => {}
-                Ok(Transition::Disruptive) => transition = Transition::Disruptive,
-                Err(error) => {
-                    self.give_up(port, endpoints);
-                    return Err(unconfirmed(port, error));
-                }
+            match self.set_plain(port, stream(endpoint), Plain::Attached(new.clone())) {
+                Ok(how) => transition = worse(transition, how),
+                Err(error) => return Err(self.give_up(port, endpoints, error)),
             }
         }
         count(&port.counters.attaches);
         Ok(transition)
     }
 
-    /// Returns the endpoints to the state after start-up; see [`Unit::detach`](portcullis_iommu::Unit::detach).
-    pub(crate) fn detach(
-        &mut self,
-        port: &Arc<Port<H, M>>,
+    /// Whether `new` goes with what the endpoints were permitted; makes room among those who cache.
+    fn agree(
+        &self,
+        port: &Port<H, M>,
         endpoints: &[EndpointId],
+        new: &Attachment<H, M>,
     ) -> Result<(), AttachError> {
-        self.check(endpoints)?;
-        self.remove(port, endpoints, &UNATTACHED).map(drop)
+        let plain = Plain::Attached(new.clone());
+        for &endpoint in endpoints {
+            let missing = plain.missing(&self.permissions(stream(endpoint)));
+            if !missing.is_empty() {
+                return Err(AttachError::Incompatible { missing });
+            }
+        }
+        self.make_room(port, endpoints, new)
     }
 
-    fn block(&mut self, port: &Arc<Port<H, M>>, endpoints: &[EndpointId]) -> Result<Transition, AttachError> {
-        self.remove(port, endpoints, &Shape::Abort.entry())
+    /// Makes room for the endpoints among those who cache translations of a domain.
+    pub(crate) fn make_room(
+        &self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        new: &Attachment<H, M>,
+    ) -> Result<(), AttachError> {
+        let caches = endpoints.iter().any(|&endpoint| translates(&self.permissions(stream(endpoint))));
+        match &new.target {
+            Some(target) if caches => Ok(target.caches.reserve(port.hal(), endpoints.len())?),
+            _ => Ok(()),
+        }
     }
 
-    fn check(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
+    pub(crate) fn check(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
         let unknown = |endpoint: &&EndpointId| !self.streams.covers(stream(**endpoint));
         match endpoints.iter().find(unknown) {
             Some(&endpoint) => Err(AttachError::UnknownEndpoint(endpoint)),
@@ -135,189 +153,228 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         }
     }
 
-    /// The entry for a domain, with the domain's tag on this unit.
-    fn prepare(
+    /// The domain's target on this unit, which may have no users yet.
+    pub(crate) fn target(
         &mut self,
         port: &Arc<Port<H, M>>,
         domain: &SmmuDomain<H, M>,
-    ) -> Result<Prepared<H, M>, AttachError> {
-        let Some(root) = domain.root() else {
-            return Ok(Prepared { entry: Shape::Bypass.entry(), target: None });
-        };
-        let features = &port.features;
-        let (_, missing) = missing_for(&root, features);
+        root: &TableRoot,
+    ) -> Result<Arc<Target<H, M>>, AttachError> {
+        let (_, missing) = missing_for(root, &port.features);
         if !missing.is_empty() {
             return Err(AttachError::Incompatible { missing });
         }
-        let target = match domain.targets.find(domain.hal(), port) {
-            Some(target) => target,
-            None => self.new_target(port, domain)?,
-        };
-        let shape = match (root.format, target.tag) {
-            (TableFormat::VmsaStage1 { .. }, Tag::Asid(_)) => {
-                target.descriptor().map(|descriptor| Shape::Stage1 { descriptor, stall: features.stall })
-            }
-            (_, Tag::Vmid(vmid)) => stage_2_shape(&root, vmid, features),
-            _ => None,
-        };
-        match shape {
-            Some(shape) => Ok(Prepared { entry: shape.entry(), target: Some(target) }),
-            None => {
-                if target.users() == 0 {
-                    self.give_back(target.tag);
-                }
-                Err(AttachError::Incompatible { missing: Missing::FORMAT })
-            }
+        if let Some(target) = domain.targets.find(domain.hal(), port) {
+            return Ok(target);
         }
-    }
-
-    /// Takes an id for a domain and makes its target. Without memory nothing is kept.
-    fn new_target(
-        &mut self,
-        port: &Arc<Port<H, M>>,
-        domain: &SmmuDomain<H, M>,
-    ) -> Result<Arc<Target<H, M>>, AttachError> {
-        let format = domain.root().map(|root| root.format);
-        let pool = match format {
-            Some(TableFormat::VmsaStage1 { .. }) => &mut self.asids,
+        let pool = match root.format {
+            TableFormat::VmsaStage1 { .. } => &mut self.asids,
             _ => &mut self.vmids,
         };
         let id = pool.take().ok_or(AttachError::NoFreeId)?;
-        let made = Self::make_target(port, domain, id as u16);
+        let made = Self::make_target(port, domain, root, id as u16);
         if made.is_err() {
             pool.give_back(id);
         }
-        Ok(made?)
+        made
     }
 
     fn make_target(
         port: &Arc<Port<H, M>>,
         domain: &SmmuDomain<H, M>,
+        root: &TableRoot,
         id: u16,
-    ) -> Result<Arc<Target<H, M>>, NoFrames> {
-        let (tag, descriptor) = match domain.root() {
-            Some(root) if let TableFormat::VmsaStage1 { granule, mair } = root.format => {
+    ) -> Result<Arc<Target<H, M>>, AttachError> {
+        let (tag, translation) = match root.format {
+            TableFormat::VmsaStage1 { granule, mair } => {
                 let asid = Asid::new(id);
                 let frames = port.features.zeroed(port.hal(), CD_BYTES)?;
-                let entry = context_descriptor(&root, granule, mair, asid, &port.features);
+                let entry = context_descriptor(root, granule, mair, asid, &port.features);
                 Slot::new(&frames, 0, port.features.table_writes()).write(&entry);
-                (Tag::Asid(asid), Some(frames))
+                (Tag::Asid(asid), Translation::Stage1(Mutex::new(Some(frames))))
             }
-            _ => (Tag::Vmid(Vmid::new(id)), None),
+            _ => {
+                let vmid = Vmid::new(id);
+                let fields = stage_2(root, vmid, &port.features);
+                let fields = fields.ok_or(AttachError::Incompatible { missing: Missing::FORMAT })?;
+                (Tag::Vmid(vmid), Translation::Stage2(fields))
+            }
         };
-        let target = Arc::try_new(Target::new(port.clone(), tag, descriptor))?;
+        let target = Arc::try_new(Target::new(port.clone(), tag, translation))?;
         domain.targets.add(port.hal(), &target)?;
         Ok(target)
     }
 
-    /// Publishes the entry of an attachment, for which there is room, and lets go of the one before.
-    fn install(
-        &mut self,
-        port: &Arc<Port<H, M>>,
-        attachment: Attachment<H, M>,
-        entry: &Entry,
-    ) -> Result<Transition, SyncError> {
-        if let Some(target) = &attachment.target {
-            target.add_user();
-        }
-        // The domain's unmappers see the target before any device can use the entry.
-        barrier::store_then_load();
-        let place = self.place(attachment.stream);
-        match self.update(port, attachment.stream, entry) {
-            Ok(transition) => {
-                let old = match place {
-                    Ok(at) => self.attached.get_mut(at).map(|slot| core::mem::replace(slot, attachment)),
-                    Err(at) => {
-                        self.attached.insert(at, attachment);
-                        None
-                    }
-                };
-                if let Some(old) = old {
-                    self.release(port, old);
-                }
-                Ok(transition)
-            }
-            Err(error) => {
-                // The unit may use either; both stay as they are, for ever.
-                core::mem::forget(attachment);
-                Err(error)
-            }
+    /// Takes back a target that found no use.
+    pub(crate) fn unused(&mut self, target: Option<&Arc<Target<H, M>>>) {
+        if let Some(target) = target
+            && target.users() == 0
+        {
+            target.retire();
+            self.give_back(target.tag);
         }
     }
 
-    /// Takes endpoints out of their domains, whatever the hardware answers.
-    fn remove(
+    /// Counts a target in before an entry that leads to it is published.
+    pub(crate) fn enter(&self, port: &Port<H, M>, who: Cached, new: Option<&Arc<Target<H, M>>>) {
+        if let Some(target) = new {
+            target.add_user();
+            if translates(&self.permissions(who.stream)) {
+                target.caches.add(port.hal(), who);
+            }
+        }
+        // The domain's unmappers see the target before any device can use the entry.
+        barrier::store_then_load();
+    }
+
+    /// Changes what becomes of a stream's requests without a PASID. There is room for its record.
+    fn set_plain(
         &mut self,
-        port: &Arc<Port<H, M>>,
+        port: &Port<H, M>,
+        stream: StreamId,
+        new: Plain<H, M>,
+    ) -> Result<Transition, Unconfirmed> {
+        let who = Cached { stream, pasid: None };
+        self.enter(port, who, new.target());
+        let Some(record) = self.record(stream, Plain::Unattached) else { return Ok(Transition::Hitless) };
+        let old = core::mem::replace(&mut record.plain, new);
+        let result = self.switch_plain(port, stream);
+        let old = match old {
+            Plain::Attached(old) => Some(old),
+            Plain::Unattached | Plain::Blocked => None,
+        };
+        self.conclude(port, who, old, result)
+    }
+
+    /// Lets go of what was replaced as soon as nobody uses it. A stream whose device did not forget it is cut off.
+    pub(crate) fn conclude(
+        &mut self,
+        port: &Port<H, M>,
+        who: Cached,
+        old: Option<Attachment<H, M>>,
+        mut result: Result<Transition, Unconfirmed>,
+    ) -> Result<Transition, Unconfirmed> {
+        if let Err(Unconfirmed::Device(_)) = result
+            && let Err(error) = self.update(port, who.stream, &UNATTACHED)
+        {
+            result = Err(error);
+        }
+        match (old, &result) {
+            // The unit may use either; both stay as they are, for ever.
+            (Some(old), Err(Unconfirmed::Unit(_))) => core::mem::forget(old),
+            (Some(old), _) => self.leave(port, who, &old),
+            (None, _) => {}
+        }
+        result
+    }
+
+    /// Brings the hardware to what the record says of requests without a PASID.
+    fn switch_plain(&self, port: &Port<H, M>, stream: StreamId) -> Result<Transition, Unconfirmed> {
+        let Some(record) = self.find(stream) else { return Ok(Transition::Hitless) };
+        let caching = self.takes_requests(stream);
+        let mut transition = Transition::Hitless;
+        let slot = record.contexts.as_ref().and_then(|contexts| contexts.entry(0));
+        let context = record.plain.context();
+        // The descriptor is there before the entry sends requests to it, and goes after.
+        if let (Some(slot), Some(context)) = (&slot, &context) {
+            transition = port.bring_context(stream, 0, slot, context, Scope::Walk)?;
+        }
+        transition = worse(transition, self.update(port, stream, &record.entry(&port.features))?);
+        if let (Some(slot), None) = (&slot, &context) {
+            port.bring_context(stream, 0, slot, &UNATTACHED, Scope::Leaf)?;
+        }
+        if caching && self.takes_requests(stream) {
+            port.silence(&[Command::atc_inv(Cached { stream, pasid: None }, Block::ALL)])?;
+        }
+        Ok(transition)
+    }
+
+    /// Returns the endpoints to the state after start-up; see [`Unit::detach`](portcullis_iommu::Unit::detach).
+    pub(crate) fn detach(&mut self, port: &Port<H, M>, endpoints: &[EndpointId]) -> Result<(), AttachError> {
+        self.check(endpoints)?;
+        self.each(port, endpoints, Self::cut_off).map(drop)
+    }
+
+    fn block(&mut self, port: &Port<H, M>, endpoints: &[EndpointId]) -> Result<Transition, AttachError> {
+        self.each(port, endpoints, |this, port, stream| match this.find(stream) {
+            Some(_) => this.set_plain(port, stream, Plain::Blocked),
+            None => this.update(port, stream, &Shape::Abort.entry()),
+        })
+    }
+
+    /// Takes something from all endpoints, whatever the hardware answers.
+    pub(crate) fn each(
+        &mut self,
+        port: &Port<H, M>,
         endpoints: &[EndpointId],
-        entry: &Entry,
+        mut take: impl FnMut(&mut Self, &Port<H, M>, StreamId) -> Result<Transition, Unconfirmed>,
     ) -> Result<Transition, AttachError> {
         let before = port.health();
         let mut transition = Transition::Hitless;
         let mut failure = None;
         for &endpoint in endpoints {
             let stream = stream(endpoint);
-            let attachment = self.place(stream).ok().map(|at| self.attached.remove(at));
-            match self.update(port, stream, entry) {
-                Ok(Transition::Hitless) => {}
-                Ok(Transition::Disruptive) => transition = Transition::Disruptive,
-                Err(error) => {
-                    port.fault(&error);
-                    self.invalidate(stream);
-                    core::mem::forget(attachment);
-                    failure = failure.or(Some(error));
-                    continue;
+            match take(self, port, stream) {
+                Ok(how) => {
+                    transition = worse(transition, how);
+                    self.tidy(stream);
                 }
-            }
-            if let Some(attachment) = attachment {
-                self.release(port, attachment);
+                Err(error) => {
+                    let error = self.give_up(port, &[endpoint], error);
+                    failure = failure.or(Some(error));
+                }
             }
         }
         count(&port.counters.attaches);
         match failure {
             // An entry that reads as it should may never have been confirmed.
             _ if before == Health::Faulted => Err(AttachError::Lost),
-            Some(error) => Err(unconfirmed(port, error)),
+            Some(error) => Err(error),
             None => Ok(transition),
         }
     }
 
-    /// Brings the entry of a stream to `entry`, by a plan that never shows hardware anything else.
-    fn update(&self, port: &Port<H, M>, stream: StreamId, entry: &Entry) -> Result<Transition, SyncError> {
-        // A stream without a second-level table is invalid already.
-        let Some(slot) = self.streams.entry(stream) else {
-            return Ok(Transition::Hitless);
-        };
-        let from = slot.read();
-        if port.health() == Health::Faulted {
-            // The unit may hold any word that this entry had since its last sync, and must not find others beside it.
-            // The caller clears the valid bit.
-            return Err(SyncError::Faulted);
+    /// Makes a stream's entry invalid, and lets go of all that it was attached to.
+    fn cut_off(&mut self, port: &Port<H, M>, stream: StreamId) -> Result<Transition, Unconfirmed> {
+        let transition = self.update(port, stream, &UNATTACHED)?;
+        let Some(record) = self.find_mut(stream) else { return Ok(transition) };
+        let plain = core::mem::replace(&mut record.plain, Plain::Unattached);
+        let pasids = core::mem::take(&mut record.pasids);
+        if let Some(contexts) = &record.contexts {
+            // Nothing leads to the table, and nothing of it is cached.
+            let used = pasids.iter().map(|(pasid, _)| pasid.get()).chain([0]);
+            used.filter_map(|substream| contexts.entry(substream)).for_each(|slot| slot.write(&UNATTACHED));
         }
-        let plan = plan(&from, entry, used_by_ste);
-        let mut now = from;
-        for step in plan.steps() {
-            if *step != now {
-                slot.write(step);
-                // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
-                port.forget(Command::cfgi_ste(stream))?;
-                now = *step;
-            }
+        if let Plain::Attached(attachment) = &plain {
+            self.leave(port, Cached { stream, pasid: None }, attachment);
         }
-        Ok(plan.transition)
+        for (pasid, attachment) in &pasids {
+            self.leave(port, Cached { stream, pasid: Some(*pasid) }, attachment);
+        }
+        Ok(transition)
     }
 
-    /// Lets go of an endpoint's former domain. With the last endpoint, the unit forgets the tag before it is free.
-    fn release(&mut self, port: &Arc<Port<H, M>>, attachment: Attachment<H, M>) {
-        let Some(target) = &attachment.target else { return };
+    /// Drops a record that says nothing.
+    fn tidy(&mut self, stream: StreamId) {
+        if let Ok(place) = self.place(stream)
+            && self.records.get(place).is_some_and(Record::is_idle)
+        {
+            self.records.remove(place);
+        }
+    }
+
+    /// Lets go of a former domain. With the last user, the unit forgets the tag before it is free.
+    fn leave(&mut self, port: &Port<H, M>, who: Cached, old: &Attachment<H, M>) {
+        let Some(target) = &old.target else { return };
         if target.users() == 1 {
             if let Err(error) = port.execute(&[Command::tlbi_tag(target.tag)]) {
                 log::error!("SMMUv3: {} and its tables are quarantined: {error}", target.tag);
-                core::mem::forget(attachment);
+                core::mem::forget(old.clone());
                 return;
             }
             self.give_back(target.tag);
         }
+        target.caches.remove(port.hal(), who);
         target.remove_user();
     }
 
@@ -329,50 +386,48 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         }
     }
 
-    /// After a failure: none of the endpoints is translated any more, and what they used is kept for ever.
-    fn give_up(&mut self, port: &Arc<Port<H, M>>, endpoints: &[EndpointId]) {
-        port.fault(&"a change of an endpoint's entry was not confirmed");
+    /// After a failure none of the endpoints is translated any more. What they used is kept for ever, unless only a
+    /// device failed and the unit confirms that it is cut off.
+    pub(crate) fn give_up(
+        &mut self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        error: Unconfirmed,
+    ) -> AttachError {
+        let told = error.error(port);
         for &endpoint in endpoints {
             let stream = stream(endpoint);
+            if matches!(error, Unconfirmed::Device(_)) && self.cut_off(port, stream).is_ok() {
+                self.tidy(stream);
+                continue;
+            }
+            port.fault(&"a change of an endpoint's entry was not confirmed");
             self.invalidate(stream);
             if let Ok(at) = self.place(stream) {
-                core::mem::forget(self.attached.remove(at));
+                core::mem::forget(self.records.remove(at));
             }
         }
-    }
-
-    /// Clears the valid bit, for hardware that may look once more.
-    fn invalidate(&self, stream: StreamId) {
-        if let Some(slot) = self.streams.entry(stream) {
-            let [_, rest @ ..] = slot.read();
-            slot.write(&prefixed(0, rest));
-        }
+        told
     }
 
     /// Clears all valid bits and gives nothing back, for a unit that cannot be stopped.
     pub(crate) fn abandon(&mut self) {
-        for attachment in core::mem::take(&mut self.attached) {
-            self.invalidate(attachment.stream);
-            core::mem::forget(attachment);
+        for record in core::mem::take(&mut self.records) {
+            self.invalidate(record.stream);
+            core::mem::forget(record);
         }
     }
 }
 
-/// A unit knows endpoints by StreamID.
-fn stream(endpoint: EndpointId) -> StreamId {
-    StreamId::new(endpoint.get())
+/// The domain as this driver made it.
+pub(crate) fn own<H: Hal, M: Mmio + 'static>(
+    domain: &Arc<dyn Domain>,
+) -> Result<&SmmuDomain<H, M>, AttachError> {
+    let any: &dyn Any = &**domain;
+    any.downcast_ref().ok_or(AttachError::Incompatible { missing: Missing::BACKEND })
 }
 
-/// An error after which the endpoints are blocked, by the register that showed it.
-fn unconfirmed<H: Hal, M: Mmio>(port: &Port<H, M>, error: SyncError) -> AttachError {
-    const CMDQ_CONS_ERR: u64 = 0x7f << 24;
-    match error {
-        SyncError::Timeout(timeout) => AttachError::Timeout(timeout),
-        SyncError::Faulted | SyncError::Gather(_) => AttachError::Timeout(Timeout {
-            register: registers::CMDQ_CONS.name,
-            mask: CMDQ_CONS_ERR,
-            expected: 0,
-            last: u32::from(port.commands.last_error()).into(),
-        }),
-    }
+/// A unit knows endpoints by StreamID.
+pub(crate) fn stream(endpoint: EndpointId) -> StreamId {
+    StreamId::new(endpoint.get())
 }

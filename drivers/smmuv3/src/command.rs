@@ -1,8 +1,10 @@
 //! Commands, built from the fields of [`spec::cmd`](crate::spec::cmd).
 
+use crate::atc::{Block, Cached};
 use crate::spec::Shareability;
 use crate::spec::cmd::{
-    COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, Sync0, Sync1, Tlbi0, Tlbi1,
+    Atc0, Atc1, COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, Sync0, Sync1, Tlbi0,
+    Tlbi1,
 };
 use core::fmt;
 use portcullis_hal::{Asid, Granule, PhysAddr, StreamId, Vmid};
@@ -98,6 +100,30 @@ impl Command {
         Self([word.into(), 0])
     }
 
+    /// CFGI_CD: one context descriptor, or with [`Scope::Walk`] the level-1 descriptor above it too (4.3.3).
+    pub fn cfgi_cd(stream: StreamId, substream: u32, scope: Scope) -> Self {
+        let word = Cfgi0::new().with_opcode(Opcode::CFGI_CD).with_sid(stream.get()).with_ssid(substream);
+        Self([word.into(), Cfgi1::new().with_leaf_or_range(u8::from(scope == Scope::Leaf)).into()])
+    }
+
+    /// ATC_INV: what the device has cached for `cached` in a block (4.5.1).
+    pub fn atc_inv(cached: Cached, block: Block) -> Self {
+        let word = Atc0::new().with_opcode(Opcode::ATC_INV).with_sid(cached.stream.get());
+        let word = match cached.pasid {
+            Some(pasid) => word.with_ssv(true).with_ssid(pasid.get()),
+            None => word,
+        };
+        Self([word.into(), Atc1::new().with_size(block.log2).with_addr(block.start >> 12).into()])
+    }
+
+    /// ATC_INV of all that the device has cached, without a PASID and with any. An invalidation without a PASID may
+    /// spare the others.
+    pub fn atc_inv_all(stream: StreamId) -> [Self; 2] {
+        let word = Atc0::new().with_opcode(Opcode::ATC_INV).with_sid(stream.get());
+        let all = Atc1::new().with_size(Block::ALL.log2).into();
+        [Self([word.into(), all]), Self([word.with_ssv(true).with_g(true).into(), all])]
+    }
+
     /// TLBI_NH_ASID or TLBI_S12_VMALL: everything with this tag (4.4).
     pub fn tlbi_tag(tag: Tag) -> Self {
         Self([Self::tagged(tag, Opcode::TLBI_NH_ASID, Opcode::TLBI_S12_VMALL).into(), 0])
@@ -183,6 +209,20 @@ mod tests {
         let message = Command::sync_with_message(PhysAddr::new(0x1_2345_6040), 0x9abc_def0);
         assert_eq!(message.0, [0x9abc_def0_0fc0_1046, 0x1_2345_6040]);
         assert!(message.is_sync() && Command::sync().is_sync() && !Command::cfgi_all().is_sync());
+    }
+
+    #[test]
+    fn commands_of_substreams_and_device_caches_have_the_manuals_words() {
+        let stream = StreamId::new(0xdead_beef);
+        assert_eq!(Command::cfgi_cd(stream, 0xa_bcde, Scope::Leaf).0, [0xdead_beef_abcd_e005, 1]);
+        assert_eq!(Command::cfgi_cd(stream, 0xa_bcde, Scope::Walk).0, [0xdead_beef_abcd_e005, 0]);
+        let pasid = portcullis_hal::Pasid::new(0xa_bcde).ok();
+        let block = Block { start: 0x1234_0000, log2: 4 };
+        assert_eq!(Command::atc_inv(Cached { stream, pasid }, block).0, [0xdead_beef_abcd_e840, 0x1234_0004]);
+        let cached = Cached { stream, pasid: None };
+        assert_eq!(Command::atc_inv(cached, Block::ALL).0, [0xdead_beef_0000_0040, 52]);
+        let all = Command::atc_inv_all(stream).map(|command| command.0);
+        assert_eq!(all, [[0xdead_beef_0000_0040, 52], [0xdead_beef_0000_0a40, 52]]);
     }
 
     #[test]

@@ -2,15 +2,17 @@
 
 use crate::attach::Attachments;
 use crate::port::Port;
+use crate::record::Attachment;
 use crate::spec::cd::{CD_MAIR_WORD, Cd0, Cd1};
 use crate::spec::registers::{
     self, CmdqCons, Cr0, Cr1, Cr2, EventqIndex, Gbpa, Gerror, Idr0, Idr1, Idr3, Idr5, IrqCtrl, QueueBase,
     StrtabBase, StrtabBaseCfg,
 };
 use crate::spec::ste::{Ste0, Ste1, Ste2, Ste3};
+use crate::update::Entry;
 use core::fmt::{self, Debug};
 use portcullis_hal::wait::Register;
-use portcullis_hal::{Hal, Mmio, StreamId};
+use portcullis_hal::{Hal, Mmio, Pasid, PhysAddr, StreamId};
 
 impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     /// Writes the entry of `stream`, and its context descriptor if it has one.
@@ -28,30 +30,73 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         word(out, "ste.1", word1, &Ste1::from(word1))?;
         word(out, "ste.2", word2, &Ste2::from(word2))?;
         word(out, "ste.3", word3, &Ste3::from(word3))?;
-        let Some(attachment) = self.find(stream) else {
+        let Some(record) = self.find(stream) else {
             return writeln!(out, "domain: none");
         };
-        let info = attachment.domain.info();
-        match info.stage {
-            Some(stage) => writeln!(out, "domain: {}, {stage}", info.kind)?,
-            None => writeln!(out, "domain: {}", info.kind)?,
+        if let Some(contexts) = &record.contexts {
+            writeln!(out, "pasids: {} of {} bits", record.pasids.len(), contexts.bits())?;
         }
-        let Some(target) = &attachment.target else {
-            return Ok(());
-        };
-        writeln!(out, "tag: {}", target.tag)?;
-        let Some(descriptor) = target.descriptor_words() else {
-            return Ok(());
-        };
-        if let Some(address) = target.descriptor() {
-            writeln!(out, "cd.address: {address:#x}")?;
+        match record.plain.attachment() {
+            Some(attachment) => describe_attachment(attachment, out),
+            None => writeln!(out, "domain: none"),
         }
-        let [word0, word1, ..] = descriptor;
-        word(out, "cd.0", word0, &Cd0::from(word0))?;
-        word(out, "cd.1", word1, &Cd1::from(word1))?;
-        let mair = descriptor.get(CD_MAIR_WORD).copied().unwrap_or_default();
-        writeln!(out, "cd.{CD_MAIR_WORD}: {mair:#018x} MAIR")
     }
+
+    /// Writes the context descriptor of a PASID.
+    pub(crate) fn describe_pasid(
+        &self,
+        stream: StreamId,
+        pasid: Pasid,
+        out: &mut dyn fmt::Write,
+    ) -> fmt::Result {
+        writeln!(out, "stream: {stream}")?;
+        writeln!(out, "pasid: {pasid}")?;
+        let record = self.find(stream);
+        let contexts = record.and_then(|record| record.contexts.as_ref());
+        let Some(slot) = contexts.and_then(|contexts| contexts.entry(pasid.get())) else {
+            return writeln!(out, "cd: invalid (no table)");
+        };
+        describe_context(slot.address(), &slot.read(), out)?;
+        let attached = record.and_then(|record| record.pasids.get(record.place(pasid).ok()?));
+        match attached {
+            Some((_, attachment)) => describe_domain(attachment, out),
+            None => writeln!(out, "domain: none"),
+        }
+    }
+}
+
+fn describe_domain<H: Hal, M: Mmio>(attachment: &Attachment<H, M>, out: &mut dyn fmt::Write) -> fmt::Result {
+    let info = attachment.domain.info();
+    match info.stage {
+        Some(stage) => writeln!(out, "domain: {}, {stage}", info.kind)?,
+        None => writeln!(out, "domain: {}", info.kind)?,
+    }
+    match &attachment.target {
+        Some(target) => writeln!(out, "tag: {}", target.tag),
+        None => Ok(()),
+    }
+}
+
+fn describe_attachment<H: Hal, M: Mmio>(
+    attachment: &Attachment<H, M>,
+    out: &mut dyn fmt::Write,
+) -> fmt::Result {
+    describe_domain(attachment, out)?;
+    match attachment.target.as_ref().and_then(|target| Some((target.descriptor(), target.context()?))) {
+        Some((address, context)) => describe_context(address, &context, out),
+        None => Ok(()),
+    }
+}
+
+fn describe_context(address: Option<PhysAddr>, context: &Entry, out: &mut dyn fmt::Write) -> fmt::Result {
+    if let Some(address) = address {
+        writeln!(out, "cd.address: {address:#x}")?;
+    }
+    let [word0, word1, ..] = *context;
+    word(out, "cd.0", word0, &Cd0::from(word0))?;
+    word(out, "cd.1", word1, &Cd1::from(word1))?;
+    let mair = context.get(CD_MAIR_WORD).copied().unwrap_or_default();
+    writeln!(out, "cd.{CD_MAIR_WORD}: {mair:#018x} MAIR")
 }
 
 fn word(out: &mut dyn fmt::Write, name: &str, raw: u64, decoded: &dyn Debug) -> fmt::Result {

@@ -173,8 +173,8 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
         gather.claim(self.key())?;
         match self.invalidate_gather(gather) {
             // SAFETY: `invalidate_gather` returned after each unit completed the invalidations of what the gather
-            // recorded; there are no device TLBs, as ATS is never enabled. The frames come from the page table, which
-            // allocates from this `hal`.
+            // recorded, in its TLB and then in those of the devices that its entries allow translation requests. The
+            // frames come from the page table, which allocates from this `hal`.
             Ok(()) => Ok(unsafe { gather.finish(self.hal()) }),
             Err(error) => {
                 gather.quarantine();

@@ -160,7 +160,10 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             }
             for (target, ticket) in group.iter().zip(&tickets) {
                 if let Some(ticket) = ticket
-                    && let Err(error) = target.port.complete(ticket)
+                    && let Err(error) = target.port.complete(ticket).and_then(|()| {
+                        // Devices only now: they fill their caches from the TLB.
+                        target.caches.invalidate(&target.port, gather.range())
+                    })
                 {
                     result = Err(error);
                 }

@@ -11,9 +11,10 @@ use crate::setup::share;
 use crate::spec::registers::{self, Gerror, IrqCtrl};
 use core::fmt;
 use portcullis_hal::wait::Register;
-use portcullis_hal::{Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, StreamId, unsize_arc};
+use portcullis_hal::{Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, StreamId, unsize_arc};
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, Transition, Unit, UnitEvent, UnitInfo, UnitStats,
+    AttachError, Domain, DomainError, DomainSpec, Permissions, Transition, Unit, UnitEvent, UnitInfo,
+    UnitStats,
 };
 use spin::Mutex;
 
@@ -50,15 +51,16 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         endpoints: &[EndpointId],
         domain: &Arc<dyn Domain>,
     ) -> Result<Transition, AttachError> {
-        let mut attachments = self.attachments.lock();
-        let attachments = attachments.as_mut().ok_or(AttachError::Faulted)?;
-        attachments.attach(&self.port, endpoints, domain)
+        self.with(|attachments, port| attachments.attach(port, endpoints, domain))
     }
 
-    fn detach(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
+    /// Changes attachments, one CPU at a time.
+    fn with<T>(
+        &self,
+        change: impl FnOnce(&mut Attachments<H, M>, &Arc<Port<H, M>>) -> Result<T, AttachError>,
+    ) -> Result<T, AttachError> {
         let mut attachments = self.attachments.lock();
-        let attachments = attachments.as_mut().ok_or(AttachError::Faulted)?;
-        attachments.detach(&self.port, endpoints)
+        change(attachments.as_mut().ok_or(AttachError::Faulted)?, &self.port)
     }
 }
 
@@ -224,7 +226,24 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
     }
 
     fn detach(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
-        self.inner.detach(endpoints)
+        self.inner.with(|attachments, port| attachments.detach(port, endpoints))
+    }
+
+    fn permit(&self, endpoints: &[EndpointId], permissions: &Permissions) -> Result<Transition, AttachError> {
+        self.inner.with(|attachments, port| attachments.permit(port, endpoints, permissions))
+    }
+
+    fn attach_pasid(
+        &self,
+        endpoints: &[EndpointId],
+        pasid: Pasid,
+        domain: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        self.inner.with(|attachments, port| attachments.attach_pasid(port, endpoints, pasid, domain))
+    }
+
+    fn detach_pasid(&self, endpoints: &[EndpointId], pasid: Pasid) -> Result<(), AttachError> {
+        self.inner.with(|attachments, port| attachments.detach_pasid(port, endpoints, pasid))
     }
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
@@ -239,6 +258,13 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
     fn describe_entry(&self, endpoint: EndpointId, out: &mut dyn fmt::Write) -> fmt::Result {
         match self.inner.attachments.lock().as_ref() {
             Some(attachments) => attachments.describe(StreamId::new(endpoint.get()), out),
+            None => writeln!(out, "unit: out of service"),
+        }
+    }
+
+    fn describe_pasid(&self, endpoint: EndpointId, pasid: Pasid, out: &mut dyn fmt::Write) -> fmt::Result {
+        match self.inner.attachments.lock().as_ref() {
+            Some(attachments) => attachments.describe_pasid(StreamId::new(endpoint.get()), pasid, out),
             None => writeln!(out, "unit: out of service"),
         }
     }

@@ -3,7 +3,8 @@
 use crate::features::{Features, StallModel};
 use crate::spec::cd::{CD_MAIR_WORD, Cd0, Cd1};
 use crate::spec::ste::{
-    DefaultSubstream, ShareabilityOverride, Ste0, Ste1, Ste2, Ste3, StreamConfig, StreamWorld,
+    AtsMode, ContextFormat, DefaultSubstream, ShareabilityOverride, Ste0, Ste1, Ste2, Ste3, StreamConfig,
+    StreamWorld,
 };
 use crate::spec::{AddressSize, Cacheability, Shareability, TableGranule};
 use crate::update::Entry;
@@ -17,15 +18,47 @@ pub enum Shape {
     Abort,
     /// Nothing is translated.
     Bypass,
-    /// Stage 1, by the one context descriptor at this address.
+    /// Stage 1.
     Stage1 {
-        /// The context descriptor.
-        descriptor: PhysAddr,
+        /// The context descriptors.
+        contexts: Contexts,
         /// Whether the hardware has to be told not to stall.
         stall: StallModel,
+        /// Translation requests.
+        ats: AtsMode,
     },
     /// Stage 2.
-    Stage2(Stage2),
+    Stage2 {
+        /// The tables.
+        tables: Stage2,
+        /// Translation requests.
+        ats: AtsMode,
+    },
+}
+
+/// The context descriptors of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Contexts {
+    /// The table, or the one descriptor.
+    pub table: PhysAddr,
+    /// The form of the table.
+    pub format: ContextFormat,
+    /// The width of SubstreamIDs, in bits (S1CDMax); with 0 there is one descriptor and no SubstreamID.
+    pub bits: u8,
+    /// What becomes of requests without a SubstreamID, unless there is one descriptor, which they use.
+    pub default: DefaultSubstream,
+}
+
+impl Contexts {
+    /// The one descriptor of a stream without SubstreamIDs.
+    pub const fn one(descriptor: PhysAddr) -> Self {
+        Self {
+            table: descriptor,
+            format: ContextFormat::LINEAR,
+            bits: 0,
+            default: DefaultSubstream::SUBSTREAM_0,
+        }
+    }
 }
 
 /// The fields of a stage-2 entry.
@@ -55,19 +88,28 @@ impl Shape {
                 let word1 = Ste1::new().with_shcfg(ShareabilityOverride::INCOMING);
                 [word0(StreamConfig::BYPASS).into(), word1.into(), 0, 0, 0, 0, 0, 0]
             }
-            Self::Stage1 { descriptor, stall } => {
-                let word0 = word0(StreamConfig::STAGE_1).with_s1contextptr(descriptor.get() >> 6);
+            Self::Stage1 { contexts, stall, ats } => {
+                let word0 = word0(StreamConfig::STAGE_1)
+                    .with_s1contextptr(contexts.table.get() >> 6)
+                    .with_s1fmt(contexts.format)
+                    .with_s1cdmax(contexts.bits);
+                let bypasses = contexts.default == DefaultSubstream::BYPASS;
                 let word1 = Ste1::new()
-                    .with_s1dss(DefaultSubstream::SUBSTREAM_0)
+                    .with_s1dss(contexts.default)
                     .with_s1cir(Cacheability::WRITE_BACK)
                     .with_s1cor(Cacheability::WRITE_BACK)
                     .with_s1csh(Shareability::INNER)
                     .with_s1stalld(*stall == StallModel::Optional)
-                    .with_strw(StreamWorld::NS_EL1);
+                    .with_eats(*ats)
+                    .with_strw(StreamWorld::NS_EL1)
+                    .with_shcfg(match bypasses {
+                        true => ShareabilityOverride::INCOMING,
+                        false => ShareabilityOverride::NON_SHAREABLE,
+                    });
                 [word0.into(), word1.into(), 0, 0, 0, 0, 0, 0]
             }
-            Self::Stage2(stage_2) => {
-                let word1 = Ste1::new().with_shcfg(ShareabilityOverride::INCOMING);
+            Self::Stage2 { tables: stage_2, ats } => {
+                let word1 = Ste1::new().with_eats(*ats).with_shcfg(ShareabilityOverride::INCOMING);
                 let word2 = Ste2::new()
                     .with_s2vmid(stage_2.vmid.get())
                     .with_s2t0sz(64_u8.saturating_sub(stage_2.input_bits))
@@ -85,31 +127,6 @@ impl Shape {
                 [word0.into(), word1.into(), word2.into(), word3.into(), 0, 0, 0, 0]
             }
         }
-    }
-
-    /// One of each, and a second one of those with tables.
-    #[cfg(test)]
-    pub(crate) fn samples() -> [Self; 6] {
-        let stage_1 =
-            |descriptor| Self::Stage1 { descriptor: PhysAddr::new(descriptor), stall: StallModel::Optional };
-        let stage_2 = |vmid, root| {
-            Self::Stage2(Stage2 {
-                vmid: Vmid::new(vmid),
-                root: PhysAddr::new(root),
-                input_bits: 44,
-                start_level: 2,
-                granule: Granule::Size4K,
-                output_size: AddressSize::BITS_44,
-            })
-        };
-        [
-            stage_1(0x1_2345_6000),
-            stage_1(0x1_2345_7000),
-            stage_2(1, 0x9_8765_4000),
-            stage_2(0xffff, 0x9_8765_5000),
-            Self::Bypass,
-            Self::Abort,
-        ]
     }
 }
 
@@ -278,19 +295,19 @@ const MIN_INPUT_BITS: u8 = 25;
 /// The least alignment of a root table, in bytes.
 const ROOT_ALIGN: u64 = 64;
 
-/// The entry for a stage-2 table, or `None` if the start level does not fit the width.
-pub fn stage_2_shape(root: &TableRoot, vmid: Vmid, features: &Features) -> Option<Shape> {
+/// The fields of the entry for a stage-2 table, or `None` if the start level does not fit the width.
+pub fn stage_2(root: &TableRoot, vmid: Vmid, features: &Features) -> Option<Stage2> {
     let TableFormat::VmsaStage2 { granule, start_level } = root.format else {
         return None;
     };
-    Some(Shape::Stage2(Stage2 {
+    Some(Stage2 {
         vmid,
         root: root.root,
         input_bits: root.input_bits,
         start_level: encoded_start_level(granule, start_level, root.input_bits)?,
         granule,
         output_size: output_size(root, features),
-    }))
+    })
 }
 
 /// S2SL0 for a walk that starts at `level`, if at most 16 concatenated tables there, and at least two entries, resolve

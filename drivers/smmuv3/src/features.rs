@@ -146,6 +146,11 @@ impl Features {
         self.output_bits().min(48)
     }
 
+    /// The width of the PASIDs that a device can be permitted: that of SubstreamIDs, which stage 1 alone translates.
+    pub fn pasid_bits(&self) -> u8 {
+        if self.stage_1 { self.substream_bits } else { 0 }
+    }
+
     /// Whether the unit walks tables of this granule.
     pub fn has_granule(&self, granule: Granule) -> bool {
         match granule {
@@ -172,8 +177,7 @@ impl Features {
         }
     }
 
-    /// What the driver makes of the capabilities, in the common layer's terms: no PASIDs, no recovery from faults and
-    /// no nesting, whatever the hardware can do.
+    /// What the driver makes of the capabilities, in the common layer's terms: no recovery from faults and no nesting, whatever the hardware can do.
     pub fn unit_info(&self) -> UnitInfo {
         let mut stages = Stages::empty();
         stages.set(Stages::STAGE_1, self.stage_1);
@@ -184,7 +188,7 @@ impl Features {
             page_sizes: page_sizes(self.own_granule()),
             input_bits: if self.stage_1 { Self::STAGE_1_INPUT_BITS } else { self.stage_2_input_bits() },
             output_bits: self.output_bits(),
-            pasid_bits: 0,
+            pasid_bits: self.pasid_bits(),
             fault_models: FaultModels::empty(),
             entry_coherency: self.coherency,
             table_coherency: self.coherency,
@@ -284,7 +288,7 @@ mod tests {
         assert!(features.pri && features.stage_1 && features.stage_2);
         assert_eq!((features.stall, features.substream_bits), (StallModel::Optional, 20));
         let info = features.unit_info();
-        assert_eq!((info.pasid_bits, info.fault_models, info.nesting), (0, FaultModels::empty(), false));
+        assert_eq!((info.pasid_bits, info.fault_models, info.nesting), (20, FaultModels::empty(), false));
     }
 
     #[test]

@@ -31,16 +31,19 @@
 //!
 //! # Limits
 //!
-//! One context descriptor per stream (no PASIDs), no ATS, PRI or stalls. A unit that stalls every fault, that fixes the
+//! No PRI and no stalls; PASIDs beside stage 1, identity or nothing, not beside stage 2. A unit that stalls every fault, that fixes the
 //! addresses of its tables, or that walks big-endian tables only is refused.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
+mod atc;
 mod attach;
 mod block;
+mod change;
 mod cmdq;
 pub mod command;
+mod context;
 mod describe;
 mod dma;
 mod domain;
@@ -53,7 +56,10 @@ pub mod invalidate;
 mod line;
 mod memory;
 mod options;
+mod pasid;
+mod permit;
 mod port;
+mod record;
 mod recovery;
 mod ring;
 mod setup;
@@ -64,6 +70,7 @@ mod targets;
 pub mod update;
 mod wait;
 
+pub use atc::{Block, Cached};
 pub use domain::SmmuDomain;
 pub use driver::Driver;
 pub use features::{Features, StallModel, Unsupported};

@@ -2,6 +2,7 @@
 
 use crate::features::Features;
 use crate::update::Entry;
+use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{FrameOrder, Frames, Hal, OutOfMemory, PhysAddr, TableWrites, barrier};
 use portcullis_iommu::{AttachError, Missing};
@@ -110,5 +111,102 @@ impl<'a, H: Hal> Slot<'a, H> {
         if self.writes == TableWrites::Cleaned {
             self.frames.clean(self.index * size_of::<Entry>(), size_of::<Entry>());
         }
+    }
+}
+
+/// The bytes of an entry.
+pub(crate) const ENTRY_BYTES: u64 = size_of::<Entry>() as u64;
+
+/// The form of a table of entries.
+#[derive(Clone, Copy)]
+pub(crate) enum Form {
+    /// One piece.
+    Linear,
+    /// Second-level tables of `2^split` entries, made on demand, below descriptors of one word.
+    TwoLevel {
+        /// The bits of an index that a second-level table covers.
+        split: u8,
+        /// The descriptor of a second-level table.
+        descriptor: fn(PhysAddr) -> u64,
+    },
+}
+
+/// A table of entries: the stream table, or a stream's context descriptors.
+pub(crate) struct EntryTable<H: Hal> {
+    form: Form,
+    /// The bits of an index that the table covers.
+    bits: u8,
+    writes: TableWrites,
+    root: Frames<H>,
+    /// Second-level tables by the index of their descriptor, in ascending order.
+    leaves: Vec<(u32, Frames<H>)>,
+}
+
+impl<H: Hal> EntryTable<H> {
+    /// An empty table for indices of `bits`.
+    pub(crate) fn new(hal: &H, features: &Features, form: Form, bits: u8) -> Result<Self, NoFrames> {
+        let bytes = match form {
+            Form::Linear => ENTRY_BYTES << bits,
+            Form::TwoLevel { split, .. } => 8 << bits.saturating_sub(split),
+        };
+        let root = features.zeroed(hal, bytes)?;
+        Ok(Self { form, bits, writes: features.table_writes(), root, leaves: Vec::new() })
+    }
+
+    pub(crate) fn form(&self) -> Form {
+        self.form
+    }
+
+    pub(crate) fn bits(&self) -> u8 {
+        self.bits
+    }
+
+    /// Where the unit finds the table.
+    pub(crate) fn base(&self) -> PhysAddr {
+        self.root.phys()
+    }
+
+    /// Whether the table covers `index`.
+    pub(crate) fn covers(&self, index: u32) -> bool {
+        u64::from(index) >> self.bits == 0
+    }
+
+    /// Makes sure that `index`, which the table covers, has an entry.
+    pub(crate) fn prepare(&mut self, features: &Features, index: u32) -> Result<(), NoFrames> {
+        let Form::TwoLevel { split, descriptor } = self.form else {
+            return Ok(());
+        };
+        let upper = index >> split;
+        let Err(place) = self.leaves.binary_search_by_key(&upper, |leaf| leaf.0) else {
+            return Ok(());
+        };
+        self.leaves.try_reserve(1).map_err(|_| OutOfMemory)?;
+        let leaf = features.zeroed(self.root.hal(), ENTRY_BYTES << split)?;
+        // The table is there before the descriptor that points to it.
+        barrier::publish_to_device();
+        if let Some(word) = self.root.words().get(upper as usize) {
+            word.store(descriptor(leaf.phys()), Ordering::Release);
+            if self.writes == TableWrites::Cleaned {
+                self.root.clean(upper as usize * 8, 8);
+            }
+        }
+        self.leaves.insert(place, (upper, leaf));
+        Ok(())
+    }
+
+    /// The entry at `index`; `None` if it has none: then it is invalid.
+    pub(crate) fn entry(&self, index: u32) -> Option<Slot<'_, H>> {
+        if !self.covers(index) {
+            return None;
+        }
+        let (frames, index) = match self.form {
+            Form::Linear => (&self.root, index),
+            Form::TwoLevel { split, .. } => {
+                let upper = index >> split;
+                let place = self.leaves.binary_search_by_key(&upper, |leaf| leaf.0).ok()?;
+                (&self.leaves.get(place)?.1, index & ((1 << split) - 1))
+            }
+        };
+        Some(Slot::new(frames, index as usize, self.writes))
     }
 }

@@ -143,7 +143,12 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     }
 
     fn enable_translation(&self) -> Result<(), Timeout> {
-        let cr0 = Cr0::new().with_cmdqen(true).with_eventqen(true).with_smmuen(true);
+        let cr0 = Cr0::new().with_cmdqen(true).with_eventqen(true).with_atschk(self.features.ats);
+        if self.features.ats {
+            // Accesses by translated addresses are for streams whose entry allows them (3.9.1); before the first one.
+            self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())?;
+        }
+        let cr0 = cr0.with_smmuen(true);
         self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())
     }
 }

@@ -1,7 +1,11 @@
 //! Where a domain's translations may be cached: on each unit that it is attached to, under a tag of that unit.
 
+use crate::atc::Caches;
 use crate::command::Tag;
+use crate::entry::Stage2;
+use crate::memory::Slot;
 use crate::port::Port;
+use crate::update::Entry;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_hal::{Arc, Frames, Hal, Mmio, OutOfMemory, PhysAddr};
@@ -12,47 +16,71 @@ pub(crate) struct Target<H: Hal, M: Mmio> {
     pub(crate) port: Arc<Port<H, M>>,
     /// The ASID or VMID under which the unit caches the domain's translations.
     pub(crate) tag: Tag,
-    /// The endpoints that use the tag. Zero again: the unit has forgotten the tag.
+    /// The streams and PASIDs that use the tag. Zero again: the unit has forgotten the tag.
     users: AtomicU32,
-    /// The context descriptor of a stage-1 domain on this unit, shared by its endpoints.
-    descriptor: Mutex<Option<Frames<H>>>,
+    /// Those of them that cache translations themselves.
+    pub(crate) caches: Caches,
+    translation: Translation<H>,
+}
+
+/// How the unit comes to a domain's tables.
+pub(crate) enum Translation<H: Hal> {
+    /// By a context descriptor: here is the one that streams without PASIDs share. It goes with the last user.
+    Stage1(Mutex<Option<Frames<H>>>),
+    /// By the stream table entry.
+    Stage2(Stage2),
 }
 
 impl<H: Hal, M: Mmio> Target<H, M> {
-    pub(crate) fn new(port: Arc<Port<H, M>>, tag: Tag, descriptor: Option<Frames<H>>) -> Self {
-        Self { port, tag, users: AtomicU32::new(0), descriptor: Mutex::new(descriptor) }
+    pub(crate) fn new(port: Arc<Port<H, M>>, tag: Tag, translation: Translation<H>) -> Self {
+        Self { port, tag, users: AtomicU32::new(0), caches: Caches::new(), translation }
     }
 
-    /// The context descriptor's address.
-    pub(crate) fn descriptor(&self) -> Option<PhysAddr> {
-        self.descriptor.lock().as_ref().map(Frames::phys)
-    }
-
-    /// The words of the context descriptor.
-    pub(crate) fn descriptor_words(&self) -> Option<[u64; 8]> {
-        let descriptor = self.descriptor.lock();
-        let words = descriptor.as_ref()?.words();
-        let mut entry = [0; 8];
-        for (to, from) in entry.iter_mut().zip(words) {
-            *to = from.load(Ordering::Relaxed);
+    /// The fields of a stream table entry, for a domain of stage 2.
+    pub(crate) fn stage_2(&self) -> Option<Stage2> {
+        match &self.translation {
+            Translation::Stage1(_) => None,
+            Translation::Stage2(stage_2) => Some(*stage_2),
         }
-        Some(entry)
     }
 
-    /// Counts an endpoint in, before its entry is published.
+    fn with_descriptor<T>(&self, look: impl FnOnce(Slot<'_, H>) -> T) -> Option<T> {
+        let Translation::Stage1(descriptor) = &self.translation else { return None };
+        let descriptor = descriptor.lock();
+        Some(look(Slot::new(descriptor.as_ref()?, 0, self.port.features.table_writes())))
+    }
+
+    /// The shared context descriptor's address.
+    pub(crate) fn descriptor(&self) -> Option<PhysAddr> {
+        self.with_descriptor(|slot| slot.address())?
+    }
+
+    /// The context descriptor.
+    pub(crate) fn context(&self) -> Option<Entry> {
+        self.with_descriptor(|slot| slot.read())
+    }
+
+    /// Counts a user in, before its entry is published.
     pub(crate) fn add_user(&self) {
         self.users.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// How many endpoints use the tag.
+    /// How many use the tag.
     pub(crate) fn users(&self) -> u32 {
         self.users.load(Ordering::SeqCst)
     }
 
-    /// Counts an endpoint out. With the last one the unit has forgotten the tag and the context descriptor.
+    /// Counts a user out. With the last one the unit has forgotten the tag and the context descriptor.
     pub(crate) fn remove_user(&self) {
         if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.descriptor.lock().take();
+            self.retire();
+        }
+    }
+
+    /// Frees the context descriptor: nobody uses it.
+    pub(crate) fn retire(&self) {
+        if let Translation::Stage1(descriptor) = &self.translation {
+            descriptor.lock().take();
         }
     }
 }

@@ -73,7 +73,7 @@ pub(crate) fn prefixed(first: u64, rest: [u64; 7]) -> Entry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::entry::{Shape, used_by_cd, used_by_ste};
+    use crate::entry::{used_by_cd, used_by_ste};
     use proptest::prelude::*;
 
     fn meaning(entry: &Entry, used: &Entry) -> Entry {
@@ -105,41 +105,6 @@ mod tests {
 
     const STE_VALID: u64 = 1;
     const CD_VALID: u64 = 1 << 31;
-
-    fn shapes() -> Vec<Entry> {
-        let mut entries = vec![[0; 8]];
-        entries.extend(Shape::samples().iter().map(|shape| shape.entry()));
-        entries
-    }
-
-    #[test]
-    fn every_pair_of_entries_that_the_driver_writes_is_planned_lawfully() {
-        for from in shapes() {
-            for to in shapes() {
-                check(&from, &to, used_by_ste, STE_VALID);
-            }
-        }
-    }
-
-    #[test]
-    fn going_to_abort_or_to_nothing_and_between_tables_of_stage_1_is_hitless() {
-        let [s1, other_s1, s2, other_s2, bypass, abort] = Shape::samples().map(|shape| shape.entry());
-        let hitless = |from, to| plan(&from, &to, used_by_ste).transition == Transition::Hitless;
-        for from in [s1, s2, bypass, abort] {
-            assert!(hitless(from, [0; 8]) && hitless(from, abort) && hitless([0; 8], from));
-            assert!(hitless(abort, from));
-        }
-        assert!(hitless(s1, other_s1) && hitless(s1, bypass) && hitless(bypass, s1));
-        assert!(!hitless(s2, other_s2), "VMID and root are in different words");
-        assert!(!hitless(s1, s2), "the VMID is in use on both sides");
-    }
-
-    #[test]
-    fn what_is_there_already_takes_no_steps() {
-        for entry in shapes() {
-            assert_eq!(plan(&entry, &entry, used_by_ste).steps(), &[entry; 3]);
-        }
-    }
 
     proptest! {
         #[test]

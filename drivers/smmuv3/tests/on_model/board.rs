@@ -7,6 +7,7 @@ use crate::ram::{Ram, lock};
 use portcullis_hal::host::HostHal;
 use portcullis_hal::{FrameOrder, Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr};
 use portcullis_model::core::{Mode, Outcome, Request};
+use portcullis_model::device::{Device, Job};
 use portcullis_model::smmuv3::Smmu;
 use std::collections::BTreeSet;
 use std::ptr::NonNull;
@@ -85,6 +86,10 @@ pub(crate) struct Board {
     pub(crate) ram: Arc<Ram>,
     pub(crate) units: Mutex<Vec<Arc<Smmu>>>,
     pub(crate) handlers: Mutex<Vec<Option<Handler>>>,
+    /// Devices that cache translations.
+    pub(crate) devices: Mutex<Vec<Arc<Device>>>,
+    /// What they ask for at any time.
+    pub(crate) wishes: Mutex<Vec<Job>>,
     probes: Mutex<Vec<Probe>>,
     wrong: Mutex<Vec<String>>,
     /// The first refusal of a DMA that arrives before and after the operation.
@@ -120,6 +125,15 @@ impl Board {
         let units = lock(&self.units).clone();
         if self.roll(2) && !units.is_empty() {
             units[self.below(units.len())].step();
+        }
+        let devices = lock(&self.devices).clone();
+        if self.roll(2) && !devices.is_empty() {
+            let device = &devices[self.below(devices.len())];
+            device.step();
+            let wishes = lock(&self.wishes).clone();
+            if !wishes.is_empty() {
+                device.prefetch(wishes[self.below(wishes.len())], Mode::Hostile);
+            }
         }
         self.ram.evict(self.dice.load(Ordering::Relaxed).wrapping_mul(0xff51_afd7_ed55_8ccd));
         self.probe(&units);
@@ -204,6 +218,8 @@ impl Kernel {
             ram: Arc::new(Ram::new(coherent)),
             units: Mutex::default(),
             handlers: Mutex::default(),
+            devices: Mutex::default(),
+            wishes: Mutex::default(),
             probes: Mutex::default(),
             wrong: Mutex::default(),
             interrupted: Mutex::default(),

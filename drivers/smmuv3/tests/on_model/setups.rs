@@ -91,6 +91,10 @@ pub(crate) fn overridden(seed: u64) -> bool {
 impl Unit {
     pub(crate) fn new(seed: u64, kernel: &Kernel, prng: &mut Prng) -> Self {
         let (_, config) = config(seed);
+        Self::with(config, seed, kernel, prng)
+    }
+
+    pub(crate) fn with(config: Config, seed: u64, kernel: &Kernel, prng: &mut Prng) -> Self {
         let schedule = Arc::new(Schedule::new(prng.next_u64()));
         let coherency = if overridden(seed) { Coherency::NotSnooped } else { Coherency::Detect };
         let options = Options {

@@ -1,0 +1,136 @@
+//! Attaching single PASIDs of endpoints.
+
+use crate::atc::{Block, Cached};
+use crate::attach::{Attachments, own, stream};
+use crate::change::{Unconfirmed, worse};
+use crate::command::{Command, Scope};
+use crate::domain::Body;
+use crate::port::{Health, Port, count};
+use crate::record::{Attachment, Record, UNATTACHED};
+use crate::spec::cd::Cd0;
+use crate::update::prefixed;
+use portcullis_hal::{Arc, EndpointId, Hal, Mmio, OutOfMemory, Pasid, StreamId};
+use portcullis_iommu::{AttachError, Domain, Missing, Transition};
+
+impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
+    /// Replaces the translation of a PASID; see [`Unit::attach_pasid`](portcullis_iommu::Unit::attach_pasid).
+    pub(crate) fn attach_pasid(
+        &mut self,
+        port: &Arc<Port<H, M>>,
+        endpoints: &[EndpointId],
+        pasid: Pasid,
+        domain: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        if endpoints.is_empty() {
+            return Ok(Transition::Hitless);
+        }
+        self.check(endpoints)?;
+        let own = own::<H, M>(domain)?;
+        if endpoints.iter().any(|&endpoint| !self.permissions(stream(endpoint)).allow(pasid)) {
+            return Err(AttachError::UnknownPasid(pasid));
+        }
+        let root = match own.body() {
+            // A PASID that reaches nothing has no descriptor.
+            Body::Blocked => return self.detach_pasid(port, endpoints, pasid).map(|()| Transition::Hitless),
+            _ => own.root().ok_or(AttachError::Incompatible { missing: Missing::IDENTITY })?,
+        };
+        if port.health() == Health::Faulted {
+            return Err(AttachError::Faulted);
+        }
+        for &endpoint in endpoints {
+            let stream = stream(endpoint);
+            self.streams.prepare(&port.features, stream)?;
+            let Some(record) = self.find_mut(stream) else { continue };
+            record.pasids.try_reserve(1).map_err(|_| OutOfMemory)?;
+            if let Some(contexts) = &mut record.contexts {
+                contexts.prepare(&port.features, pasid.get())?;
+            }
+        }
+        let new = Attachment { domain: domain.clone(), target: Some(self.target(port, own, &root)?) };
+        let room = match new.target.as_ref().and_then(|target| target.stage_2()) {
+            // Stage 2 has no tables by SubstreamID.
+            Some(_) => Err(AttachError::Incompatible { missing: Missing::PASID }),
+            None => self.make_room(port, endpoints, &new),
+        };
+        if let Err(error) = room {
+            self.unused(new.target.as_ref());
+            return Err(error);
+        }
+        // From here on only the hardware can fail.
+        let mut transition = Transition::Hitless;
+        for &endpoint in endpoints {
+            match self.set_pasid(port, stream(endpoint), pasid, Some(new.clone())) {
+                Ok(how) => transition = worse(transition, how),
+                Err(error) => return Err(self.give_up(port, endpoints, error)),
+            }
+        }
+        count(&port.counters.attaches);
+        Ok(transition)
+    }
+
+    /// Makes a PASID reach nothing; see [`Unit::detach_pasid`](portcullis_iommu::Unit::detach_pasid).
+    pub(crate) fn detach_pasid(
+        &mut self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        pasid: Pasid,
+    ) -> Result<(), AttachError> {
+        self.check(endpoints)?;
+        let attached = |record: &Record<H, M>| record.place(pasid).is_ok();
+        if !endpoints.iter().any(|&endpoint| self.find(stream(endpoint)).is_some_and(attached)) {
+            return Ok(());
+        }
+        self.each(port, endpoints, |this, port, stream| this.set_pasid(port, stream, pasid, None)).map(drop)
+    }
+
+    /// Changes where a PASID leads. There is room for it and for its descriptor.
+    fn set_pasid(
+        &mut self,
+        port: &Port<H, M>,
+        stream: StreamId,
+        pasid: Pasid,
+        new: Option<Attachment<H, M>>,
+    ) -> Result<Transition, Unconfirmed> {
+        let who = Cached { stream, pasid: Some(pasid) };
+        self.enter(port, who, new.as_ref().and_then(|new| new.target.as_ref()));
+        let Some(record) = self.find_mut(stream) else { return Ok(Transition::Hitless) };
+        let old = match (record.place(pasid), new) {
+            (Ok(at), Some(new)) => record.pasids.get_mut(at).map(|slot| core::mem::replace(&mut slot.1, new)),
+            (Ok(at), None) => Some(record.pasids.remove(at).1),
+            (Err(at), Some(new)) => {
+                record.pasids.insert(at, (pasid, new));
+                None
+            }
+            (Err(_), None) => return Ok(Transition::Hitless),
+        };
+        let scope = if old.is_some() { Scope::Leaf } else { Scope::Walk };
+        let result = self.switch_pasid(port, who, scope);
+        self.conclude(port, who, old, result)
+    }
+
+    /// Brings the hardware to what the record says of a PASID.
+    fn switch_pasid(&self, port: &Port<H, M>, who: Cached, scope: Scope) -> Result<Transition, Unconfirmed> {
+        let (stream, substream) = (who.stream, who.pasid.map_or(0, Pasid::get));
+        let Some(record) = self.find(stream) else { return Ok(Transition::Hitless) };
+        let caching = self.takes_requests(stream);
+        let mut transition = Transition::Hitless;
+        if let Some(slot) = record.contexts.as_ref().and_then(|contexts| contexts.entry(substream)) {
+            let target = record.users().find(|user| user.0 == who).map(|user| user.1);
+            let context = target.and_then(|target| target.context()).unwrap_or(UNATTACHED);
+            let done = port.bring_context(stream, substream, &slot, &context, scope);
+            if done.is_err() {
+                // For a unit that may look once more.
+                let [word0, rest @ ..] = slot.read();
+                let word0 = Cd0::from(word0).with_v(false).into();
+                slot.write(&prefixed(word0, rest));
+            }
+            transition = done?;
+        }
+        // The entry is invalid as long as there is nothing that it could lead to.
+        transition = worse(transition, self.update(port, stream, &record.entry(&port.features))?);
+        if caching && scope == Scope::Leaf && self.takes_requests(stream) {
+            port.silence(&[Command::atc_inv(who, Block::ALL)])?;
+        }
+        Ok(transition)
+    }
+}

@@ -1,0 +1,196 @@
+//! What endpoints may do beyond untranslated accesses without a PASID.
+
+use crate::attach::{Attachments, stream};
+use crate::change::{Unconfirmed, worse};
+use crate::command::Command;
+use crate::context::ContextTable;
+use crate::entry::Shape;
+use crate::features::Features;
+use crate::port::{Health, Port};
+use crate::record::{Plain, Record, translates};
+use alloc::vec::Vec;
+use portcullis_hal::{EndpointId, Hal, Mmio, OutOfMemory, StreamId, barrier};
+use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Transition};
+
+impl Features {
+    /// What the unit lacks for `permissions`, whatever is attached.
+    fn missing_to_permit(&self, permissions: &Permissions) -> Missing {
+        let mut missing = Missing::empty();
+        missing.set(Missing::PASID, permissions.pasid_bits > self.pasid_bits());
+        missing.set(Missing::ATS, translates(permissions) && !self.ats);
+        // No queue for page requests is set up.
+        missing.set(Missing::PRI, permissions.requests.contains(Requests::PAGE));
+        missing
+    }
+}
+
+impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
+    /// Sets what the endpoints may do; see [`Unit::permit`](portcullis_iommu::Unit::permit).
+    pub(crate) fn permit(
+        &mut self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        permissions: &Permissions,
+    ) -> Result<Transition, AttachError> {
+        self.check(endpoints)?;
+        self.agree_to(port, endpoints, permissions)?;
+        if endpoints.iter().all(|&endpoint| self.permissions(stream(endpoint)) == *permissions) {
+            return Ok(Transition::Hitless);
+        }
+        if port.health() == Health::Faulted {
+            return Err(AttachError::Faulted);
+        }
+        let mut tables = self.larger_tables(port, endpoints, permissions)?;
+        self.make_room_for_all(port, endpoints, permissions)?;
+        let new = endpoints.iter().filter(|&&endpoint| self.find(stream(endpoint)).is_none()).count();
+        self.records.try_reserve(new).map_err(|_| OutOfMemory)?;
+        // From here on only the hardware can fail.
+        let mut transition = Transition::Hitless;
+        for &endpoint in endpoints {
+            let stream = stream(endpoint);
+            let table = tables.iter().position(|table| table.0 == stream);
+            let table = table.map(|at| tables.swap_remove(at).1);
+            match self.set_permissions(port, stream, permissions, table) {
+                Ok(how) => transition = worse(transition, how),
+                Err(error) => return Err(self.give_up(port, endpoints, error)),
+            }
+        }
+        Ok(transition)
+    }
+
+    /// Refuses what the hardware, or what is attached, does not go with.
+    fn agree_to(
+        &self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        permissions: &Permissions,
+    ) -> Result<(), AttachError> {
+        let mut missing = port.features.missing_to_permit(permissions);
+        for &endpoint in endpoints {
+            let Some(record) = self.find(stream(endpoint)) else { continue };
+            missing |= record.plain.missing(permissions);
+            if let Some((pasid, _)) = record.pasids.iter().find(|(pasid, _)| !permissions.allow(*pasid)) {
+                return Err(AttachError::PasidInUse(*pasid));
+            }
+        }
+        match missing.is_empty() {
+            true => Ok(()),
+            false => Err(AttachError::Incompatible { missing }),
+        }
+    }
+
+    /// Tables for streams that have none or too small a one, with the descriptors that they have.
+    fn larger_tables(
+        &self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        permissions: &Permissions,
+    ) -> Result<Vec<(StreamId, ContextTable<H>)>, AttachError> {
+        let mut tables = Vec::new();
+        for &endpoint in endpoints {
+            let record = self.find(stream(endpoint));
+            let table = record.and_then(|record| record.contexts.as_ref());
+            if permissions.pasid_bits <= table.map_or(0, ContextTable::bits) {
+                continue;
+            }
+            tables.try_reserve(1).map_err(|_| OutOfMemory)?;
+            let mut larger = ContextTable::new(port.hal(), &port.features, permissions.pasid_bits)?;
+            let plain = record.and_then(|record| Some((0, record.plain.context()?)));
+            let pasids = record.into_iter().flat_map(|record| &record.pasids);
+            let pasids = pasids
+                .filter_map(|(pasid, attached)| Some((pasid.get(), attached.target.as_ref()?.context()?)));
+            for (substream, context) in plain.into_iter().chain(pasids) {
+                larger.prepare(&port.features, substream)?;
+                if let Some(slot) = larger.entry(substream) {
+                    slot.write(&context);
+                }
+            }
+            tables.push((stream(endpoint), larger));
+        }
+        Ok(tables)
+    }
+
+    /// Makes room for the endpoints among those who cache translations of their domains.
+    fn make_room_for_all(
+        &self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        permissions: &Permissions,
+    ) -> Result<(), OutOfMemory> {
+        let silent = |record: &&Record<H, M>| translates(permissions) && !translates(&record.permissions);
+        let records = || endpoints.iter().filter_map(|&it| self.find(stream(it))).filter(silent);
+        let most = records().map(|record| record.users().count()).sum();
+        let mut users = records().flat_map(Record::users);
+        users.try_for_each(|(_, target)| target.caches.reserve(port.hal(), most))
+    }
+
+    /// Changes what a stream may do, step by step: less translation requests, PASIDs, more translation requests. There
+    /// is room for its record.
+    fn set_permissions(
+        &mut self,
+        port: &Port<H, M>,
+        stream: StreamId,
+        permissions: &Permissions,
+        table: Option<ContextTable<H>>,
+    ) -> Result<Transition, Unconfirmed> {
+        // A blocked stream that was permitted nothing has an entry and no record.
+        let now = self.streams.entry(stream).map(|slot| slot.read());
+        let blocked = now == Some(Shape::Abort.entry());
+        let plain = if blocked { Plain::Blocked } else { Plain::Unattached };
+        let Some(record) = self.record(stream, plain) else { return Ok(Transition::Hitless) };
+        let mut transition = Transition::Hitless;
+        let before = record.permissions;
+        if translates(&before) && !translates(permissions) {
+            if self.takes_requests(stream) {
+                port.silence(&Command::atc_inv_all(stream))?;
+            }
+            transition = self.set_requests(port, stream, permissions.requests)?;
+            if let Some(record) = self.find(stream) {
+                record.users().for_each(|(who, target)| target.caches.remove(port.hal(), who));
+            }
+        }
+        if before.pasid_bits != permissions.pasid_bits {
+            let Some(record) = self.find_mut(stream) else { return Ok(transition) };
+            record.permissions.pasid_bits = permissions.pasid_bits;
+            let old = match (table, permissions.pasid_bits) {
+                (Some(table), _) => record.contexts.replace(table),
+                (None, 0) => record.contexts.take(),
+                (None, _) => None,
+            };
+            let entry = record.entry(&port.features);
+            match self.update(port, stream, &entry) {
+                Ok(how) => transition = worse(transition, how),
+                Err(error) => {
+                    core::mem::forget(old);
+                    return Err(error);
+                }
+            }
+        }
+        if translates(permissions) && !translates(&before) {
+            if let Some(record) = self.find(stream) {
+                record.users().for_each(|(who, target)| target.caches.add(port.hal(), who));
+            }
+            // The domains' unmappers see the device before it can cache anything.
+            barrier::store_then_load();
+            transition = worse(transition, self.set_requests(port, stream, permissions.requests)?);
+        }
+        if let Ok(place) = self.place(stream)
+            && self.records.get(place).is_some_and(Record::is_idle)
+        {
+            self.records.remove(place);
+        }
+        Ok(transition)
+    }
+
+    fn set_requests(
+        &mut self,
+        port: &Port<H, M>,
+        stream: StreamId,
+        requests: Requests,
+    ) -> Result<Transition, Unconfirmed> {
+        let Some(record) = self.find_mut(stream) else { return Ok(Transition::Hitless) };
+        record.permissions.requests = requests;
+        let entry = record.entry(&port.features);
+        self.update(port, stream, &entry)
+    }
+}

@@ -1,0 +1,151 @@
+//! What a stream may do, what it is attached to, and the entry that says so.
+
+use crate::atc::Cached;
+use crate::context::ContextTable;
+use crate::entry::{Contexts, Shape};
+use crate::features::Features;
+use crate::spec::ste::{AtsMode, DefaultSubstream, Ste0, Ste1, StreamConfig};
+use crate::targets::Target;
+use crate::update::Entry;
+use alloc::vec::Vec;
+use portcullis_hal::{Arc, Hal, Mmio, Pasid, StreamId};
+use portcullis_iommu::{Domain, Missing, Permissions, Requests};
+
+/// The entry of a stream that reaches nothing: DMA is aborted and recorded.
+pub(crate) const UNATTACHED: Entry = [0; 8];
+
+/// A domain that is in use. The clone keeps the domain's tables in place as long as hardware may walk them.
+pub(crate) struct Attachment<H: Hal, M: Mmio> {
+    pub(crate) domain: Arc<dyn Domain>,
+    /// The domain's tag on this unit, for domains with tables.
+    pub(crate) target: Option<Arc<Target<H, M>>>,
+}
+
+impl<H: Hal, M: Mmio> Clone for Attachment<H, M> {
+    fn clone(&self) -> Self {
+        Self { domain: self.domain.clone(), target: self.target.clone() }
+    }
+}
+
+/// What becomes of requests without a PASID.
+pub(crate) enum Plain<H: Hal, M: Mmio> {
+    /// They are aborted and recorded.
+    Unattached,
+    /// They are aborted.
+    Blocked,
+    /// They go through a domain, or are not translated if it has no tables.
+    Attached(Attachment<H, M>),
+}
+
+impl<H: Hal, M: Mmio> Plain<H, M> {
+    pub(crate) fn attachment(&self) -> Option<&Attachment<H, M>> {
+        match self {
+            Self::Attached(attachment) => Some(attachment),
+            Self::Unattached | Self::Blocked => None,
+        }
+    }
+
+    pub(crate) fn target(&self) -> Option<&Arc<Target<H, M>>> {
+        self.attachment()?.target.as_ref()
+    }
+
+    /// Context descriptor 0 of a stream that may use PASIDs.
+    pub(crate) fn context(&self) -> Option<Entry> {
+        self.target()?.context()
+    }
+
+    /// What hardware cannot do at the same time with these permissions.
+    pub(crate) fn missing(&self, permissions: &Permissions) -> Missing {
+        let pasids = permissions.pasid_bits > 0;
+        match self {
+            Self::Attached(Attachment { target: Some(target), .. })
+                if target.stage_2().is_some() && pasids =>
+            {
+                Missing::PASID
+            }
+            // An entry that bypasses both stages takes no translation requests; one that bypasses stage 1 for requests
+            // without a SubstreamID does (IHI 0070, 13.6.4).
+            Self::Attached(Attachment { target: None, .. }) if !pasids && translates(permissions) => {
+                Missing::ATS
+            }
+            _ => Missing::empty(),
+        }
+    }
+}
+
+/// Whether translation requests are permitted.
+pub(crate) fn translates(permissions: &Permissions) -> bool {
+    permissions.requests.contains(Requests::TRANSLATION)
+}
+
+/// Whether an entry takes translation requests.
+pub(crate) fn takes_requests(entry: &Entry) -> bool {
+    let [word0, word1, ..] = *entry;
+    let word0 = Ste0::from(word0);
+    let stages = [StreamConfig::STAGE_1, StreamConfig::STAGE_2].contains(&word0.config());
+    word0.v() && stages && Ste1::from(word1).eats() != AtsMode::ABORT
+}
+
+/// A stream that is attached, or was permitted something.
+pub(crate) struct Record<H: Hal, M: Mmio> {
+    pub(crate) stream: StreamId,
+    pub(crate) permissions: Permissions,
+    /// There if PASIDs are permitted.
+    pub(crate) contexts: Option<ContextTable<H>>,
+    pub(crate) plain: Plain<H, M>,
+    /// By PASID, in ascending order.
+    pub(crate) pasids: Vec<(Pasid, Attachment<H, M>)>,
+}
+
+impl<H: Hal, M: Mmio> Record<H, M> {
+    /// A stream in the state after start-up, or blocked.
+    pub(crate) fn new(stream: StreamId, plain: Plain<H, M>) -> Self {
+        Self { stream, permissions: Permissions::NONE, contexts: None, plain, pasids: Vec::new() }
+    }
+
+    /// Whether there is anything to remember that the entry does not say.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.permissions == Permissions::NONE && self.plain.attachment().is_none()
+    }
+
+    pub(crate) fn place(&self, pasid: Pasid) -> Result<usize, usize> {
+        self.pasids.binary_search_by_key(&pasid, |attached| attached.0)
+    }
+
+    /// The targets in use, and under which name a device caches what they translate.
+    pub(crate) fn users(&self) -> impl Iterator<Item = (Cached, &Arc<Target<H, M>>)> {
+        let stream = self.stream;
+        let plain = self.plain.target().map(|target| (Cached { stream, pasid: None }, target));
+        let pasids = self.pasids.iter().filter_map(move |(pasid, attachment)| {
+            Some((Cached { stream, pasid: Some(*pasid) }, attachment.target.as_ref()?))
+        });
+        plain.into_iter().chain(pasids)
+    }
+
+    /// The entry.
+    pub(crate) fn entry(&self, features: &Features) -> Entry {
+        let ats = if translates(&self.permissions) { AtsMode::FULL } else { AtsMode::ABORT };
+        let stage_1 = |contexts| Shape::Stage1 { contexts, stall: features.stall, ats }.entry();
+        let idle = self.pasids.is_empty() && matches!(self.plain, Plain::Unattached);
+        if let (Some(table), false) = (&self.contexts, idle) {
+            let default = match &self.plain {
+                Plain::Unattached | Plain::Blocked => DefaultSubstream::TERMINATE,
+                Plain::Attached(Attachment { target: None, .. }) => DefaultSubstream::BYPASS,
+                Plain::Attached(_) => DefaultSubstream::SUBSTREAM_0,
+            };
+            return stage_1(table.contexts(self.permissions.pasid_bits, default));
+        }
+        let target = match &self.plain {
+            Plain::Unattached => return UNATTACHED,
+            Plain::Blocked => return Shape::Abort.entry(),
+            Plain::Attached(Attachment { target: None, .. }) => return Shape::Bypass.entry(),
+            Plain::Attached(Attachment { target: Some(target), .. }) => target,
+        };
+        match (target.stage_2(), target.descriptor()) {
+            (Some(tables), _) => Shape::Stage2 { tables, ats }.entry(),
+            (None, Some(descriptor)) => stage_1(Contexts::one(descriptor)),
+            // A target that is in use has one or the other.
+            (None, None) => UNATTACHED,
+        }
+    }
+}
