@@ -18,9 +18,7 @@ use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, OutOfMemory, Phys
 pub(crate) const RESERVED: u64 = 1 << 3;
 
 /// Leaf runs from this length on are worth a look at the table's leaf count.
-const LONG_RUN: usize = 16;
-/// Entries per cache line.
-const LINE: usize = 8;
+pub(crate) const LONG_RUN: usize = 16;
 
 /// A valid piece of a list.
 #[derive(Clone, Copy)]
@@ -154,14 +152,7 @@ impl Pass for Write {
         let mut leaf = run.leaf;
         let mut written = run.slots.len();
         if run.level == 0 {
-            let mut write = |slot: &AtomicU64| {
-                slot.store(leaf, Ordering::Relaxed);
-                leaf = leaf.wrapping_add(run.size);
-            };
-            // A cache line at a time, so that counting the entries does not cost as much as writing them.
-            let (lines, rest) = run.slots.as_chunks::<LINE>();
-            lines.iter().for_each(|line| line.iter().for_each(&mut write));
-            rest.iter().for_each(write);
+            fill::<F>(run.slots, leaf);
         } else {
             let is_table = |slot: &AtomicU64| F::kind(slot.load(Ordering::Relaxed), run.level) == Kind::Table;
             written = run.slots.iter().position(is_table).unwrap_or(written);
@@ -196,9 +187,22 @@ fn following<'a, H: Hal, F: Format>(
     })
 }
 
+/// Writes pages that follow each other, from `leaf` on.
+#[inline]
+pub(crate) fn fill<F: Format>(slots: &[AtomicU64], mut leaf: u64) {
+    let mut write = |slot: &AtomicU64| {
+        slot.store(leaf, Ordering::Relaxed);
+        leaf = leaf.wrapping_add(level_size::<F>(0));
+    };
+    // Many at a time, so that counting the entries does not cost as much as writing them.
+    let (chunks, rest) = slots.as_chunks::<32>();
+    chunks.iter().for_each(|chunk| chunk.iter().for_each(&mut write));
+    rest.iter().for_each(write);
+}
+
 /// The bytes from `phys` up to where a leaf is not the one before plus its size.
 #[inline]
-fn reach<F: Format>(phys: u64) -> u64 {
+pub(crate) fn reach<F: Format>(phys: u64) -> u64 {
     if F::SPLIT_BIT == F::OUTPUT_BITS {
         return u64::MAX;
     }
@@ -216,10 +220,13 @@ enum Order {
 impl<H: Hal, F: Format> PageTable<H, F> {
     #[inline]
     pub(crate) fn map_list(&self, list: &[Mapping]) -> Result<(), MapError> {
-        if let [mapping] = list
-            && self.map_single(mapping).is_ok()
-        {
-            return Ok(());
+        if let [mapping] = list {
+            if self.map_single(mapping).is_ok() {
+                return Ok(());
+            }
+            if let Ok(result) = self.map_pages(mapping) {
+                return result;
+            }
         }
         self.map_pieces(list)
     }

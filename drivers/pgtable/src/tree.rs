@@ -126,6 +126,12 @@ fn frames<H: Hal>(hal: &H, order: FrameOrder, last_phys: PhysAddr) -> Result<Fra
 }
 
 impl Tally {
+    /// The lowest level that held leaves. Tables in which nothing was mapped have none: the granule is right for them
+    /// too.
+    pub(crate) fn smallest_level(&self) -> u32 {
+        if self.levels == 0 { 0 } else { self.levels.trailing_zeros() }
+    }
+
     pub(crate) fn add(&mut self, level: u32, bytes: u64) {
         if bytes != 0 {
             self.bytes = self.bytes.wrapping_add(bytes);

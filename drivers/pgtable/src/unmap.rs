@@ -53,9 +53,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         drop(cursor);
         barrier::publish_to_device();
         if let Some((first, last)) = removed.bounds {
-            let smallest = removed.tally.levels.trailing_zeros();
-            // Cut tables in which nothing was mapped have no leaves: the granule is right for them too.
-            let level = if removed.tally.levels == 0 { 0 } else { smallest };
+            let level = removed.tally.smallest_level();
             if let Ok(range) = IovaRange::from_bounds(Iova::new(first), Iova::new(last)) {
                 gather.record(range, level_shift::<F>(level) as u8);
             }

@@ -139,3 +139,59 @@ fn a_walker_that_does_not_snoop_finds_single_leaves_and_lists_in_memory() {
     }
     for_each_format!(check);
 }
+
+#[test]
+fn pages_of_one_table_are_mapped_and_cut_off_as_in_a_list() {
+    fn check<F: Format>(format: F, bits: u8) {
+        let (hal, table) = table(format, bits, TableWrites::Cleaned);
+        let page = 1_u64 << F::GRANULE_SHIFT;
+        let large = page << F::STRIDE;
+        let frames = (page / 4096) as usize;
+        // The tables on the way are there, that for the pages is not.
+        table.map(&[rw(0, 0, page)]).unwrap();
+        let root = table.root();
+        for (first, count) in [(0, large / page), (3, 1), (1, 16), (5, 40), (large / page - 2, 2)] {
+            let (at, len) = (24 * large + first * page, count * page);
+            let before = hal.frames_in_use();
+            let piece = rw(at, 7 * page, len);
+            hal.fail_after(0);
+            let short = table.map(&[piece]);
+            hal.fail_never();
+            assert_eq!(short, Err(MapError::OutOfMemory(portcullis_hal::OutOfMemory)));
+            table.map(&[piece]).unwrap();
+            let found = leaves(&hal, &root);
+            assert_eq!(found.range(24 * large..).map(|(_, leaf)| leaf.size).sum::<u64>(), len);
+            for i in [0, count / 2, count - 1] {
+                let found = table.translate(Iova::new(at + i * page)).unwrap();
+                assert_eq!(found.phys.get(), (7 + i) * page);
+            }
+            // The last page of it again.
+            let last = Iova::new(at + len - page);
+            assert_eq!(table.map(&[rw(last.get(), 0, page)]), Err(MapError::Overlap { iova: last }));
+            assert_eq!(leaves(&hal, &root), found);
+
+            // Cut off, though the rest of it was empty.
+            let mut gather = Gather::new();
+            assert_eq!(table.unmap(range(24 * large, large), &mut gather), Ok(len));
+            assert_eq!((gather.range(), gather.table_count()), (Some(range(24 * large, large)), 1));
+            assert_eq!(1 << gather.leaf_shift(), page);
+            assert_eq!(hal.frames_in_use(), before + frames);
+            sync(&hal, &mut gather);
+            assert_eq!(hal.frames_in_use(), before);
+            assert_eq!(table.unmap(range(24 * large, large), &mut gather), Ok(0));
+            assert_eq!(gather.range(), None);
+        }
+        // What is wrong with a piece is said as in a list.
+        let wrong = [
+            (rw(page / 2, 0, page), MapError::Misaligned { iova: Iova::new(page / 2) }),
+            (rw(page, page / 2, 2 * page), MapError::Misaligned { iova: Iova::new(page) }),
+            (rw(page, 1 << root.output_bits, 2 * page), MapError::OutOfRange { iova: Iova::new(page) }),
+            (rw(1 << 60, 0, 2 * page), MapError::OutOfRange { iova: Iova::new(1 << 60) }),
+        ];
+        for (piece, error) in wrong {
+            assert_eq!(table.map(&[piece]), Err(error));
+        }
+        assert_eq!(leaves(&hal, &root).len(), 1);
+    }
+    for_each_format!(check);
+}
