@@ -5,8 +5,9 @@
 //! makes, and how many frames a failed one may keep for the next, is a table beside the test of each back end.
 
 use crate::{
-    AddDeviceError, AttachError, DeviceDescription, DeviceId, Domain, DomainError, DomainSpec, GroupId,
-    Iommu, PagingSpec, Permissions, Requests, ReservedKind, ReservedRegion, Stage, Stages, Unit, UnitId,
+    AddDeviceError, AttachError, Backend, DeviceDescription, DeviceId, Domain, DomainError, DomainSpec,
+    GroupId, Iommu, PagingSpec, Permissions, Requests, ReservedKind, ReservedRegion, Stage, Stages, Unit,
+    UnitId,
 };
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
@@ -243,7 +244,7 @@ fn kind<'bed, M: Machine>(bed: &'bed Bed<M>, name: &str) -> Result<&'bed Kind, F
 
 /// Everything that can be done with the unit of this bed.
 fn rows<M: Machine>(bed: &Bed<M>) -> Vec<Row<M>> {
-    let kinds: Vec<&'static str> = bed.kinds.iter().map(|kind| kind.name).collect();
+    let mut kinds: Vec<&'static str> = bed.kinds.iter().map(|kind| kind.name).collect();
     let mut rows = Vec::new();
     for &to in &kinds {
         rows.push(row(&alloc::format!("new domain: {to}"), Seen::No, nothing, move |bed| {
@@ -280,6 +281,9 @@ fn rows<M: Machine>(bed: &Bed<M>) -> Vec<Row<M>> {
     rows.extend(mappings());
     rows.extend(registry());
     if bed.unit.info().pasid_bits > 0 {
+        // SMMUv3 has no stage 2 by PASID.
+        let stage_1_only = bed.unit.info().backend == Backend::SmmuV3;
+        kinds.retain(|kind| *kind != "stage 2" || !stage_1_only);
         rows.extend(pasids(&kinds));
     }
     rows
