@@ -80,7 +80,7 @@ fn by_address(granule: Granule, what: Unmapped) -> (Pieces, usize) {
     };
     let shift = what.leaf_shift.clamp(granule.shift(), largest);
     let first = what.range.start().get() >> shift;
-    let count = (what.range.last().get() >> shift) - first + 1;
+    let count = (what.range.last().get() >> shift).wrapping_sub(first).wrapping_add(1);
     match u32::try_from(count) {
         Ok(count) if count <= MOST_ADDRESSES => {
             (Pieces::Addresses { next: first << shift, step: 1 << shift }, count as usize)
@@ -91,13 +91,13 @@ fn by_address(granule: Granule, what: Unmapped) -> (Pieces, usize) {
 
 fn by_range(granule: Granule, what: Unmapped) -> (Pieces, usize) {
     let first = what.range.start().get() >> granule.shift();
-    let granules = (what.range.last().get() >> granule.shift()) - first + 1;
-    let mut count = 0;
+    let granules = (what.range.last().get() >> granule.shift()).wrapping_sub(first).wrapping_add(1);
+    let mut count = 0_usize;
     let mut left = granules;
     while left != 0 {
         let (units, scale) = lowest_piece(left);
-        left -= units << scale;
-        count += 1;
+        left = left.wrapping_sub(units << scale);
+        count = count.wrapping_add(1);
     }
     let level = uniform_level(granule, &what);
     (Pieces::Ranges { next: first << granule.shift(), granules, granule, level }, count)
@@ -115,18 +115,21 @@ fn lowest_piece(granules: u64) -> (u64, u8) {
 
 /// The level of all leaves in the range, if it is sure.
 fn uniform_level(granule: Granule, what: &Unmapped) -> Option<Level> {
-    let bits_per_level = granule.shift() - 3;
-    let above = what.leaf_shift.checked_sub(granule.shift())? / bits_per_level;
-    let larger = granule.shift() + (above + 1) * bits_per_level;
-    let (start, last) = (what.range.start().get(), what.range.last().get());
-    // A larger leaf fits if there is an aligned place for it.
-    let block = 1_u64.checked_shl(larger.into())?;
-    let place = start.checked_next_multiple_of(block);
-    let fits = place.is_some_and(|place| place.checked_add(block - 1).is_some_and(|end| end <= last));
-    if what.scope == Scope::Walk || fits {
+    if what.scope == Scope::Walk {
         return None;
     }
-    Level::of_leaf(granule, above).filter(|_| start.is_multiple_of(1 << what.leaf_shift))
+    let bits_per_level = granule.shift() - 3;
+    let above = what.leaf_shift.checked_sub(granule.shift())? / bits_per_level;
+    let level = Level::of_leaf(granule, above)?;
+    // A larger leaf fits if there is an aligned place for it.
+    let (start, last) = (what.range.start().get(), what.range.last().get());
+    let larger =
+        1_u64.checked_shl(u32::from(granule.shift()) + (u32::from(above) + 1) * u32::from(bits_per_level))?;
+    let place = start.checked_next_multiple_of(larger);
+    let fits =
+        place.is_some_and(|place| place.checked_add(larger.wrapping_sub(1)).is_some_and(|end| end <= last));
+    let aligned = start.trailing_zeros() >= u32::from(what.leaf_shift);
+    (aligned && !fits).then_some(level)
 }
 
 impl Iterator for Batch {
@@ -144,8 +147,8 @@ impl Iterator for Batch {
             Pieces::Ranges { next, granules, granule, level } => {
                 let (start, (units, scale)) = (*next, lowest_piece(*granules));
                 *next = start.wrapping_add(units << scale << granule.shift());
-                *granules -= units << scale;
-                let (granule, level, num) = (*granule, *level, (units - 1) as u8);
+                *granules = granules.wrapping_sub(units << scale);
+                let (granule, level, num) = (*granule, *level, units.wrapping_sub(1) as u8);
                 // NUM, SCALE and TTL of zero together are reserved with a granule.
                 let span = match level {
                     None if (num, scale) == (0, 0) => Span::Address(start),

@@ -101,7 +101,7 @@ impl<W: Word> Line<W> {
     pub(crate) fn reserve(&self, commands: u32, consumer: &impl Consumer) -> Option<(Position, Tail)> {
         let share = commands != 0 && (self.producers.is_publishing() || commands == self.capacity());
         let tail = if share { Tail::Command } else { Tail::Sync };
-        let first = self.producers.reserve(commands + tail.weight(), || consumer.consumed())?;
+        let first = self.producers.reserve(commands.saturating_add(tail.weight()), || consumer.consumed())?;
         Some((first, tail))
     }
 

@@ -63,7 +63,7 @@ impl State {
         if let Some(slot) = self.failed.get_mut((self.count % REMEMBERED as u64) as usize) {
             *slot = Some(failed);
         }
-        self.count += 1;
+        self.count = self.count.wrapping_add(1);
     }
 }
 
@@ -119,7 +119,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         if cons.err() == CommandError::ABORT {
             // Nothing is wrong with the command; the unit could not read it.
             let before = if state.fetches.0 == position { state.fetches.1 } else { 0 };
-            state.fetches = (position, before + 1);
+            state.fetches = (position, before.saturating_add(1));
             if before >= MAX_FETCH_RETRIES {
                 self.fault(&"the unit cannot read the command queue");
             }
@@ -148,7 +148,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let counted = self.counters.queue_errors.load(Ordering::Relaxed);
         // Its submitter has not looked yet. On a unit out of service the error stays active, and nobody looks.
         let ahead = active.cmdq_err() && self.health() == Health::Running;
-        let total = counted + u64::from(ahead);
+        let total = counted.wrapping_add(u64::from(ahead));
         let before = self.counters.queue_errors_reported.fetch_max(total, Ordering::Relaxed);
         total.saturating_sub(before)
     }
