@@ -219,11 +219,11 @@ impl FrameChain {
     pub unsafe fn push_intact<H: Hal>(&mut self, hal: &H, frame: PhysAddr) {
         // SAFETY: the caller gave the frame away.
         let words = unsafe { spread(hal, frame) };
-        let link = self.first_intact.map_or(0, PhysAddr::get).wrapping_shr(FRAME_SHIFT);
-        for (i, word) in (0_u32..).zip(words) {
-            let part = link.wrapping_shr(i.wrapping_mul(SPREAD_BITS)) & SPREAD_MASK;
+        let mut link = self.first_intact.map_or(0, PhysAddr::get).wrapping_shr(FRAME_SHIFT);
+        for word in words {
             // Hardware may note an access in the entry at the same time.
-            word.fetch_or(part.wrapping_shl(SPREAD_SHIFT), Ordering::Relaxed);
+            word.fetch_or((link & SPREAD_MASK).wrapping_shl(SPREAD_SHIFT), Ordering::Relaxed);
+            link = link.wrapping_shr(SPREAD_BITS);
         }
         self.first_intact = Some(frame);
         self.count = self.count.saturating_add(1);

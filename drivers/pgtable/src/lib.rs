@@ -38,6 +38,37 @@
 //! No format maps registers ([`MemoryKind::Device`](portcullis_hal::MemoryKind)) executable, and none maps
 //! executable what cannot be read.
 //!
+//! A leaf that is only partly to be unmapped is split first ([`PageTable::split_ends`]), if the hardware bears it
+//! ([`Replacement`]); [`PageTable::split`] and [`PageTable::join`] change the sizes in a range. What is mapped stays
+//! mapped at every moment:
+//!
+//! ```
+//! # use portcullis_hal::{Attributes, Gather, Iova, IovaRange, Mapping, PhysAddr, PhysRange, TableWrites};
+//! # let hal = portcullis_hal::host::HostHal::new();
+//! use portcullis_pgtable::{AccessedDirty, Config, Levels, PageTable, Progress, Usage, VtdSecondStage};
+//!
+//! let format = VtdSecondStage::new(Levels::Four).with_accessed_dirty(AccessedDirty::Hardware);
+//! let table = PageTable::new(&hal, format, Config {
+//!     input_bits: 48,
+//!     output_bits: 46,
+//!     page_sizes: u64::MAX,
+//!     writes: TableWrites::Cached,
+//! })?;
+//! let memory = PhysRange::new(PhysAddr::new(0x8000_0000), 0x20_0000)?;
+//! table.map(&[Mapping { iova: Iova::new(0), memory, attributes: Attributes::READ_WRITE }])?;
+//!
+//! let mut gather = Gather::new();
+//! let part = IovaRange::new(Iova::new(0x5000), 0x3000)?;
+//! while table.split_ends(part, &mut gather)? == Progress::SyncAndRepeat {
+//!     // The driver invalidates what is in the gather, and calls again.
+//! }
+//! assert_eq!(table.unmap(part, &mut gather)?, 0x3000);
+//!
+//! // What devices wrote to since the last time; before the memory is copied, the driver invalidates.
+//! table.harvest(table.aperture(), Usage::DIRTY, &mut gather, |leaf, _| println!("{:?}", leaf.memory))?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
 //! Order of stores: a table is complete, and cleaned where the walker does not snoop, before the entry that
 //! references it is written; leaves are complete and cleaned, by cache lines, before a call returns.
 //!

@@ -490,8 +490,8 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
         let full = 1_u64.wrapping_shl(F::STRIDE);
         let entry = if level == 1 { F::with_leaf_count(plain, full) } else { plain };
         while F::kind(leaf, level) == Kind::Leaf {
-            for (i, word) in (0_u64..).zip(frames.words()) {
-                word.store(leaves(leaf, i), Ordering::Relaxed);
+            for (i, word) in frames.words().iter().enumerate() {
+                word.store(leaves(leaf, i as u64), Ordering::Relaxed);
             }
             tree.clean(frames.words());
             portcullis_hal::barrier::publish_to_device();

@@ -134,7 +134,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
                         cursor.seek(iova);
                         let start = iova & !extent.wrapping_sub(1);
                         // The rest of the run, which may reach out of the range.
-                        let others = start.wrapping_add(extent).wrapping_sub(iova).wrapping_div(size);
+                        let left = start.wrapping_add(extent).wrapping_sub(iova);
+                        let others = left.wrapping_shr(level_shift::<F>(level));
                         rest = slots_after(rest, others);
                         iova = start.wrapping_add(extent).wrapping_sub(size);
                         Unit { slots: cursor.group(F::run_shift(level)), leaf, level, iova: start }
