@@ -253,6 +253,72 @@ fn a_directory_grows_under_devices_that_go_on() {
     }
 }
 
+/// How many allocations an operation makes, each of which fails once, on a rig of its own.
+fn allocations(prepare: impl Fn(&Rig), operation: impl Fn(&Rig) -> Result<Transition, AttachError>) -> usize {
+    for nth in 0.. {
+        let rig = Rig::new(Config::full());
+        prepare(&rig);
+        rig.bench.host.hal().fail_after(nth);
+        let result = operation(&rig);
+        rig.bench.host.hal().fail_never();
+        if result == Ok(Transition::Hitless) {
+            return nth;
+        }
+        assert!(matches!(result, Err(AttachError::OutOfMemory(_))), "{result:?}");
+        // With a context table or without.
+        assert!([fault(0x39), fault(0x41)].contains(&rig.reaches(SID, 0)));
+        // What was allocated stays, and is used the next time.
+        assert_eq!(operation(&rig), Ok(Transition::Hitless));
+        let frames = rig.frames();
+        assert_eq!(operation(&rig), Ok(Transition::Hitless));
+        assert_eq!(rig.frames(), frames);
+        rig.finish();
+    }
+    0
+}
+
+#[test]
+fn out_of_memory_at_any_allocation_changes_nothing() {
+    let permit = |rig: &Rig| rig.driver.permit(&endpoint(SID), &permissions(8, Requests::TRANSLATION));
+    let attach = |rig: &Rig| {
+        let domain = rig.driver.new_domain(&DomainSpec::Identity(host::IDENTITY)).expect("a domain");
+        rig.driver.attach_pasid(&endpoint(SID), pasid(64), &domain)
+    };
+    // The table that leads nowhere; a directory and its first table.
+    assert_eq!(allocations(|_| {}, permit), 3);
+    // A context table; the PASID's own table.
+    let permitted = |rig: &Rig| assert_eq!(permit(rig), Ok(Transition::Hitless));
+    assert_eq!(allocations(permitted, attach), 2);
+    // What is taken away needs no memory.
+    let attached = |rig: &Rig| {
+        permitted(rig);
+        assert_eq!(attach(rig), Ok(Transition::Hitless));
+    };
+    let detach = |rig: &Rig| rig.driver.detach_pasid(&endpoint(SID), pasid(64)).map(|()| Transition::Hitless);
+    assert_eq!(allocations(attached, detach), 0);
+    let withdraw = |rig: &Rig| rig.driver.permit(&endpoint(SID), &Permissions::NONE);
+    assert_eq!(allocations(permitted, withdraw), 0);
+}
+
+#[test]
+fn a_pasids_entries_are_described() {
+    let rig = Rig::new(Config::full());
+    let domain = rig.domain(Stage::Stage2, 0x1_0000);
+    let text = |at| {
+        let mut text = String::new();
+        rig.driver.describe_pasid(EndpointId::new(u32::from(SID)), pasid(at), &mut text).expect("text");
+        text
+    };
+    assert_eq!(text(64), "PASID directory: none, nothing was ever permitted to the endpoint\n");
+    rig.permit(SID, 8, Requests::empty());
+    rig.attach_pasid(SID, 64, &domain);
+    let root = domain.info().root.expect("a table").root.get();
+    assert!(text(64).contains(&format!("PASID entry: {:#018x}", root | 0x8d)), "{}", text(64));
+    assert!(text(64).contains("domain: paging, id "), "{}", text(64));
+    assert!(text(65).contains("domain: none"), "{}", text(65));
+    rig.finish();
+}
+
 #[test]
 fn first_stage_domains_share_ids_at_different_pasids_when_none_is_left() {
     // Sixteen ids: one is nobody's, one leads nowhere.
