@@ -175,9 +175,7 @@ fn replace(machine: &Machine, rig: &TestRig) -> Outcome {
     }
     let info = machine.iommu.unit(rig.device.unit()).map(|unit| unit.info().clone()).ok_or("no unit")?;
     let hitless = match info.backend {
-        Backend::SmmuV3 => true,
-        // Two first-stage domains differ in more than the hardware reads at once.
-        Backend::VtdScalable => !info.stages.contains(Stages::STAGE_1),
+        Backend::SmmuV3 | Backend::VtdScalable => true,
         Backend::VirtioIommu => false,
     };
     if hitless && transition != Transition::Hitless {
