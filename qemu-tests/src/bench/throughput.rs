@@ -11,7 +11,8 @@ use crate::ui;
 use crate::workspace::Workspace;
 
 /// The packages with such a benchmark, and what their queue is called.
-const QUEUES: [(&str, &str); 1] = [("portcullis-vtd", "VT-d invalidation queue")];
+const QUEUES: [(&str, &str); 2] =
+    [("portcullis-vtd", "VT-d invalidation queue"), ("portcullis-smmuv3", "SMMUv3 command queue")];
 
 /// What so many threads achieve together: medians.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
