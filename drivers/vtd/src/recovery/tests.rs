@@ -7,25 +7,31 @@ use crate::ring::Ring;
 use crate::spec::registers::{FSTS, IQERCD, IQH, IQT};
 use portcullis_hal::host::HostHal;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{DomainId, FrameOrder, Frames, Hal, Mmio, SyncError};
+use portcullis_hal::{DomainId, FrameOrder, Frames, Hal, Mmio, PhysAddr, SyncError};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 const IQE: u32 = 0x10;
 const ICE: u32 = 0x20;
 const ITE: u32 = 0x40;
 
 #[derive(Clone, Default)]
-struct Stub(Arc<Mutex<HashMap<usize, u64>>>);
+struct Stub {
+    registers: Arc<Mutex<HashMap<usize, u64>>>,
+    /// The memory that the ring is in, and where.
+    ring: Arc<OnceLock<(HostHal, u64)>>,
+    /// The descriptor before the tail, at each write of it.
+    last: Arc<Mutex<Vec<[u64; 4]>>>,
+}
 
 impl Stub {
     fn set(&self, offset: usize, value: u64) {
-        self.0.lock().unwrap().insert(offset, value);
+        self.registers.lock().unwrap().insert(offset, value);
     }
 
     fn get(&self, offset: usize) -> u64 {
-        self.0.lock().unwrap().get(&offset).copied().unwrap_or(0)
+        self.registers.lock().unwrap().get(&offset).copied().unwrap_or(0)
     }
 }
 
@@ -48,7 +54,22 @@ unsafe impl Mmio for Stub {
 
     fn write64(&self, offset: usize, value: u64) {
         self.set(offset, value);
+        if offset == IQT.offset
+            && let Some((hal, ring)) = self.ring.get()
+        {
+            self.last.lock().unwrap().push(descriptor(hal, *ring, (value / 32 + 127) % 128));
+        }
     }
+}
+
+/// The words of the descriptor in a slot.
+#[expect(unsafe_code, reason = "the unit's view of memory")]
+fn descriptor(hal: &HostHal, ring: u64, slot: u64) -> [u64; 4] {
+    [0, 8, 16, 24].map(|offset| {
+        let word = hal.phys_to_virt(PhysAddr::new(ring + slot * 32 + offset)).cast::<AtomicU64>();
+        // SAFETY: the ring is allocated as long as the queue is there.
+        unsafe { word.as_ref() }.load(Ordering::Relaxed)
+    })
 }
 
 struct Machine {
@@ -64,6 +85,7 @@ impl Machine {
         let stub = Stub::default();
         let frames = || Frames::zeroed(&hal, FrameOrder::SINGLE).unwrap();
         let queue = Queue::new(Ring::new(FrameOrder::SINGLE).unwrap(), frames(), frames()).unwrap();
+        stub.ring.get_or_init(|| (hal.clone(), queue.phys().get()));
         // Nobody here waits for what does not come.
         let registers = Registers::new(hal.clone(), stub.clone(), 0);
         Self { hal, stub, registers, queue }
@@ -94,15 +116,8 @@ impl Machine {
         assert_eq!(self.stub.get(FSTS.offset), 0, "all that was found is cleared");
     }
 
-    /// The words of the descriptor in a slot.
-    #[expect(unsafe_code, reason = "the unit's view of memory")]
     fn slot(&self, slot: u64) -> [u64; 4] {
-        [0, 8, 16, 24].map(|offset| {
-            let phys = portcullis_hal::PhysAddr::new(self.queue.phys().get() + slot * 32 + offset);
-            let word = self.hal.phys_to_virt(phys).cast::<AtomicU64>();
-            // SAFETY: the ring is allocated as long as the queue is there.
-            unsafe { word.as_ref() }.load(Ordering::Relaxed)
-        })
+        descriptor(&self.hal, self.queue.phys().get(), slot)
     }
 
     /// Carries out the descriptor before the tail, which is a wait, and returns its slot.
@@ -118,7 +133,7 @@ impl Machine {
 
     #[expect(unsafe_code, reason = "the unit's view of memory")]
     fn write_status(&self, address: u64, value: u64) {
-        let word = self.hal.phys_to_virt(portcullis_hal::PhysAddr::new(address)).cast::<AtomicU64>();
+        let word = self.hal.phys_to_virt(PhysAddr::new(address)).cast::<AtomicU64>();
         // SAFETY: the word is allocated as long as the queue is there.
         unsafe { word.as_ref() }.store(value, Ordering::Release);
     }
@@ -293,5 +308,20 @@ fn a_unit_that_talks_nonsense_gets_no_more_room_than_there_is_and_no_endless_sea
             assert!(taken < 128, "more than the ring holds");
         }
         let _ = ticket;
+    }
+}
+
+#[test]
+fn what_the_tail_says_is_there_has_been_written() {
+    let machine = Machine::new();
+    for round in 0..100 {
+        let ticket = machine.submit(&[iotlb(), device_tlb(0x20)]);
+        let Some([low, _, third, fourth]) = machine.stub.last.lock().unwrap().pop() else {
+            panic!("no doorbell")
+        };
+        assert_eq!((low & 0xf, low >> 32), (5, u64::from(ticket.end.get())), "round {round}");
+        assert_eq!((third, fourth), (0, 0));
+        machine.complete();
+        assert_eq!(machine.wait(ticket), Ok(()));
     }
 }
