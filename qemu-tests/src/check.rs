@@ -15,7 +15,11 @@ use crate::ui::{self, Style, paint};
 use crate::workspace::Workspace;
 
 /// Packages that need a host.
-const HOST_ONLY: [&str; 2] = ["portcullis-qemu-tests", "portcullis-model"];
+const HOST_ONLY: [&str; 2] = ["portcullis-qemu-tests", MODEL];
+
+/// The package that must not depend on any other of the workspace: a model that shares code with a driver shares its
+/// mistakes.
+const MODEL: &str = "portcullis-model";
 
 /// The step with a list of its own of what is not to be called.
 const FALLIBLE: &str = "drivers report failed allocations";
@@ -32,6 +36,8 @@ enum Work {
     Command(Command),
     /// The probe for panics, linked for one architecture.
     NoPanic(Arch),
+    /// The models' manifest.
+    ModelTies,
 }
 
 impl Work {
@@ -41,6 +47,11 @@ impl Work {
                 Ok(command.stdin(Stdio::null()).status().context("cannot start cargo")?.success())
             }
             Self::NoPanic(arch) => no_panic::check(workspace, *arch),
+            Self::ModelTies => {
+                let ties = model_ties(workspace)?;
+                ties.iter().for_each(|tie| println!("{MODEL} depends on {tie}"));
+                Ok(ties.is_empty())
+            }
         }
     }
 }
@@ -121,6 +132,8 @@ fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
             command.env("CLIPPY_CONF_DIR", workspace.harness_file("lints"));
         }
     }
+    let name = "the models share no code with what they judge".to_owned();
+    steps.push(Step { name, work: Work::ModelTies });
     for arch in Arch::ALL {
         let name = format!("no panic in the drivers for {}", arch.triple());
         steps.push(Step { name, work: Work::NoPanic(arch) });
@@ -143,4 +156,56 @@ fn driver_packages(workspace: &Workspace) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The packages of this workspace that the models depend on: there are to be none.
+fn model_ties(workspace: &Workspace) -> Result<Vec<String>> {
+    let manifest = workspace.root().join("drivers/model/Cargo.toml");
+    let text =
+        fs::read_to_string(&manifest).with_context(|| format!("cannot read {}", manifest.display()))?;
+    ties(&text).with_context(|| format!("{}", manifest.display()))
+}
+
+/// The dependencies of a manifest, of any kind and for any target, that are packages of this workspace or have a path.
+fn ties(manifest: &str) -> Result<Vec<String>> {
+    let table: toml::Table = manifest.parse()?;
+    let targets = table.get("target").and_then(toml::Value::as_table);
+    let for_targets = targets.into_iter().flat_map(toml::Table::values).filter_map(toml::Value::as_table);
+    let tied = |(name, dependency): (&String, &toml::Value)| {
+        let renamed = dependency.get("package").and_then(toml::Value::as_str);
+        let own = renamed.unwrap_or(name).starts_with("portcullis-") || dependency.get("path").is_some();
+        own.then(|| name.clone())
+    };
+    Ok(std::iter::once(&table)
+        .chain(for_targets)
+        .flat_map(|table| {
+            ["dependencies", "dev-dependencies", "build-dependencies"].map(|kind| table.get(kind))
+        })
+        .filter_map(|dependencies| dependencies?.as_table())
+        .flat_map(|dependencies| dependencies.iter().filter_map(tied))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ties_are_found_wherever_a_manifest_can_have_them() {
+        let free = "[package]\nname = 'x'\n[dependencies]\nspin.workspace = true\n";
+        assert_eq!(ties(free).unwrap(), [""; 0]);
+        for tie in [
+            "[dependencies]\nportcullis-hal.workspace = true",
+            "[dev-dependencies]\nportcullis-vtd = '0.1'",
+            "[build-dependencies]\nhidden = { package = 'portcullis-hal', version = '0.1' }",
+            "[target.'cfg(unix)'.dependencies]\nother = { path = '../hal' }",
+        ] {
+            assert_eq!(ties(tie).unwrap().len(), 1, "{tie}");
+        }
+    }
+
+    #[test]
+    fn the_models_depend_on_nothing_here() {
+        assert_eq!(model_ties(&Workspace::current()).unwrap(), [""; 0]);
+    }
 }
