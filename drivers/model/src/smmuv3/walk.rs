@@ -171,7 +171,7 @@ pub(super) fn stage2_start(
 pub(super) const AF: u64 = 1 << 10;
 pub(super) const NG: u64 = 1 << 11;
 pub(super) const DBM: u64 = 1 << 51;
-/// AP[2] of stage 1 (read-only) and S2AP[1] of stage 2 (writable) share bit 7.
+/// AP\[2\] of stage 1 (read-only) and S2AP\[1\] of stage 2 (writable) share bit 7.
 pub(super) const BIT7: u64 = 1 << 7;
 
 /// What an address may be used for, by privilege; indices are `[user, supervisor]`.
@@ -213,11 +213,11 @@ impl Hierarchy {
 pub(super) struct Controls {
     pub(super) wxn: bool,
     pub(super) pan: bool,
-    /// The regime has two privilege levels; else everything is privileged and AP[1] is taken as 1.
+    /// The regime has two privilege levels; else everything is privileged and AP\[1\] is taken as 1.
     pub(super) two_levels: bool,
 }
 
-/// Permissions of a stage-1 leaf. `writable` overrides AP[2], for the writable-clean state under HTTU.
+/// Permissions of a stage-1 leaf. `writable` overrides AP\[2\], for the writable-clean state under HTTU.
 pub(super) fn stage1(
     descriptor: u64,
     hierarchy: Hierarchy,
@@ -253,7 +253,7 @@ pub(super) fn stage2(descriptor: u64, xnx: bool, writable: bool) -> Permissions 
     Permissions { read: [bit(6); 2], write: [bit(7) || writable; 2], execute }
 }
 
-/// Whether a stage-2 leaf maps Device memory (MemAttr[3:2] = 0 without S2FWB).
+/// Whether a stage-2 leaf maps Device memory (MemAttr\[3:2\] = 0 without S2FWB).
 pub(super) const fn stage2_is_device(descriptor: u64) -> bool {
     descriptor >> 4 & 3 == 0
 }
