@@ -162,6 +162,7 @@ pub(in super::super) const SMMUV3: &[Known] = &[
             "nested: CD not readable",
             "nested: CD mapped without access flag",
             "nested: root not mapped",
+            "nested: large root not mapped",
             "nested: root not readable",
             "nested: root mapped without access flag",
             "nested: tables scattered over pages",
@@ -174,6 +175,7 @@ pub(in super::super) const SMMUV3: &[Known] = &[
     Known {
         inputs: &[
             "nested: root not mapped",
+            "nested: large root not mapped",
             "nested: root not readable",
             "nested: root mapped without access flag",
         ],

@@ -1,11 +1,13 @@
 //! The kinds of input: what is done to a good stream.
 
-use std::ops::Range;
-
 use super::super::case::Case;
 use super::super::machine::{Kind, READER, WRITER};
+use super::changes::{
+    beyond, both_ways, contiguous, cut, descriptor, leaf, other_half, other_kind, outer, output, range,
+    reconfigure, redescribe, remap, root, size1, size2, table, tagged,
+};
 use super::draft::{ASID, Draft, Shape, Streams, VMID};
-use Shape::{Bypass, Concatenated, Nested, Scattered, Stage1, Stage2, WideStage2};
+use Shape::{Bypass, Concatenated, LargeTables, Nested, Scattered, Stage1, Stage2, WideStage2};
 
 /// A kind of input.
 type Class = (&'static str, Shape, fn(&mut Draft));
@@ -23,6 +25,8 @@ pub(crate) fn case(seed: u64) -> Case {
 
 const CLASSES: &[Class] = &[
     ("good", Bypass, |_| {}),
+    ("SMMUEN = 0, GBPA bypasses", Stage1, |d| d.without_translation(0)),
+    ("SMMUEN = 0, GBPA aborts", Stage1, |d| d.without_translation(1 << 20)),
     ("good", Stage1, |_| {}),
     ("good", Stage2, |_| {}),
     ("good", Nested, |_| {}),
@@ -124,6 +128,8 @@ const CLASSES: &[Class] = &[
     ("APTable[0] = 1", Stage1, |d| table(d, &[], &[1 << 61])),
     ("XN and PXN", Stage1, |d| leaf(d, &[], &[1 << 53, 1 << 54, 3 << 53])),
     ("DBM without HTTU", Stage1, |d| leaf(d, &[], &[1 << 51 | 1 << 7])),
+    ("contiguous", Stage1, contiguous),
+    ("contiguous", Stage2, contiguous),
     ("nG = 0", Stage1, |d| leaf(d, &[1 << 11], &[])),
     ("leaf out of range", Stage1, |d| leaf(d, &[], &[1 << 44, 1 << 47])),
     ("table out of range", Stage1, |d| table(d, &[], &[1 << 44, 1 << 47])),
@@ -161,6 +167,7 @@ const CLASSES: &[Class] = &[
     ("nested: CD not readable", Nested, |d| outer(d, descriptor, 1 << 6, 0)),
     ("nested: CD mapped without access flag", Nested, |d| outer(d, descriptor, 1 << 10, 0)),
     ("nested: root not mapped", Nested, |d| outer(d, root, 1, 0)),
+    ("nested: large root not mapped", LargeTables, |d| outer(d, root, 1, 0)),
     ("nested: root not readable", Nested, |d| outer(d, root, 1 << 6, 0)),
     ("nested: root not writable", Nested, |d| outer(d, root, 1 << 7, 0)),
     ("nested: root mapped without access flag", Nested, |d| outer(d, root, 1 << 10, 0)),
@@ -184,6 +191,9 @@ const CLASSES: &[Class] = &[
     }),
     ("leaf changed, TLBI_NH_VA", Stage1, |d| remap(d, |leaf| vec![[0x12 | TAGS, leaf & !0xfff | 1]])),
     ("leaf changed, TLBI_NH_VAA", Stage1, |d| remap(d, |leaf| vec![[0x13 | VMIDS, leaf & !0xfff | 1]])),
+    ("leaf changed, TLBI_NH_VA of a range", Stage1, |d| range(d, 0x12 | TAGS)),
+    ("leaf changed, TLBI_NH_VAA of a range", Stage1, |d| range(d, 0x13 | VMIDS)),
+    ("leaf changed, TLBI_S2_IPA of a range", Stage2, |d| range(d, 0x2a | VMIDS)),
     ("leaf changed, TLBI_NH_ASID", Stage1, |d| remap(d, |_| vec![[0x11 | TAGS, 0]])),
     ("leaf changed, TLBI_NH_ALL", Stage1, |d| remap(d, |_| vec![[0x10 | VMIDS, 0]])),
     ("leaf changed, TLBI_NSNH_ALL", Stage1, |d| remap(d, |_| vec![[0x30, 0]])),
@@ -221,137 +231,24 @@ const fn cfgi(opcode: u64, stream: u32, second: u64) -> [u64; 2] {
     [opcode | (stream as u64) << 32, second]
 }
 
-fn size1(d: &mut Draft, sizes: &[u64]) {
-    let at = if d.upper { 16 } else { 0 };
-    d.cd[0] = d.cd[0] & !(0x3f << at) | d.pick(sizes) << at;
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::differential::case::Step;
 
-fn size2(d: &mut Draft, sizes: &[u64]) {
-    d.ste[2] = d.ste[2] & !(0x3f << 32) | d.pick(sizes) << 32;
-}
-
-/// Damages the first leaf.
-fn leaf(d: &mut Draft, clear: &[u64], set: &[u64]) {
-    if let Some(&at) = d.leaves[0].path.last() {
-        damage(d, at, clear, set);
-    }
-}
-
-/// Clears and sets bits of a word, each one of several choices.
-fn damage(d: &mut Draft, at: u64, clear: &[u64], set: &[u64]) {
-    let clear = if clear.is_empty() { 0 } else { d.pick(clear) };
-    let set = if set.is_empty() { 0 } else { d.pick(set) };
-    d.flip(at, clear, set);
-}
-
-/// Damages an entry that points to a table, if there is one; else the tree is all leaves and stays good.
-fn table(d: &mut Draft, clear: &[u64], set: &[u64]) {
-    let path = d.leaves[0].path.clone();
-    if let Some((_, tables @ [_, ..])) = path.split_last() {
-        let at = d.pick(tables);
-        damage(d, at, clear, set);
-    }
-}
-
-/// Makes a page a block, or a block a table.
-fn other_kind(d: &mut Draft) {
-    let page = d.leaves[0].span == d.tree.granule;
-    if page { leaf(d, &[2], &[]) } else { leaf(d, &[], &[2]) }
-}
-
-/// Damages the second-stage leaves for some bytes.
-fn outer(d: &mut Draft, bytes: fn(&Draft) -> Range<u64>, clear: u64, set: u64) {
-    for ipa in bytes(d).step_by(1 << d.outer.granule) {
-        if let Some(&at) = d.outer_path(ipa).last() {
-            d.flip(at, clear, set);
+    #[test]
+    fn every_seed_gives_a_case_with_accesses() {
+        for seed in 0..20 * COUNT {
+            let case = case(seed);
+            assert!(case.steps.iter().any(|step| matches!(step, Step::Access(_))), "{case}");
         }
     }
-}
 
-/// The first stage's root.
-fn root(d: &Draft) -> Range<u64> {
-    d.tree.root..d.tree.root + (1 << d.tree.granule)
-}
-
-/// The CD.
-fn descriptor(_: &Draft) -> Range<u64> {
-    Draft::CD..Draft::CD + 64
-}
-
-/// Where the first leaf leads.
-fn output(d: &Draft) -> Range<u64> {
-    d.leaves[0].ipa..d.leaves[0].ipa + 1
-}
-
-/// Accesses the first leaf in one way, and then in the other.
-fn both_ways(d: &mut Draft, first: Kind) {
-    let address = d.leaves[0].address;
-    d.access(first, address);
-    d.access(if first == Kind::Read { Kind::Write } else { Kind::Read }, address);
-}
-
-fn tagged(d: &mut Draft, enable: u64) {
-    d.cd[0] |= enable << 38;
-    let tag = d.prng.below(0xff) << 56;
-    let address = d.leaves[0].address & (u64::MAX >> 8) | tag;
-    d.access(Kind::Read, address);
-    d.access(Kind::Write, address);
-}
-
-/// Accesses just outside of the input's range, and far outside.
-fn beyond(d: &mut Draft) {
-    for at in [d.tree.bits, 50] {
-        let address = d.leaves[0].address ^ 1 << at;
-        d.access(Kind::Read, address);
-        d.access(Kind::Write, address);
+    #[test]
+    fn most_contiguous_runs_are_there() {
+        let cases = (0..20 * COUNT).map(case).filter(|case| case.input == "contiguous");
+        let (with, without): (Vec<Case>, Vec<Case>) =
+            cases.partition(|case| case.image.0.values().any(|word| word >> 52 & 1 == 1));
+        assert!(with.len() > 20 && with.len() > without.len(), "{} and {}", with.len(), without.len());
     }
-}
-
-fn other_half(d: &mut Draft) {
-    let address = d.leaves[0].address ^ u64::MAX << d.tree.bits;
-    d.access(Kind::Read, address);
-    d.access(Kind::Write, address);
-}
-
-/// Uses a leaf, makes it lead elsewhere, invalidates, and uses it again.
-fn remap(d: &mut Draft, invalidation: fn(u64) -> Vec<[u64; 2]>) {
-    replace(d, invalidation, 1);
-}
-
-/// As [`remap`], for the entry above the leaf, which is cleared.
-fn cut(d: &mut Draft, invalidation: fn(u64) -> Vec<[u64; 2]>) {
-    replace(d, invalidation, 2);
-}
-
-fn replace(d: &mut Draft, invalidation: fn(u64) -> Vec<[u64; 2]>, from_end: usize) {
-    d.ste[2] |= VMID;
-    d.accesses();
-    let leaf = d.leaves[0].clone();
-    let Some(&at) = leaf.path.iter().rev().nth(from_end - 1) else { return };
-    let word = d.image.get(at);
-    let new = if from_end == 1 { d.pick(&[0, word | 1 << 7, word & !(1 << 10)]) } else { 0 };
-    d.store(at, new);
-    d.commands(&invalidation(leaf.address));
-    d.accesses();
-}
-
-/// Uses a stream, makes its STE one that aborts, bypasses or is not valid, invalidates, and uses it again.
-fn reconfigure(d: &mut Draft, invalidation: &[[u64; 2]]) {
-    d.accesses();
-    let word = d.ste[0];
-    let new = d.pick(&[word & !1, word & !(1 << 3)]);
-    for stream in [READER, WRITER] {
-        d.store(d.ste_at(stream), new);
-    }
-    d.commands(invalidation);
-    d.accesses();
-}
-
-/// As [`reconfigure`], for the CD.
-fn redescribe(d: &mut Draft, invalidation: &[[u64; 2]]) {
-    d.accesses();
-    let new = d.cd[0] & !(1 << 31);
-    d.store(d.cd_at(), new);
-    d.commands(invalidation);
-    d.accesses();
 }

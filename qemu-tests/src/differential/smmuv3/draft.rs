@@ -18,12 +18,18 @@ pub(super) enum Shape {
     Concatenated,
     Nested,
     /// Both stages; tables of the first are larger than pages of the second.
+    LargeTables,
+    /// The same, and the pages of a table are not contiguous.
     Scattered,
 }
 
 impl Shape {
-    const fn is_nested(self) -> bool {
-        matches!(self, Self::Nested | Self::Scattered)
+    const fn has_large_tables(self) -> bool {
+        matches!(self, Self::LargeTables | Self::Scattered)
+    }
+
+    pub(super) const fn is_nested(self) -> bool {
+        matches!(self, Self::Nested | Self::LargeTables | Self::Scattered)
     }
 }
 
@@ -53,15 +59,20 @@ pub(super) enum Streams {
 pub(super) const ASID: u64 = 0x4a;
 pub(super) const VMID: u64 = 0x5b;
 
+const GBPA: u64 = 0x44;
+const UPDATE: u32 = 1 << 31;
+/// Incoming shareability, as after a reset.
+const GBPA_RESET: u32 = 1 << 12;
+
 const STREAMS: u64 = 0x4110_0000;
 const SECOND_LEVEL: u64 = 0x4112_0000;
-const CD: u64 = 0x4118_0000;
+pub(super) const CD: u64 = 0x4118_0000;
 /// log2 of the number of streams.
 const STREAM_BITS: u32 = 8;
 /// Tables, at the addresses at which their stage finds them.
 const TABLES: u64 = 0x4200_0000;
 /// The physical pages behind the tables of a nested first stage, and second-stage tables.
-const OUTER_TABLES: u64 = 0x4500_0000;
+pub(super) const OUTER_TABLES: u64 = 0x4500_0000;
 /// Where data may go; the end of memory.
 const DATA: (u64, u64) = (0x5000_0000, 0x1_0000_0000);
 
@@ -88,8 +99,8 @@ pub(super) struct Draft {
     steps: Vec<Step>,
     outputs: Vec<Output>,
     bump: Bump,
-    outer_bump: Bump,
-    cd_at: u64,
+    pub(super) outer_bump: Bump,
+    pub(super) cd_at: u64,
 }
 
 /// The field of a granule in TG0 and S2TG, and in TG1.
@@ -143,7 +154,7 @@ impl Draft {
             Shape::Bypass => 4,
             Shape::Stage1 => 5,
             Shape::Stage2 | Shape::WideStage2 | Shape::Concatenated => 6,
-            Shape::Nested | Shape::Scattered => 7,
+            Shape::Nested | Shape::LargeTables | Shape::Scattered => 7,
         } << 1;
         match shape {
             Shape::Bypass => draft.bypass(),
@@ -155,7 +166,7 @@ impl Draft {
                 draft.tree = draft.stage2(25);
                 draft.fill(LEAF2);
             }
-            Shape::Nested | Shape::Scattered => {
+            Shape::Nested | Shape::LargeTables | Shape::Scattered => {
                 draft.stage1();
                 draft.outer = draft.stage2(34);
                 draft.fill(LEAF1);
@@ -182,14 +193,14 @@ impl Draft {
     }
 
     /// A random aligned place for data.
-    fn place(&mut self, span: u32) -> u64 {
+    pub(super) fn place(&mut self, span: u32) -> u64 {
         let first = DATA.0.div_ceil(1 << span);
         (first + self.prng.below((DATA.1 >> span) - first)) << span
     }
 
     /// STE, CD and an empty tree for stage 1.
     fn stage1(&mut self) {
-        let granule = if self.shape == Shape::Scattered { 16 } else { self.pick(&[12, 14, 16]) };
+        let granule = if self.shape.has_large_tables() { 16 } else { self.pick(&[12, 14, 16]) };
         // Sizes of the input that the granule has tables for.
         let bits = 25 + self.prng.below(24) as u32;
         let output = self.pick(&[32, 36, 40, 42, 44]);
@@ -217,7 +228,7 @@ impl Draft {
     /// The STE's part and an empty tree for stage 2 with an input of at least `least` bits.
     fn stage2(&mut self, least: u64) -> Tree {
         loop {
-            let granule = if self.shape == Shape::Scattered { 12 } else { self.pick(&[12u32, 14, 16]) };
+            let granule = if self.shape.has_large_tables() { 12 } else { self.pick(&[12u32, 14, 16]) };
             let bits = (least + self.prng.below(45 - least)) as u32;
             let top = self.prng.below(4) as u32;
             let stride = granule - 3;
@@ -291,7 +302,7 @@ impl Draft {
         let offset = 16 * self.prng.below(1 << (span - 4));
         let kind = if level == 0 { 3 } else { 1 };
         let (ipa, output, output_span) = match self.shape {
-            Shape::Nested | Shape::Scattered => {
+            _ if self.shape.is_nested() => {
                 // Each in its gigabyte, so that second-stage leaves of any size keep out of each other's way.
                 let region = 0x8000_0000 + 0x4000_0000 * count;
                 let ipa = (region + self.prng.below(0x4000_0000)) >> span << span | offset;
@@ -313,76 +324,6 @@ impl Draft {
             self.note(format!("    by way of {ipa:#x}"));
         }
         self.leaves.push(Leaf { address, span, path, ipa });
-    }
-
-    /// Maps the page or block around an intermediate address; gives where the address ends up.
-    fn add_outer(&mut self, ipa: u64, level: u32) -> u64 {
-        let span = self.outer.span(level);
-        let page = self.place(span);
-        self.map_outer(ipa, level, page | LEAF2 | if level == 0 { 3 } else { 1 });
-        page + (ipa & ((1 << span) - 1))
-    }
-
-    /// The second stage lives in physical memory: its image is kept apart from that of the first by its addresses.
-    fn map_outer(&mut self, ipa: u64, level: u32, leaf: u64) {
-        let outer = self.outer;
-        outer.map(&mut self.image, &mut self.outer_bump, ipa, level, leaf);
-    }
-
-    /// Moves the first stage's tables and the CD of a nested stream to the pages that the second stage gives them.
-    fn settle(&mut self) {
-        if !self.shape.is_nested() {
-            return;
-        }
-        // What moves as one: whole tables, unless they are to be scattered.
-        let page = self.outer.granule;
-        let granule = if self.shape == Shape::Scattered { page } else { page.max(self.tree.granule) };
-        let inner: Vec<u64> = self.image.0.keys().copied().filter(|at| *at < OUTER_TABLES).collect();
-        let mut pages: Vec<u64> = inner.iter().chain([&CD]).map(|at| at >> granule << granule).collect();
-        pages.sort_unstable();
-        pages.dedup();
-        let mut moved = Vec::new();
-        for block in pages {
-            let place = self.outer_bump.take(granule);
-            for offset in (0..1 << granule).step_by(1 << page) {
-                self.map_outer(block + offset, 0, (place + offset) | LEAF2 | 3);
-            }
-            self.note(format!(
-                "2^{granule} bytes of the first stage's tables, {block:#x}, are at {place:#x}"
-            ));
-            moved.push((block, place));
-        }
-        let target = |at: u64| {
-            let page = at >> granule << granule;
-            let found = moved.iter().find(|(from, _)| *from == page);
-            found.map_or(at, |(_, to)| to + (at - page))
-        };
-        for at in inner {
-            if let Some(word) = self.image.0.remove(&at) {
-                self.image.set(target(at), word);
-            }
-        }
-        for leaf in &mut self.leaves {
-            leaf.path.iter_mut().for_each(|at| *at = target(*at));
-        }
-        self.cd_at = target(CD);
-    }
-
-    /// The entries of the second stage that lead to an intermediate address.
-    pub(super) fn outer_path(&self, ipa: u64) -> Path {
-        let (tree, mut table, mut path) = (self.outer, self.outer.root, Path::new());
-        for level in (0..=tree.top).rev() {
-            let index = ipa >> tree.span(level);
-            let index = if level == tree.top { index } else { index & ((1 << (tree.granule - 3)) - 1) };
-            let slot = table + 8 * index;
-            let word = self.image.get(slot);
-            path.push(slot);
-            if level == 0 || word & 2 == 0 {
-                break;
-            }
-            table = word & 0x0000_ffff_ffff_f000;
-        }
-        path
     }
 
     /// Changes bits of a word of the tables.
@@ -408,6 +349,27 @@ impl Draft {
                 self.access(first, leaf.address ^ 1 << leaf.span);
             }
         }
+    }
+
+    /// Turns translation off, with this in GBPA, and accesses memory.
+    pub(super) fn without_translation(&mut self, gbpa: u32) {
+        self.steps.push(Step::Register32(CR0, ON & !1));
+        self.steps.push(Step::Register32(GBPA, UPDATE | GBPA_RESET | gbpa));
+        for kind in [Kind::Read, Kind::Write] {
+            let address = self.place(12);
+            self.outputs.push(Output { address, span: 12 });
+            self.access(kind, address);
+        }
+    }
+
+    /// A place for a run of leaves: aligned to its size.
+    pub(super) fn place_run(&mut self, bytes: u64) -> u64 {
+        self.place(bytes.trailing_zeros())
+    }
+
+    /// Data may also turn up around here.
+    pub(super) fn watch(&mut self, address: u64, bytes: u64) {
+        self.outputs.push(Output { address, span: bytes.trailing_zeros() });
     }
 
     /// A store after the start.

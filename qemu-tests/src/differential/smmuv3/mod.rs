@@ -1,7 +1,9 @@
 //! The SMMUv3 of `-machine virt,iommu=smmuv3`, driven with raw words.
 
+mod changes;
 mod classes;
 mod draft;
+mod nested;
 
 use anyhow::{Result, ensure};
 

@@ -270,3 +270,19 @@ fn leave(d: &mut Draft, invalidation: &[[u64; 2]]) {
     d.commands(invalidation);
     d.accesses();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::differential::case::Step;
+
+    #[test]
+    fn every_seed_gives_a_case_with_accesses() {
+        for stage in [Stage::First, Stage::Second] {
+            for seed in 0..20 * count(stage) {
+                let case = case(stage, seed);
+                assert!(case.steps.iter().any(|step| matches!(step, Step::Access(_))), "{case}");
+            }
+        }
+    }
+}
