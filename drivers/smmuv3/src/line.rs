@@ -168,3 +168,50 @@ impl<W: Word> Line<W> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::cell::{Cell, RefCell};
+
+    /// A unit during whose doorbell somebody submits a command.
+    struct Unit {
+        line: Line,
+        interrupted: Cell<bool>,
+        told: RefCell<Vec<u32>>,
+        syncs: RefCell<Vec<u32>>,
+    }
+
+    impl Consumer for Unit {
+        fn consumed(&self) -> Position {
+            Position::new(0)
+        }
+
+        fn put_sync(&self, position: Position) {
+            self.syncs.borrow_mut().push(position.get());
+        }
+
+        fn tell(&self, end: Position) {
+            self.told.borrow_mut().push(end.get());
+            if !self.interrupted.replace(true) {
+                let reserved = self.line.reserve(1, self);
+                assert_eq!(reserved, Some((Position::new(2), Tail::Command)));
+                self.line.publish(Position::new(2), 1, Tail::Command, self);
+            }
+        }
+    }
+
+    #[test]
+    fn who_submits_while_somebody_publishes_shares_the_sync_behind_his_command_and_none_before() {
+        let line = Line::new(8).unwrap();
+        let [told, syncs] = [const { RefCell::new(Vec::new()) }; 2];
+        let unit = Unit { line, interrupted: Cell::new(false), told, syncs };
+        assert_eq!(unit.line.reserve(1, &unit), Some((Position::new(0), Tail::Sync)));
+        unit.line.publish(Position::new(0), 2, Tail::Sync, &unit);
+        assert_eq!((unit.told.take(), unit.syncs.take()), (vec![2, 4], vec![3]));
+        let behind = |end| unit.line.sync_behind(Position::new(end)).map(Position::get);
+        assert_eq!([1, 3].map(behind), [Some(4), Some(4)]);
+        assert_eq!([4, 5].map(behind), [None, None]);
+        assert_eq!(unit.line.totals(), Totals { commands: 2, syncs: 2, doorbells: 2 });
+    }
+}
