@@ -281,6 +281,12 @@ impl RangeInvalidation {
         // Its words for the page and the mask are reserved.
         Self { template: translations(features, tag), pieces: Pieces::FIRST_PAGE }
     }
+
+    /// How many descriptors are left.
+    #[inline]
+    pub(crate) fn left(&self) -> u8 {
+        self.pieces.left()
+    }
 }
 
 impl Iterator for RangeInvalidation {

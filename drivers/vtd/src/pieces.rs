@@ -24,10 +24,17 @@ pub(crate) struct Block {
     pub(crate) mask: u8,
 }
 
-/// Aligned blocks in a row, the largest possible first from the left. Only those up to the last page are handed out, so
-/// two numbers are all that it keeps.
+/// Aligned blocks in a row, the largest possible first from the left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pieces {
+    range: Range,
+    /// How many blocks are left.
+    left: u8,
+}
+
+/// Pages that are yet to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Range {
     next: u64,
     /// The page behind the last one.
     end: u64,
@@ -36,7 +43,7 @@ pub(crate) struct Pieces {
 
 impl Pieces {
     /// The first page alone.
-    pub(crate) const FIRST_PAGE: Self = Self { next: 0, end: 1, max_mask: 0 };
+    pub(crate) const FIRST_PAGE: Self = Self { range: Range { next: 0, end: 1, max_mask: 0 }, left: 1 };
 
     /// The blocks to drop for the pages `first..=last`, of at most 2^`max_mask` pages each and at most [`MOST`]; `None` if
     /// that is better done by dropping everything.
@@ -46,24 +53,17 @@ impl Pieces {
         if first >= end {
             return None;
         }
-        let exact = Self { next: first, end, max_mask };
-        if exact.is_short() { Some(exact) } else { exact.rounded() }
+        let exact = Range { next: first, end, max_mask };
+        // The usual case: a page, or a leaf.
+        if exact.block().is_some_and(|block| first + (1 << block.mask) == end) {
+            return Some(Self { range: exact, left: 1 });
+        }
+        exact.cut().or_else(|| exact.rounded())
     }
 
-    /// The range with its ends rounded outwards as far as necessary.
-    #[cold]
-    fn rounded(self) -> Option<Self> {
-        (1..=u32::from(self.max_mask).min(ALL))
-            .map(|bits| {
-                let unit = 1 << bits;
-                Self { next: self.next & !(unit - 1), end: self.end.next_multiple_of(unit), ..self }
-            })
-            .find(Self::is_short)
-    }
-
-    #[inline]
-    fn is_short(&self) -> bool {
-        self.take(MOST + 1).count() <= MOST
+    /// How many blocks are left.
+    pub(crate) fn left(&self) -> u8 {
+        self.left
     }
 }
 
@@ -72,11 +72,38 @@ impl Iterator for Pieces {
 
     #[inline]
     fn next(&mut self) -> Option<Block> {
+        self.left = self.left.checked_sub(1)?;
+        let block = self.range.block()?;
+        self.range.next += 1 << block.mask;
+        Some(block)
+    }
+}
+
+impl Range {
+    /// The largest block that it begins with.
+    #[inline]
+    fn block(&self) -> Option<Block> {
         let left = self.end.checked_sub(self.next)?.checked_ilog2()?;
         let mask = left.min(self.next.trailing_zeros()).min(u32::from(self.max_mask)) as u8;
-        let block = Block { page: self.next, mask };
-        self.next += 1 << mask;
-        Some(block)
+        Some(Block { page: self.next, mask })
+    }
+
+    /// The range in blocks, if they are few enough.
+    fn cut(self) -> Option<Pieces> {
+        let mut rest = self;
+        (1..=MOST as u8).find_map(|left| {
+            rest.next += 1 << rest.block()?.mask;
+            (rest.next == rest.end).then_some(Pieces { range: self, left })
+        })
+    }
+
+    /// The range with its ends rounded outwards as far as necessary.
+    #[cold]
+    fn rounded(self) -> Option<Pieces> {
+        (1..=u32::from(self.max_mask).min(ALL)).find_map(|bits| {
+            let unit = 1 << bits;
+            Self { next: self.next & !(unit - 1), end: self.end.next_multiple_of(unit), ..self }.cut()
+        })
     }
 }
 

@@ -9,11 +9,12 @@
 //! registers are read only when an answer takes long.
 
 use crate::dma::Words;
-use crate::invalidate::Descriptor;
+use crate::invalidate::{Descriptor, RangeInvalidation};
 use crate::recovery::Errors;
 use crate::registers::Registers;
 use crate::ring::Ring;
 use crate::spec::registers::IQT;
+use core::iter::Copied;
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::producers::{Position, Producers, Run};
 use portcullis_hal::wait::Timeout;
@@ -106,9 +107,9 @@ impl<H: Hal> Queue<H> {
     pub(crate) fn submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
-        batch: impl Iterator<Item = Descriptor> + Clone,
+        batch: impl Batch,
     ) -> Result<Ticket, Timeout> {
-        let size = Size::of(batch.clone());
+        let size = batch.size();
         match self.try_submit(registers, batch.clone(), size) {
             Some(ticket) => Ok(ticket),
             None => self.submit_when_there_is_room(registers, batch, size),
@@ -119,7 +120,7 @@ impl<H: Hal> Queue<H> {
     fn submit_when_there_is_room<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
-        batch: impl Iterator<Item = Descriptor> + Clone,
+        batch: impl Batch,
         size: Size,
     ) -> Result<Ticket, Timeout> {
         let mut patience = Patience::new(registers);
@@ -237,11 +238,22 @@ impl Size {
     /// A wait descriptor alone.
     pub(crate) const WAIT: Self = Self { invalidations: 0, places: 1 };
 
-    #[inline]
-    fn of(batch: impl Iterator<Item = Descriptor>) -> Self {
-        let mut size = Self::WAIT;
+    /// So many invalidations of one cache.
+    pub(crate) const fn of_one_cache(invalidations: u8) -> Self {
+        Self { invalidations: invalidations as u32, places: invalidations as u32 + 1 }
+    }
+}
+
+/// Descriptors that are submitted together.
+pub(crate) trait Batch: Iterator<Item = Descriptor> + Clone {
+    fn size(&self) -> Size;
+}
+
+impl<'a, I: Iterator<Item = &'a Descriptor> + Clone> Batch for Copied<I> {
+    fn size(&self) -> Size {
+        let mut size = Size::WAIT;
         let mut cache = None;
-        for descriptor in batch {
+        for descriptor in self.clone() {
             let fence = cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache());
             size.invalidations += 1;
             size.places += 1 + u32::from(fence);
@@ -250,16 +262,27 @@ impl Size {
     }
 }
 
+impl Batch for RangeInvalidation {
+    #[inline]
+    fn size(&self) -> Size {
+        Size::of_one_cache(self.left())
+    }
+}
+
 /// The slots of the ring.
 pub(crate) struct Descriptors<H: Hal>(Words<H>);
 
-/// The words of a descriptor.
-const WORDS: usize = 4;
-
 impl<H: Hal> Descriptors<H> {
+    #[inline]
+    fn slot(&self, slot: usize) -> Option<&[AtomicU64; 4]> {
+        let (slots, _) = self.0.as_chunks();
+        slots.get(slot)
+    }
+
     /// Fills a slot; one beyond the end is left alone.
+    #[inline]
     pub(crate) fn write(&self, slot: usize, descriptor: Descriptor) {
-        if let Some(words) = self.0.get(slot * WORDS..(slot + 1) * WORDS) {
+        if let Some(words) = self.slot(slot) {
             for (word, value) in words.iter().zip(descriptor.0) {
                 word.store(value, Ordering::Relaxed);
             }
@@ -268,11 +291,8 @@ impl<H: Hal> Descriptors<H> {
 
     /// What is in a slot; zeros beyond the end.
     pub(crate) fn read(&self, slot: usize) -> Descriptor {
-        let mut descriptor = Descriptor::default();
-        for (word, value) in self.0.iter().skip(slot * WORDS).zip(&mut descriptor.0) {
-            *value = word.load(Ordering::Relaxed);
-        }
-        descriptor
+        let words = self.slot(slot);
+        Descriptor(words.map_or([0; 4], |words| words.each_ref().map(|word| word.load(Ordering::Relaxed))))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::forget::{Batch, Requester};
 use crate::invalidate::{Changed, Descriptor, RangeInvalidation, Tag};
-use crate::queue::Ticket;
+use crate::queue::{self, Ticket};
 use crate::unit::Inner;
 use alloc::vec::Vec;
 use core::iter;
@@ -179,7 +179,7 @@ impl<H: Hal, M: Mmio + 'static> Flight<H, M> {
         Self { pending: [const { None }; AT_ONCE], result: Ok(()) }
     }
 
-    fn submit(&mut self, unit: Arc<Inner<H, M>>, batch: impl Iterator<Item = Descriptor> + Clone) {
+    fn submit(&mut self, unit: Arc<Inner<H, M>>, batch: impl queue::Batch) {
         match unit.submit(batch) {
             Ok(ticket) => self.add(unit, ticket),
             Err(error) => self.result = Err(error),

@@ -7,7 +7,7 @@ use crate::features::Features;
 use crate::forget::all_of;
 use crate::invalidate::{Descriptor, RID_PASID};
 use crate::permit::Nowhere;
-use crate::queue::{Queue, Ticket};
+use crate::queue::{Batch, Queue, Ticket};
 use crate::registers::Registers;
 use crate::tables::Table;
 use crate::tags::Tags;
@@ -152,10 +152,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Submits a batch.
-    pub(crate) fn submit(
-        &self,
-        batch: impl Iterator<Item = Descriptor> + Clone,
-    ) -> Result<Ticket, SyncError> {
+    pub(crate) fn submit(&self, batch: impl Batch) -> Result<Ticket, SyncError> {
         if self.is_faulted() {
             return Err(SyncError::Faulted);
         }
