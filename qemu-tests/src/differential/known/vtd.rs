@@ -148,7 +148,7 @@ pub(in super::super) const FIRST: &[Known] = &[
         section: "9.7",
     },
     Known {
-        inputs: &["table for supervisors", "table not writable"],
+        inputs: &["table for supervisors", "table for supervisors, leaf not present", "table not writable"],
         difference: Outcome(&[Fault(0x71)], &[Fault(0x81), Fault(0x85)]),
         qemu: "U/S and R/W are looked at before the entry below is found.",
         architecture: "Rights count when the walk is over.",

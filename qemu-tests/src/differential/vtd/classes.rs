@@ -80,14 +80,10 @@ const BOTH: &[Class] = &[
     ("table not present", Tables, |d| table(d, 3, &[])),
     ("leaf out of range", Tables, |d| leaf(d, 0, &[48, 51])),
     ("table out of range", Tables, |d| table(d, 0, &[48, 51])),
-    ("large page not aligned", Tables, |d| {
-        let bit = d.leaves[0].span - 1;
-        if bit > 12 {
-            leaf(d, 0, &[bit.into()]);
-        }
-    }),
+    ("large page not aligned", Tables, |d| large_leaf(d, |span| span - 1)),
     ("leaf into the interrupt range", Tables, |d| {
-        if let (12, Some(&at)) = (d.leaves[0].span, d.leaves[0].path.last()) {
+        let page = d.leaves.iter().find(|leaf| leaf.span == 12);
+        if let Some(&at) = page.and_then(|leaf| leaf.path.last()) {
             d.flip(at, ADDRESS, 0xfee0_1000);
         }
     }),
@@ -131,6 +127,13 @@ const FIRST: &[Class] = &[
     ("address not canonical", Tables, |d| both(d, &[48, 56, 63])),
     ("leaf for supervisors", Tables, |d| leaf(d, 1 << 2, &[])),
     ("table for supervisors", Tables, |d| table(d, 1 << 2, &[])),
+    ("table for supervisors, leaf not present", Tables, |d| {
+        let page = d.leaves.iter().find(|leaf| leaf.span == 12).map(|leaf| leaf.path.clone());
+        if let Some([.., table, leaf]) = page.as_deref() {
+            d.flip(*table, 1 << 2, 0);
+            d.flip(*leaf, 1, 0);
+        }
+    }),
     ("leaf not writable", Tables, |d| leaf(d, 1 << 1, &[])),
     ("table not writable", Tables, |d| table(d, 1 << 1, &[])),
     ("leaf not accessed", Tables, |d| leaf(d, 1 << 5, &[])),
@@ -142,11 +145,7 @@ const FIRST: &[Class] = &[
         leaf(d, 0, &[63]);
     }),
     ("ignored bits", Tables, |d| leaf(d, 0, &[8, 9, 10, 11, 52, 58, 62])),
-    ("large page with PAT", Tables, |d| {
-        if d.leaves[0].span > 12 {
-            leaf(d, 0, &[12]);
-        }
-    }),
+    ("large page with PAT", Tables, |d| large_leaf(d, |_| 12)),
     ("leaf changed, PASID IOTLB by address", Tables, |d| {
         remap(d, |leaf| vec![[DOMAIN << 16 | 3 << 4 | 6, leaf & !0xfff]]);
     }),
@@ -201,14 +200,21 @@ fn leaf(d: &mut Draft, clear: u64, set: &[u64]) {
     }
 }
 
+/// Sets a bit, which depends on the size, in a leaf that is a large page.
+fn large_leaf(d: &mut Draft, bit: fn(u32) -> u32) {
+    let large = d.leaves.iter().find(|leaf| leaf.span > 12);
+    if let Some((span, &at)) = large.and_then(|leaf| Some((leaf.span, leaf.path.last()?))) {
+        d.flip(at, 0, 1 << bit(span));
+    }
+}
+
 /// Damages an entry that points to a table.
 fn table(d: &mut Draft, clear: u64, set: &[u64]) {
-    let path = d.leaves[0].path.clone();
-    if let Some((_, tables @ [_, ..])) = path.split_last() {
-        let at = d.pick(tables);
-        let set = one_of(d, set);
-        d.flip(at, clear, set);
-    }
+    let above = d.leaves.iter().filter_map(|leaf| Some(leaf.path.split_last()?.1));
+    let tables: Vec<u64> = above.flatten().copied().collect();
+    let at = d.pick(&tables);
+    let set = one_of(d, set);
+    d.flip(at, clear, set);
 }
 
 fn one_of(d: &mut Draft, bits: &[u64]) -> u64 {

@@ -128,12 +128,19 @@ impl Draft {
         self.fill();
     }
 
-    /// A few leaves, each in a gigabyte of its own, sometimes with a neighbour.
+    /// A few leaves of different sizes, each in a gigabyte of its own, sometimes with a neighbour.
     fn fill(&mut self) {
         let gigabytes = 1 << (self.tree.bits - 30 - u32::from(self.stage == Stage::First));
         let first = self.prng.below(gigabytes);
-        for at in 0..1 + self.prng.below(3) {
-            let level = self.prng.below(3) as u32;
+        // There is always a page with tables above it, and a large page.
+        let mut levels: Vec<u32> = (0..1 + self.prng.below(2)).map(|_| self.prng.below(3) as u32).collect();
+        if !levels.contains(&0) {
+            levels.push(0);
+        }
+        if levels.iter().all(|level| *level == 0) {
+            levels.push(1);
+        }
+        for (at, level) in (0..).zip(levels) {
             let region = ((first + at) % gigabytes) << 30;
             let span = self.tree.span(level);
             let base = (region | self.prng.below(1 << 30)) >> span << span;
