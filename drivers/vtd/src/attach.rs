@@ -1,15 +1,12 @@
 //! Changes of attachments, with and without PASID.
 
 use crate::domain::PagingDomain;
-use crate::endpoint::{Attachment, Endpoint, Memory, PasidEntry, PasidTables, Pdts};
-use crate::entry::{PRESENT, Plan, Step, pasid_used, plan};
+use crate::endpoint::{Attachment, Endpoint, PasidEntry, PasidTables, Pdts};
+use crate::entry::{Plan, Step, pasid_used, plan};
 use crate::error::TableError;
-use crate::forget::{
-    Batch, Requester, device_of, endpoint_appeared, endpoint_gone, entry_appeared, entry_changed,
-    unit_and_device,
-};
+use crate::forget::{Batch, Requester, device_of, endpoint_appeared, entry_appeared, entry_changed};
 use crate::invalidate::{RID_PASID, Tag};
-use crate::spec::entries::{Context0, RootHalf};
+use crate::spec::entries::RootHalf;
 use crate::tables::{Table, quantum, words};
 use crate::unit::{Inner, State, concrete, context_place};
 use core::sync::atomic::Ordering;
@@ -270,7 +267,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Changes a PASID entry of an endpoint in use. `old` is what it is attached to; `tag` belongs to `entry`.
-    fn replace(
+    pub(crate) fn replace(
         &self,
         state: &State<H>,
         sid: u16,
@@ -320,172 +317,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 
     /// Counts a PASID of an endpoint out of a domain. With the last one the tag is given back: each that left was
     /// followed by an invalidation of all that is tagged so.
-    fn leave(this: &Arc<Self>, state: &mut State<H>, sid: u16, old: &Attachment) {
+    pub(crate) fn leave(this: &Arc<Self>, state: &mut State<H>, sid: u16, old: &Attachment) {
         let Some(theirs) = concrete::<H, M>(&old.domain) else { return };
         theirs.targets.remove_device(this, Requester { sid, pasid: old.tag.pasid });
         if theirs.targets.leave(this, old.tag) {
             state.tags.remove(old.tag);
-        }
-    }
-
-    /// See [`Unit::detach_pasid`](portcullis_iommu::Unit::detach_pasid).
-    pub(crate) fn detach_pasid(
-        this: &Arc<Self>,
-        endpoints: &[EndpointId],
-        pasid: u32,
-    ) -> Result<(), AttachError> {
-        for &endpoint in endpoints {
-            source_id(endpoint)?;
-        }
-        Self::detach_from(this, &mut this.state.lock(), endpoints, pasid)
-    }
-
-    /// Takes an endpoint's PASID from whatever it is attached to, or the requests without one ([`RID_PASID`]). Others
-    /// stay. Allocates nothing.
-    pub(crate) fn detach_from(
-        this: &Arc<Self>,
-        state: &mut State<H>,
-        endpoints: &[EndpointId],
-        pasid: u32,
-    ) -> Result<(), AttachError> {
-        let has_others = |sid| state.endpoint(sid).is_some_and(|endpoint| endpoint.has_others(pasid));
-        if !source_ids(endpoints).any(has_others) {
-            return Self::block(this, state, endpoints);
-        }
-        for sid in source_ids(endpoints) {
-            let Some(endpoint) = state.endpoint(sid) else { continue };
-            let Some(old) = endpoint.attachment(pasid).map(|attachment| attachment.tag) else {
-                // An earlier call may have ended before hardware confirmed it.
-                this.confirm_forgotten(state, sid).map_err(|error| this.unconfirmed(error))?;
-                continue;
-            };
-            let result = if !endpoint.has_others(pasid) {
-                let [endpoint] = [EndpointId::new(u32::from(sid))];
-                Self::block(this, state, &[endpoint])?;
-                continue;
-            } else if pasid == RID_PASID {
-                // Some units want a valid entry there beside PASIDs: it leads nowhere.
-                state.nowhere().and_then(|(tag, entry)| {
-                    this.replace(state, sid, pasid, Some(old), entry, tag).map(|_transition| ())
-                })
-            } else {
-                this.remove(state, sid, old)
-            };
-            if let Err(error) = result {
-                this.give_up(state, endpoints);
-                return Err(this.unconfirmed(error));
-            }
-            if let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.detach(pasid)) {
-                Self::leave(this, state, sid, &old);
-            }
-        }
-        this.counters.attaches.fetch_add(1, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Takes a PASID entry of an endpoint in use away. Its content stays until hardware has forgotten it.
-    fn remove(&self, state: &State<H>, sid: u16, old: Tag) -> Result<(), SyncError> {
-        let endpoint = state.endpoint(sid).ok_or(SyncError::Faulted)?;
-        let [first, ..] = endpoint.pasids.entry(old.pasid);
-        endpoint.pasids.store(old.pasid, 0, first & !PRESENT);
-        let device = device_of(sid, old.pasid, &endpoint.permissions);
-        self.run_or_forget(entry_changed(&self.features, old, device).descriptors())?;
-        endpoint.pasids.fill(old.pasid, [0; 4]);
-        Ok(())
-    }
-
-    /// Denies everything to all endpoints, with any PASID; see [`Unit::detach`](portcullis_iommu::Unit::detach).
-    /// Allocates nothing.
-    pub(crate) fn detach(this: &Arc<Self>, endpoints: &[EndpointId]) -> Result<(), AttachError> {
-        for &endpoint in endpoints {
-            source_id(endpoint)?;
-        }
-        Self::block(this, &mut this.state.lock(), endpoints)
-    }
-
-    fn block(this: &Arc<Self>, state: &mut State<H>, endpoints: &[EndpointId]) -> Result<(), AttachError> {
-        for sid in source_ids(endpoints) {
-            this.unpublish(state, sid);
-        }
-        let mut result = Ok(());
-        for sid in source_ids(endpoints) {
-            if let Err(error) = Self::forget(this, state, sid) {
-                this.quarantine(state, sid);
-                result = Err(this.unconfirmed(error));
-            }
-        }
-        this.counters.attaches.fetch_add(1, Ordering::Relaxed);
-        result
-    }
-
-    /// Takes the context entry of an endpoint away, without making hardware forget it.
-    fn unpublish(&self, state: &State<H>, sid: u16) {
-        if let Some((contexts, number)) = state.context(sid) {
-            let [low, high] = words(contexts.load(number * 2));
-            let low = Context0::from_bits(low).with_present(false);
-            contexts.store(number * 2, quantum(low.into_bits(), high));
-        }
-    }
-
-    /// Makes hardware forget an endpoint whose context entry was taken away, and clears its PASID entries.
-    fn forget(this: &Arc<Self>, state: &mut State<H>, sid: u16) -> Result<(), SyncError> {
-        let Some(endpoint) = state.endpoint(sid) else { return Ok(()) };
-        if !endpoint.is_live() {
-            // An earlier call may have ended before hardware confirmed it.
-            return this.confirm_forgotten(state, sid);
-        }
-        // The entry that leads nowhere is cached like any other.
-        let nowhere = endpoint.attachment(RID_PASID).is_none().then(|| state.nowhere().ok());
-        let nowhere = nowhere.flatten().map(|(tag, _)| tag);
-        let mut tags = endpoint.attachments.iter().map(|attachment| attachment.tag).chain(nowhere);
-        let batch = endpoint_gone(&this.features, sid, &mut tags, &endpoint.permissions);
-        this.run_or_forget(batch.descriptors())?;
-        endpoint.pasids.fill(RID_PASID, [0; 4]);
-        while let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachments.pop()) {
-            if let Some(endpoint) = state.endpoint(sid) {
-                endpoint.pasids.fill(old.tag.pasid, [0; 4]);
-            }
-            Self::leave(this, state, sid, &old);
-        }
-        Ok(())
-    }
-
-    /// After a change failed half-way: denies everything to the endpoints.
-    pub(crate) fn give_up(&self, state: &mut State<H>, endpoints: &[EndpointId]) {
-        for sid in source_ids(endpoints) {
-            self.unpublish(state, sid);
-            self.quarantine(state, sid);
-        }
-    }
-
-    /// The hardware did not confirm that it forgot an endpoint, and may go on using its domains' tables and their ids:
-    /// they stay as they are, for ever.
-    fn quarantine(&self, state: &mut State<H>, sid: u16) {
-        if let Some(endpoint) = state.endpoint_mut(sid) {
-            endpoint.attachments.drain(..).for_each(core::mem::forget);
-            endpoint.memory = Memory::Unknown;
-        }
-    }
-
-    /// Makes sure that hardware does not use the tables of an endpoint that is not attached.
-    pub(crate) fn confirm_forgotten(&self, state: &mut State<H>, sid: u16) -> Result<(), SyncError> {
-        if let Some(endpoint) = state.endpoint_mut(sid)
-            && endpoint.memory == Memory::Unknown
-        {
-            let batch = unit_and_device(&self.features, sid, &endpoint.permissions);
-            self.run_or_forget(batch.descriptors())?;
-            endpoint.memory = Memory::Nothing;
-        }
-        Ok(())
-    }
-
-    /// What to say of a change that the hardware did not confirm.
-    pub(crate) fn unconfirmed(&self, error: SyncError) -> AttachError {
-        match error {
-            SyncError::Timeout(timeout) => AttachError::Timeout(timeout),
-            SyncError::Faulted | SyncError::Gather(_) => {
-                self.fault().map_or(AttachError::Lost, AttachError::Timeout)
-            }
         }
     }
 }

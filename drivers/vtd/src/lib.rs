@@ -18,7 +18,7 @@
 //! | `entry`, `tables` | updates of live entries; table memory |
 //! | `domain`, `targets`, `tags` | address spaces, where they are cached, and under which domain ids |
 //! | `unit`, `endpoint` | the driver's state; PASID tables and what PASIDs are attached to |
-//! | `attach`, `permit` | changes of attachments, and of what devices may do |
+//! | `attach`, `detach`, `permit` | changes of attachments, and of what devices may do |
 //! | `setup` | the start-up order |
 //! | `events` | faults and the fault interrupt |
 //! | `describe` | registers and entries in words |
@@ -34,6 +34,7 @@ extern crate alloc;
 
 mod attach;
 mod describe;
+mod detach;
 mod dma;
 mod domain;
 mod endpoint;
