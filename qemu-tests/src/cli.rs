@@ -9,7 +9,7 @@ use crate::differential::Amount;
 use crate::profile::{Arch, Iommu};
 use crate::ui::{Style, paint};
 use crate::workspace::Workspace;
-use crate::{bench, check, mutants, process, run, setup, shell, test};
+use crate::{bench, check, mutants, process, run, setup, shell, soak, test};
 
 /// Set-up, QEMU runs and tests of Portcullis.
 #[derive(Debug, Parser)]
@@ -50,6 +50,15 @@ enum Action {
     Check {
         /// Only steps whose name contains this
         filter: Option<String>,
+    },
+    /// Runs the random-operation suites with new seeds, and what Miri can run
+    Soak {
+        /// How long the suites run
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// The first seed, to repeat a run; by default a new one
+        #[arg(long)]
+        seed: Option<u64>,
     },
     /// Measures instructions per operation, beside Linux's figures
     Bench {
@@ -105,6 +114,7 @@ fn perform(action: Action) -> Result<bool> {
             test::command(&workspace, filter.as_deref(), Amount { cases, seed })
         }
         Action::Check { filter } => check::command(&workspace, filter.as_deref()),
+        Action::Soak { minutes, seed } => soak::command(&workspace, minutes, seed),
         Action::Bench { arch } => bench::command(&workspace, arch),
         Action::Mutants { filter } => mutants::command(&workspace, filter.as_deref()),
     }

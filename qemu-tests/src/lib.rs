@@ -23,6 +23,7 @@ pub mod script;
 pub mod session;
 pub mod setup;
 pub mod shell;
+pub mod soak;
 pub mod test;
 pub mod ui;
 pub mod verdict;

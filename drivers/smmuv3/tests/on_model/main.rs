@@ -1,7 +1,7 @@
 //! Random operations of the driver on the adversarial model of the hardware, with an oracle.
 //!
 //! A failure prints the seed and the shrunk list of operations, with the command that replays them.
-//! `PORTCULLIS_OPERATIONS` sets how many operations are done in all.
+//! `PORTCULLIS_OPERATIONS` sets how many operations are done in all, `PORTCULLIS_FIRST` the first seed.
 
 mod acts;
 mod board;

@@ -11,7 +11,7 @@ use std::time::Instant;
 /// Operations of one seed.
 const LENGTH: usize = 1000;
 /// Operations of a normal run.
-const OPERATIONS: usize = 200_000;
+const OPERATIONS: usize = 500_000;
 
 /// What a sequence left behind.
 #[derive(Default)]
@@ -122,7 +122,10 @@ fn what_is_mapped_arrives_and_what_is_not_never_does_whatever_the_unit_caches() 
     let first = number("PORTCULLIS_SEED");
     let seeds = match first {
         Some(seed) => seed..seed + 1,
-        None => 0..total.div_ceil(LENGTH) as u64,
+        None => {
+            let begin = number("PORTCULLIS_FIRST").unwrap_or(0);
+            begin..begin + total.div_ceil(LENGTH) as u64
+        }
     };
     let started = Instant::now();
     let mut counts = BTreeMap::<String, u64>::new();

@@ -13,7 +13,7 @@
 //! | `pasids` | PASIDs, permissions and device TLBs, step by step |
 //! | `threads` | a full queue |
 //!
-//! `PORTCULLIS_OPERATIONS` sets how many operations the random test makes, `PORTCULLIS_SEED` (with
+//! `PORTCULLIS_OPERATIONS` sets how many operations the random test makes, `PORTCULLIS_FIRST` the first seed, `PORTCULLIS_SEED` (with
 //! `PORTCULLIS_LENGTH`) runs one seed.
 
 mod attachments;
@@ -38,7 +38,7 @@ use std::time::Instant;
 const LENGTH: usize = 1000;
 
 /// Operations in all, unless the environment says otherwise.
-const OPERATIONS: usize = 300_000;
+const OPERATIONS: usize = 500_000;
 
 fn environment(name: &str) -> Option<usize> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
@@ -54,7 +54,8 @@ fn after_every_operation_devices_reach_what_is_mapped_and_nothing_else() {
     }
     let wanted = environment("PORTCULLIS_OPERATIONS").unwrap_or(OPERATIONS);
     let start = Instant::now();
-    for seed in 0.. {
+    let first = environment("PORTCULLIS_FIRST").unwrap_or(0);
+    for seed in first as u64.. {
         if total.operations >= wanted {
             break;
         }
