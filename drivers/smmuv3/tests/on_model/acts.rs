@@ -43,6 +43,8 @@ impl World {
             Act::Describe => self.describe(op),
             Act::Bad => self.bad(op, &mut prng),
             Act::Churn => self.churn(op, &mut prng),
+            Act::Permit => self.permit(op, &mut prng),
+            Act::AttachPasid | Act::DetachPasid => self.change_pasid(op, &mut prng),
             Act::Restart => self.restart(op.with[0] as usize % self.units.len(), &mut prng),
         };
         self.relent(op.trouble);

@@ -3,9 +3,10 @@
 use crate::board::Probe;
 use crate::plan::{Act, Op, Trouble};
 use crate::space::Kind;
+use crate::substreams::missing;
 use crate::world::{Finding, Stream, World, request};
 use portcullis_hal::{Access, EndpointId};
-use portcullis_iommu::{AttachError, DomainSpec, Stage, Transition, Unit as _};
+use portcullis_iommu::{AttachError, DomainSpec, Missing, Stage, Transition, Unit as _};
 use portcullis_model::core::Prng;
 use std::collections::BTreeSet;
 
@@ -59,7 +60,14 @@ impl World {
             return Err("cutting a device off allocated memory".into());
         }
         let armed = matches!(op.trouble, Trouble::OutOfMemory(_));
+        let kind = after.map(|space| self.spaces[space].kind);
+        let lacks = before.iter().map(|stream| missing(kind, &stream.permissions)).collect::<Missing>();
         match result {
+            Err(AttachError::Incompatible { missing }) if missing == lacks && !lacks.is_empty() => {
+                self.count(format!("refused beside permissions: {missing}"));
+                return Ok(());
+            }
+            Ok(_) if !lacks.is_empty() => return Err("attached beside what it does not go with".into()),
             Ok(transition) => {
                 if down && !refuses {
                     return Err("attached on a unit that is out of service".into());
@@ -74,8 +82,11 @@ impl World {
                     self.count(format!("{from} -> {to}{how}"));
                     let stream = self.stream(unit, sid);
                     stream.space = after;
+                    if op.act == Act::Detach {
+                        stream.pasids.clear();
+                    }
                     if down || suspect {
-                        stream.residue.extend(old.space);
+                        stream.residue.extend(old.spaces());
                     }
                 }
             }
@@ -90,7 +101,8 @@ impl World {
                 for (&sid, old) in sids.iter().zip(&before) {
                     let stream = self.stream(unit, sid);
                     stream.space = None;
-                    stream.residue.extend(old.space.into_iter().chain(after));
+                    stream.pasids.clear();
+                    stream.residue.extend(old.spaces().chain(after));
                 }
             }
             Err(error) => return Err(format!("the change failed: {error}")),
@@ -114,7 +126,7 @@ impl World {
         // A domain that others use keeps its id.
         let idle = |world: &Self, space| {
             let others = world.streams.iter().filter(|(at, _)| **at != (unit, sids[0]));
-            others.map(|(_, stream)| stream.space).all(|at| at != Some(space))
+            others.flat_map(|(_, stream)| stream.spaces()).all(|at| at != space)
         };
         let suits = |at: &usize| {
             let space = &self.spaces[live[*at]];
@@ -145,7 +157,13 @@ impl World {
     }
 
     /// What devices may see while they pass from their domains to another one.
-    fn passage(&mut self, unit: usize, sids: &[u32], after: Option<usize>, prng: &mut Prng) -> Vec<Probe> {
+    pub(crate) fn passage(
+        &mut self,
+        unit: usize,
+        sids: &[u32],
+        after: Option<usize>,
+        prng: &mut Prng,
+    ) -> Vec<Probe> {
         let mut probes = Vec::new();
         for &sid in sids {
             let old = self.stream(unit, sid).clone();
@@ -199,15 +217,20 @@ impl World {
                         for sid in sids {
                             let stream = self.stream(unit, sid);
                             if outage {
-                                stream.residue.extend(stream.space);
+                                let spaces: Vec<usize> = stream.spaces().collect();
+                                stream.residue.extend(spaces);
                             }
+                            stream.pasids.clear();
                             stream.space = None;
                         }
                     }
                     Err(_) if outage => {
                         for sid in sids {
                             let stream = self.stream(unit, sid);
-                            stream.residue.extend(stream.space.take());
+                            let spaces: Vec<usize> = stream.spaces().collect();
+                            stream.residue.extend(spaces);
+                            stream.pasids.clear();
+                            stream.space = None;
                         }
                     }
                     Err(error) => return Err(format!("the last detach failed: {error}")),

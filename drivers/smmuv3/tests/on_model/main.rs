@@ -15,4 +15,5 @@ mod regressions;
 mod run;
 mod setups;
 mod space;
+mod substreams;
 mod world;

@@ -23,6 +23,9 @@ pub(crate) enum Act {
     Bad,
     Restart,
     Churn,
+    Permit,
+    AttachPasid,
+    DetachPasid,
 }
 
 /// What goes wrong meanwhile.
@@ -50,7 +53,7 @@ pub(crate) struct Op {
     pub(crate) seed: u64,
 }
 
-const WEIGHTS: [(Act, u64); 17] = [
+const WEIGHTS: [(Act, u64); 20] = [
     (Act::Map, 240),
     (Act::Unmap, 130),
     (Act::UnmapLater, 90),
@@ -68,6 +71,9 @@ const WEIGHTS: [(Act, u64); 17] = [
     (Act::Bad, 15),
     (Act::Restart, 3),
     (Act::Churn, 3),
+    (Act::Permit, 40),
+    (Act::AttachPasid, 90),
+    (Act::DetachPasid, 25),
 ];
 
 /// Whether a seed's sequence has failures of the hardware in it. In the others nothing may leak.

@@ -3,10 +3,11 @@
 use crate::board::{Allowed, Handler, Kernel, Probe};
 use crate::ram::lock;
 use crate::setups::{Unit, config, handle, overridden};
-use crate::space::Space;
+use crate::space::{Kind, Space};
 use portcullis_hal::{Access, EndpointId};
-use portcullis_iommu::{Stage, UnitEvent};
+use portcullis_iommu::{Permissions, Stage, UnitEvent};
 use portcullis_model::core::{Mode, Outcome, Prng, Request, Schedule};
+use portcullis_model::device::Device;
 use portcullis_model::smmuv3::code;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -21,18 +22,30 @@ pub(crate) struct Stream {
     pub(crate) space: Option<usize>,
     /// Domains that a failed unit may still use for it.
     pub(crate) residue: Vec<usize>,
+    pub(crate) permissions: Permissions,
+    /// Domains by PASID.
+    pub(crate) pasids: BTreeMap<u32, usize>,
+}
+
+impl Stream {
+    /// All its domains.
+    pub(crate) fn spaces(&self) -> impl Iterator<Item = usize> {
+        self.space.into_iter().chain(self.pasids.values().copied())
+    }
 }
 
 /// A device: its unit, and its streams there.
-pub(crate) type Device = (usize, Vec<u32>);
+pub(crate) type Streams = (usize, Vec<u32>);
 
 /// Everything.
 pub(crate) struct World {
     pub(crate) kernel: Kernel,
     pub(crate) units: Vec<Unit>,
     pub(crate) spaces: Vec<Space>,
-    pub(crate) devices: Vec<Device>,
+    pub(crate) devices: Vec<Streams>,
     pub(crate) streams: BTreeMap<(usize, u32), Stream>,
+    /// The devices behind the streams.
+    pub(crate) atcs: BTreeMap<(usize, u32), Arc<Device>>,
     pub(crate) output_bits: u8,
     pub(crate) coherent: bool,
     /// Something may be lost for ever, because hardware was made to fail.
@@ -65,11 +78,21 @@ impl World {
         }
         let streams = devices
             .iter()
-            .flat_map(|(unit, sids): &Device| sids.iter().map(|sid| ((*unit, *sid), Stream::default())))
+            .flat_map(|(unit, sids): &Streams| sids.iter().map(|sid| ((*unit, *sid), Stream::default())))
             .collect();
+        let atcs: BTreeMap<(usize, u32), Arc<Device>> = devices
+            .iter()
+            .flat_map(|(unit, sids): &Streams| sids.iter().map(|sid| (*unit, *sid)))
+            .map(|(unit, sid)| {
+                let (link, schedule) = (units[unit].model.clone(), units[unit].schedule.clone());
+                ((unit, sid), Arc::new(Device::new(sid, link, schedule, true)))
+            })
+            .collect();
+        *lock(&kernel.0.devices) = atcs.values().cloned().collect();
         let mut world = Self {
             kernel,
             units,
+            atcs,
             spaces: Vec::new(),
             devices,
             streams,
@@ -130,6 +153,9 @@ impl World {
         for ((_, _), stream) in self.streams.iter_mut().filter(|((at, _), _)| *at == unit) {
             *stream = Stream::default();
         }
+        for (_, device) in self.atcs.iter().filter(|((at, _), _)| *at == unit) {
+            device.reset();
+        }
         let bygone = std::mem::take(&mut self.units[unit].caused);
         self.units[unit].bygone.extend(bygone);
     }
@@ -156,15 +182,47 @@ impl World {
         self.recent.get(at).copied().unwrap_or(0)
     }
 
-    /// What may become of an access.
+    /// What may become of an access without a PASID.
     pub(crate) fn allowed(&self, unit: usize, sid: u32, address: u64, access: Access) -> Allowed {
+        self.allowed_as(unit, sid, None, address, access)
+    }
+
+    /// What may become of an access.
+    pub(crate) fn allowed_as(
+        &self,
+        unit: usize,
+        sid: u32,
+        pasid: Option<u32>,
+        address: u64,
+        access: Access,
+    ) -> Allowed {
         if self.units[unit].driver.is_none() {
             return Allowed::aborted();
         }
         let unattached = Allowed::fault(&[code::C_BAD_STREAMID, code::C_BAD_STE]);
         let Some(stream) = self.streams.get(&(unit, sid)) else { return unattached };
         let of = |space: usize| self.spaces[space].allowed(address, access, self.output_bits);
-        let mut allowed = stream.space.map_or(unattached, of);
+        let plain = stream.space.map(|space| self.spaces[space].kind);
+        let bits = stream.permissions.pasid_bits;
+        let mut allowed = match pasid {
+            _ if stream.space.is_none() && stream.pasids.is_empty() => unattached,
+            None => match plain {
+                None if bits > 0 => Allowed::fault(&[code::F_STREAM_DISABLED]),
+                // A stream without an entry cannot be blocked.
+                Some(Kind::Blocked) if bits > 0 => Allowed::fault(&[code::F_STREAM_DISABLED]).or(&unattached),
+                _ => stream.space.map_or(unattached, of),
+            },
+            Some(_) if bits == 0 && plain == Some(Kind::Blocked) => Allowed::aborted(),
+            Some(pasid) if pasid >> bits != 0 => Allowed::fault(&[code::C_BAD_SUBSTREAMID]),
+            Some(pasid) => match stream.pasids.get(&pasid) {
+                Some(&space) => of(space),
+                // There may be no second-level table.
+                None => Allowed::fault(&[code::C_BAD_CD, code::C_BAD_SUBSTREAMID]),
+            },
+        };
+        if pasid.is_some() && plain == Some(Kind::Blocked) && stream.pasids.is_empty() {
+            allowed = allowed.or(&Allowed::fault(&[code::C_BAD_STREAMID, code::C_BAD_STE]));
+        }
         for &space in &stream.residue {
             allowed = allowed.or(&Allowed::refused()).or(&of(space));
         }
@@ -173,8 +231,20 @@ impl World {
 
     /// Checks every behaviour that hardware may show for one access, at rest.
     pub(crate) fn check(&self, unit: usize, sid: u32, address: u64, kind: Access) -> Result<(), Finding> {
-        let allowed = self.allowed(unit, sid, address, kind);
-        let request = request(sid, address, kind);
+        self.check_as(unit, sid, None, address, kind)
+    }
+
+    /// Checks the same under a PASID, and what the device has cached.
+    pub(crate) fn check_as(
+        &self,
+        unit: usize,
+        sid: u32,
+        pasid: Option<u32>,
+        address: u64,
+        kind: Access,
+    ) -> Result<(), Finding> {
+        let allowed = self.allowed_as(unit, sid, pasid, address, kind);
+        let request = Request { pasid, ..request(sid, address, kind) };
         let outcomes = self.units[unit].model.reachable(request);
         if outcomes.is_empty() {
             return Err(format!("unit {unit}: nothing becomes of {request:x?}"));
@@ -183,7 +253,7 @@ impl World {
             Some(outcome) => Err(format!(
                 "unit {unit}: {request:x?} may end in {outcome:x?} of {outcomes:x?}; allowed is {allowed:x?}"
             )),
-            None => Ok(()),
+            None => self.check_cached(unit, sid, pasid, address, kind),
         }
     }
 
@@ -216,9 +286,13 @@ impl World {
         let touched = std::mem::take(&mut self.touched);
         let mut checks = Vec::new();
         for (space, address) in touched {
-            let users =
-                self.streams.iter().filter(|(_, s)| s.space == Some(space) || s.residue.contains(&space));
-            checks.extend(users.map(|(&(unit, sid), _)| (unit, sid, address)));
+            for (&(unit, sid), stream) in &self.streams {
+                if stream.space == Some(space) || stream.residue.contains(&space) {
+                    checks.push((unit, sid, None, address));
+                }
+                let users = stream.pasids.iter().filter(|user| *user.1 == space);
+                checks.extend(users.map(|(&pasid, _)| (unit, sid, Some(pasid), address)));
+            }
         }
         while checks.len() > 24 {
             checks.swap_remove(prng.below(checks.len() as u64) as usize);
@@ -226,15 +300,16 @@ impl World {
         let streams: Vec<(usize, u32)> = self.streams.keys().copied().collect();
         for _ in 0..4 {
             let (unit, sid) = streams[prng.below(streams.len() as u64) as usize];
-            checks.push((unit, sid, self.recent(prng)));
+            checks.push((unit, sid, None, self.recent(prng)));
         }
         if prng.chance(1, 16) {
-            checks.extend(self.survey(prng));
+            checks
+                .extend(self.survey(prng).into_iter().map(|(unit, sid, address)| (unit, sid, None, address)));
         }
-        for (unit, sid, address) in checks {
+        for (unit, sid, pasid, address) in checks {
             let kinds = [Access::READ, Access::WRITE, Access::EXECUTE];
             let kind = kinds[prng.below(5).min(2) as usize];
-            self.check(unit, sid, address, kind)?;
+            self.check_as(unit, sid, pasid, address, kind)?;
         }
         self.collect();
         Ok(())
@@ -265,7 +340,8 @@ impl World {
     /// Tables of the test go when nobody uses them any more.
     fn collect(&mut self) {
         for at in 0..self.spaces.len() {
-            let used = self.streams.values().any(|s| s.space == Some(at) || s.residue.contains(&at));
+            let used =
+                self.streams.values().any(|s| s.spaces().any(|space| space == at) || s.residue.contains(&at));
             let space = &mut self.spaces[at];
             if space.handle.is_none()
                 && !used
@@ -354,7 +430,7 @@ impl World {
             portcullis_model::core::Access::Write => Access::WRITE,
             portcullis_model::core::Access::Execute => Access::EXECUTE,
         };
-        let allowed = self.allowed(at, request.requester, request.address, kind);
+        let allowed = self.allowed_as(at, request.requester, request.pasid, request.address, kind);
         let outcome = self.units[at].model.dma(request, mode).outcome;
         if let Outcome::Fault(code) = outcome {
             self.units[at].caused.push((request.requester, request.address, code));

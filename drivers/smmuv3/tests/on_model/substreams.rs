@@ -1,0 +1,235 @@
+//! Random permissions, PASIDs, and devices that cache translations.
+
+use crate::plan::{Act, Op, Trouble};
+use crate::space::Kind;
+use crate::world::{Finding, World, request};
+use portcullis_hal::{Access, EndpointId, Pasid};
+use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Stage, Transition, Unit as _};
+use portcullis_model::core::{Mode, Outcome, Prng};
+use portcullis_model::device::{Device, Job};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// PASIDs: neighbours, on both sides of second-level tables, the last ones.
+const PASIDS: [u32; 8] = [1, 2, 63, 64, 1023, 1024, 0x3_0001, 0xf_ffff];
+
+/// What a stream's translation of requests without a PASID does not go with.
+pub(crate) fn missing(kind: Option<Kind>, permissions: &Permissions) -> Missing {
+    let pasids = permissions.pasid_bits > 0;
+    let translates = permissions.requests.contains(Requests::TRANSLATION);
+    match kind {
+        Some(Kind::Tables(Stage::Stage2) | Kind::Shared(Stage::Stage2)) if pasids => Missing::PASID,
+        Some(Kind::Identity) if translates && !pasids => Missing::ATS,
+        _ => Missing::empty(),
+    }
+}
+
+impl World {
+    /// A PASID that the device may or may not use.
+    fn some_pasid(&self, bits: u8, number: u64) -> u32 {
+        match number % 4 {
+            0 => PASIDS[(number >> 8) as usize % PASIDS.len()],
+            _ => PASIDS[(number >> 8) as usize % PASIDS.len()] & ((1 << bits) - 1),
+        }
+        .max(1)
+    }
+
+    /// Permits or withdraws.
+    pub(crate) fn permit(&mut self, op: &Op, prng: &mut Prng) -> Result<(), Finding> {
+        let (unit, sids) = self.devices[op.with[0] as usize % self.devices.len()].clone();
+        let Some(driver) = self.units[unit].driver.clone() else { return Ok(()) };
+        if self.suspect() {
+            return Ok(());
+        }
+        let hardware = self.units[unit].model.config().clone();
+        let most = if hardware.stage1 { hardware.ssid_bits } else { 0 };
+        let pasid_bits = [0, 1, 6, 8, 11, most, most][prng.below(7) as usize];
+        let requests = if prng.chance(1, 2) { Requests::TRANSLATION } else { Requests::empty() };
+        let new = Permissions { pasid_bits, requests };
+        let endpoints: Vec<EndpointId> = sids.iter().map(|&sid| EndpointId::new(sid)).collect();
+        let mut lacks = Missing::empty();
+        lacks.set(Missing::PASID, pasid_bits > most);
+        lacks.set(Missing::ATS, requests.contains(Requests::TRANSLATION) && !hardware.ats);
+        let (mut in_use, mut grants) = (false, false);
+        for &sid in &sids {
+            let stream = self.stream(unit, sid).clone();
+            let kind = stream.space.map(|space| self.spaces[space].kind);
+            lacks |= missing(kind, &new);
+            in_use |= stream.pasids.keys().any(|pasid| pasid >> pasid_bits != 0);
+            grants |=
+                pasid_bits > stream.permissions.pasid_bits || !stream.permissions.requests.contains(requests);
+        }
+        let space = self.stream(unit, sids[0]).space;
+        let used = self.passage(unit, &sids, space, prng);
+        self.warm(&used, prng)?;
+        self.kernel.0.watch(used);
+        let result = driver.permit(&endpoints, &new);
+        let interrupted = self.kernel.0.unwatch();
+        self.log.push(format!("permit u{unit} {sids:x?} {new:?} -> {result:?}"));
+        match result {
+            Ok(how) if lacks.is_empty() && !in_use => {
+                if let (Transition::Hitless, Some(text)) = (how, interrupted) {
+                    return Err(format!("said to be hitless, but {text}"));
+                }
+                if how == Transition::Disruptive {
+                    return Err("permissions changed with a gap".into());
+                }
+                for &sid in &sids {
+                    self.stream(unit, sid).permissions = new;
+                    let on = requests.contains(Requests::TRANSLATION);
+                    self.device(unit, sid).set_ats(false);
+                    self.device(unit, sid).set_pasid((pasid_bits > 0).then_some(pasid_bits));
+                    self.device(unit, sid).set_ats(on);
+                }
+                self.count(if grants { "permitted" } else { "withdrawn" });
+            }
+            Err(AttachError::PasidInUse(_)) if in_use => self.count("refused pasid in use"),
+            Err(AttachError::Incompatible { missing }) if missing == lacks && !lacks.is_empty() => {
+                self.count(format!("refused permission: {missing}"));
+            }
+            Err(AttachError::OutOfMemory(_)) if matches!(op.trouble, Trouble::OutOfMemory(_)) && grants => {
+                self.count("out of memory");
+            }
+            result => return Err(format!("permitting {new:?} ended in {result:?}, lacking is {lacks}")),
+        }
+        Ok(())
+    }
+
+    /// Attaches, replaces or detaches a PASID.
+    pub(crate) fn change_pasid(&mut self, op: &Op, prng: &mut Prng) -> Result<(), Finding> {
+        let capable: Vec<_> =
+            self.devices.iter().filter(|d| self.units[d.0].model.config().ssid_bits > 0).collect();
+        if capable.is_empty() || self.suspect() {
+            return Ok(());
+        }
+        let (unit, sids) = capable[op.with[0] as usize % capable.len()].clone();
+        let Some(driver) = self.units[unit].driver.clone() else { return Ok(()) };
+        let bits = self.stream(unit, sids[0]).permissions.pasid_bits;
+        let number = self.some_pasid(bits, op.with[1]);
+        let pasid = Pasid::new(number).map_err(|error| error.to_string())?;
+        let endpoints: Vec<EndpointId> = sids.iter().map(|&sid| EndpointId::new(sid)).collect();
+        let live: Vec<usize> =
+            (0..self.spaces.len()).filter(|&at| self.spaces[at].handle.is_some()).collect();
+        let space = match op.act {
+            Act::AttachPasid if live.is_empty() => return Ok(()),
+            Act::AttachPasid => Some(live[op.with[2] as usize % live.len()]),
+            _ => None,
+        };
+        let before: Vec<Option<usize>> =
+            sids.iter().map(|&sid| self.stream(unit, sid).pasids.get(&number).copied()).collect();
+        for space in before.iter().copied().flatten().chain(space) {
+            let address = self.spaces[space].segments().keys().next().copied().unwrap_or(0);
+            self.touch(space, address);
+            for &sid in &sids {
+                let request = request(sid, address, Access::READ).with_pasid(number);
+                self.dma(unit, request, Mode::Any)?;
+                self.device(unit, sid).prefetch(Job::read(address).with_pasid(number), Mode::Any);
+            }
+        }
+        let plain = self.stream(unit, sids[0]).space;
+        let probes = match plain {
+            Some(_) => self.passage(unit, &sids, plain, prng),
+            None => Vec::new(),
+        };
+        self.kernel.0.watch(probes);
+        let allocations = self.kernel.0.host.allocations();
+        let result = match space.and_then(|space| self.spaces[space].handle.clone()) {
+            Some(handle) => driver.attach_pasid(&endpoints, pasid, &handle),
+            None => driver.detach_pasid(&endpoints, pasid).map(|()| Transition::Disruptive),
+        };
+        let interrupted = self.kernel.0.unwatch();
+        self.log.push(format!("pasid {number:#x} of u{unit} {sids:x?} to d{space:?} -> {result:?}"));
+        if space.is_none() && self.kernel.0.host.allocations() != allocations {
+            return Err("detaching a PASID allocated memory".into());
+        }
+        if let Some(text) = interrupted {
+            return Err(format!("a PASID changed, and requests without one were interrupted: {text}"));
+        }
+        let kind = space.map(|space| self.spaces[space].kind);
+        let lacks = match kind {
+            Some(Kind::Identity) => Missing::IDENTITY,
+            Some(Kind::Tables(Stage::Stage2) | Kind::Shared(Stage::Stage2)) => Missing::PASID,
+            _ => Missing::empty(),
+        };
+        let known = number >> bits == 0;
+        match result {
+            Ok(how) if lacks.is_empty() && (known || space.is_none()) => {
+                let blocked = kind.is_none_or(|kind| kind == Kind::Blocked);
+                let word = if how == Transition::Hitless { "hitless" } else { "disruptive" };
+                for (&sid, before) in sids.iter().zip(&before) {
+                    let stream = self.stream(unit, sid);
+                    match space {
+                        Some(space) if !blocked => stream.pasids.insert(number, space),
+                        _ => stream.pasids.remove(&number),
+                    };
+                    self.count(match (before, blocked) {
+                        (_, true) if before.is_none() => "pasid: nothing -> nothing".into(),
+                        (_, true) => "pasid: domain -> nothing".into(),
+                        (None, false) => format!("pasid: nothing -> domain {word}"),
+                        (Some(_), false) => format!("pasid: domain -> domain {word}"),
+                    });
+                }
+            }
+            Err(AttachError::UnknownPasid(_)) if !known => self.count("refused unknown pasid"),
+            Err(AttachError::Incompatible { missing }) if missing == lacks => {
+                self.count(format!("refused for a pasid: {missing}"));
+            }
+            Err(AttachError::OutOfMemory(_)) if matches!(op.trouble, Trouble::OutOfMemory(_)) => {
+                self.count("out of memory");
+            }
+            result => return Err(format!("the change of a PASID ended in {result:?}")),
+        }
+        self.substreams(unit, &sids, number, prng)
+    }
+
+    /// Checks a PASID of a device, and one that is not attached.
+    fn substreams(&mut self, unit: usize, sids: &[u32], number: u32, prng: &mut Prng) -> Result<(), Finding> {
+        for &sid in sids {
+            let spaces = self.stream(unit, sid).pasids.clone();
+            let some = spaces.keys().nth(prng.below(spaces.len().max(1) as u64) as usize).copied();
+            for pasid in [Some(number), some].into_iter().flatten() {
+                let space = spaces.get(&pasid).copied();
+                let address = space.and_then(|s| self.spaces[s].segments().keys().next().copied());
+                for address in [address.unwrap_or(0x1000), self.recent(prng)] {
+                    self.check_as(unit, sid, Some(pasid), address, Access::READ)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The device behind a stream.
+    pub(crate) fn device(&self, unit: usize, sid: u32) -> Arc<Device> {
+        self.atcs[&(unit, sid)].clone()
+    }
+
+    /// Checks that a device that caches translations reaches nothing through them that it must not.
+    pub(crate) fn check_cached(
+        &self,
+        unit: usize,
+        sid: u32,
+        pasid: Option<u32>,
+        address: u64,
+        kind: Access,
+    ) -> Result<(), Finding> {
+        let Some(stream) = self.streams.get(&(unit, sid)) else { return Ok(()) };
+        let translates = stream.permissions.requests.contains(Requests::TRANSLATION);
+        if !translates || !stream.residue.is_empty() || kind == Access::EXECUTE {
+            return Ok(());
+        }
+        let device = self.device(unit, sid);
+        let allowed = self.allowed_as(unit, sid, pasid, address, kind);
+        let access = request(sid, address, kind).access;
+        let job = Job { pasid, access, ..Job::read(address) };
+        device.prefetch(job, Mode::Any);
+        let model = &self.units[unit].model;
+        let outcomes: BTreeSet<Outcome> = device.reachable(job, |request| model.reachable(request));
+        match outcomes.iter().find(|outcome| outcome.output().is_some() && !allowed.admits(**outcome)) {
+            Some(outcome) => Err(format!(
+                "unit {unit}: through its cache stream {sid:#x} {pasid:x?} at {address:#x} may end in {outcome:x?}; \
+                 allowed is {allowed:x?}"
+            )),
+            None => Ok(()),
+        }
+    }
+}
