@@ -9,7 +9,7 @@ use crate::features::Features;
 use crate::port::{Health, Port};
 use crate::record::{Plain, Record, translates};
 use alloc::vec::Vec;
-use portcullis_hal::{EndpointId, Hal, Mmio, OutOfMemory, StreamId, barrier};
+use portcullis_hal::{EndpointId, Hal, Mmio, OutOfMemory, StreamId, barrier, list};
 use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Transition};
 
 impl Features {
@@ -177,7 +177,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if let Ok(place) = self.place(stream)
             && self.records.get(place).is_some_and(Record::is_idle)
         {
-            self.records.remove(place);
+            list::remove(&mut self.records, place);
         }
         Ok(transition)
     }
