@@ -4,6 +4,7 @@ use crate::command::Command;
 use crate::port::Port;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
+use portcullis_hal::list::push_reserved;
 use portcullis_hal::{Hal, IovaRange, Mmio, OutOfMemory, Pasid, StreamId, SyncError};
 use spin::Mutex;
 
@@ -105,7 +106,10 @@ impl Caches {
         larger.try_reserve(2 * wanted).map_err(|_| OutOfMemory)?;
         let old = hal.critical(|| {
             let mut list = self.list.lock();
-            larger.extend(list.iter().copied());
+            // Twice the room that these take.
+            for place in list.iter() {
+                let _ = push_reserved(&mut larger, *place);
+            }
             core::mem::replace(&mut *list, larger)
         });
         drop(old);
@@ -116,9 +120,10 @@ impl Caches {
     pub(crate) fn add(&self, hal: &impl Hal, who: Cached) {
         hal.critical(|| {
             let mut list = self.list.lock();
-            match list.iter_mut().find(|place| place.is_none()) {
-                Some(place) => *place = Some(who),
-                None => list.push(Some(who)),
+            if let Some(place) = list.iter_mut().find(|place| place.is_none()) {
+                *place = Some(who);
+            } else {
+                let _ = push_reserved(&mut list, Some(who));
             }
         });
         self.count.fetch_add(1, Ordering::SeqCst);

@@ -14,7 +14,7 @@ use crate::targets::{Target, Translation};
 use alloc::vec::Vec;
 use core::any::Any;
 use portcullis_hal::{
-    Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, TableFormat, TableRoot, Vmid, barrier,
+    Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, TableFormat, TableRoot, Vmid, barrier, list,
 };
 use portcullis_iommu::{AttachError, Domain, IdPool, Missing, Permissions, Transition};
 use spin::Mutex;
@@ -64,7 +64,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let place = match self.place(stream) {
             Ok(place) => place,
             Err(place) => {
-                self.records.insert(place, Record::new(stream, plain));
+                list::insert_reserved(&mut self.records, place, Record::new(stream, plain)).ok()?;
                 place
             }
         };
@@ -359,7 +359,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if let Ok(place) = self.place(stream)
             && self.records.get(place).is_some_and(Record::is_idle)
         {
-            self.records.remove(place);
+            drop(list::remove(&mut self.records, place));
         }
     }
 
@@ -404,7 +404,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             port.fault(&"a change of an endpoint's entry was not confirmed");
             self.invalidate(stream);
             if let Ok(at) = self.place(stream) {
-                core::mem::forget(self.records.remove(at));
+                core::mem::forget(list::remove(&mut self.records, at));
             }
         }
         told

@@ -4,7 +4,7 @@ use crate::features::Features;
 use crate::update::Entry;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{FrameOrder, Frames, Hal, OutOfMemory, PhysAddr, TableWrites, barrier};
+use portcullis_hal::{FrameOrder, Frames, Hal, OutOfMemory, PhysAddr, TableWrites, barrier, list};
 use portcullis_iommu::{AttachError, Missing};
 use thiserror::Error;
 
@@ -182,15 +182,16 @@ impl<H: Hal> EntryTable<H> {
         };
         self.leaves.try_reserve(1).map_err(|_| OutOfMemory)?;
         let leaf = features.zeroed(self.root.hal(), ENTRY_BYTES << split)?;
+        let link = descriptor(leaf.phys());
+        list::insert_reserved(&mut self.leaves, place, (upper, leaf)).map_err(|_| OutOfMemory)?;
         // The table is there before the descriptor that points to it.
         barrier::publish_to_device();
         if let Some(word) = self.root.words().get(upper as usize) {
-            word.store(descriptor(leaf.phys()), Ordering::Release);
+            word.store(link, Ordering::Release);
             if self.writes == TableWrites::Cleaned {
                 self.root.clean(upper as usize * 8, 8);
             }
         }
-        self.leaves.insert(place, (upper, leaf));
         Ok(())
     }
 

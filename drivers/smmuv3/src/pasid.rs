@@ -9,7 +9,7 @@ use crate::port::{Health, Port, count};
 use crate::record::{Attachment, Record, UNATTACHED};
 use crate::spec::cd::Cd0;
 use crate::update::prefixed;
-use portcullis_hal::{Arc, EndpointId, Hal, Mmio, OutOfMemory, Pasid, StreamId};
+use portcullis_hal::{Arc, EndpointId, Hal, Mmio, OutOfMemory, Pasid, StreamId, SyncError, list};
 use portcullis_iommu::{AttachError, Domain, Missing, Transition};
 
 impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
@@ -96,9 +96,13 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let Some(record) = self.find_mut(stream) else { return Ok(Transition::Hitless) };
         let old = match (record.place(pasid), new) {
             (Ok(at), Some(new)) => record.pasids.get_mut(at).map(|slot| core::mem::replace(&mut slot.1, new)),
-            (Ok(at), None) => Some(record.pasids.remove(at).1),
+            (Ok(at), None) => list::remove(&mut record.pasids, at).map(|(_, old)| old),
             (Err(at), Some(new)) => {
-                record.pasids.insert(at, (pasid, new));
+                // What is not noted must not be published.
+                if let Err((_, unnoted)) = list::insert_reserved(&mut record.pasids, at, (pasid, new)) {
+                    core::mem::forget(unnoted);
+                    return Err(Unconfirmed::Unit(SyncError::Faulted));
+                }
                 None
             }
             (Err(_), None) => return Ok(Transition::Hitless),

@@ -49,7 +49,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         for &endpoint in endpoints {
             let stream = stream(endpoint);
             let table = tables.iter().position(|table| table.0 == stream);
-            let table = table.map(|at| tables.swap_remove(at).1);
+            let table = table.and_then(|at| list::remove(&mut tables, at)).map(|(_, table)| table);
             match self.set_permissions(port, stream, permissions, table) {
                 Ok(how) => transition = worse(transition, how),
                 Err(error) => return Err(self.give_up(port, endpoints, error)),
@@ -93,7 +93,6 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             if permissions.pasid_bits <= table.map_or(0, ContextTable::bits) {
                 continue;
             }
-            tables.try_reserve(1).map_err(|_| OutOfMemory)?;
             let mut larger = ContextTable::new(port.hal(), &port.features, permissions.pasid_bits)?;
             let plain = record.and_then(|record| Some((0, record.plain.context()?)));
             let pasids = record.into_iter().flat_map(|record| &record.pasids);
@@ -105,7 +104,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                     slot.write(&context);
                 }
             }
-            tables.push((stream(endpoint), larger));
+            list::push(&mut tables, (stream(endpoint), larger))?;
         }
         Ok(tables)
     }

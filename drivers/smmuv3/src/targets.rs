@@ -8,7 +8,7 @@ use crate::port::Port;
 use crate::update::Entry;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
-use portcullis_hal::{Arc, Frames, Hal, Mmio, OutOfMemory, PhysAddr};
+use portcullis_hal::{Arc, Frames, Hal, Mmio, OutOfMemory, PhysAddr, list};
 use spin::{Mutex, RwLock};
 
 /// One unit that a domain is attached to.
@@ -117,13 +117,15 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
     pub(crate) fn add(&self, hal: &H, target: &Arc<Target<H, M>>) -> Result<(), OutOfMemory> {
         let _turn = self.changing.lock();
         let old = self.snapshot(hal);
-        let mut list = Vec::new();
-        list.try_reserve_exact(old.len() + 1).map_err(|_| OutOfMemory)?;
+        let mut targets = Vec::new();
+        targets.try_reserve_exact(old.len() + 1).map_err(|_| OutOfMemory)?;
         // Targets of other units may be prepared and not yet in use, so only those of this unit can be judged.
         let keep = |other: &&Arc<Target<H, M>>| other.users() > 0 || !Arc::ptr_eq(&other.port, &target.port);
-        list.extend(old.iter().filter(keep).cloned());
-        list.push(target.clone());
-        let new = Arc::try_new(list)?;
+        for other in old.iter().filter(keep) {
+            list::push(&mut targets, other.clone())?;
+        }
+        list::push(&mut targets, target.clone())?;
+        let new = Arc::try_new(targets)?;
         let replaced = hal.critical(|| core::mem::replace(&mut *self.current.write(), new));
         drop(replaced);
         Ok(())

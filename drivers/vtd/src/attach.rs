@@ -10,7 +10,7 @@ use crate::spec::entries::RootHalf;
 use crate::tables::{Table, quantum, words};
 use crate::unit::{Inner, State, concrete, context_place};
 use core::sync::atomic::Ordering;
-use portcullis_hal::{Arc, EndpointId, FrameOrder, Hal, Mmio, OutOfMemory, Pasid, SyncError, barrier};
+use portcullis_hal::{Arc, EndpointId, FrameOrder, Hal, Mmio, OutOfMemory, Pasid, SyncError, barrier, list};
 use portcullis_iommu::{AttachError, Domain, DomainKind, Missing, Transition};
 
 /// An endpoint's source-id.
@@ -135,7 +135,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let [low, high] = words(self.root.load(bus));
         let entry = if key & 1 == 0 { quantum(half, high) } else { quantum(low, half) };
         let index = state.contexts.partition_point(|&(other, _)| other < key);
-        state.contexts.insert(index, (key, table));
+        list::insert_reserved(&mut state.contexts, index, (key, table)).map_err(|_| OutOfMemory)?;
         self.root.store(bus, entry);
         Ok(())
     }
@@ -148,7 +148,8 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         state.endpoints.try_reserve(1).map_err(|_| OutOfMemory)?;
         let pasids = PasidTables::new(self.hal(), &self.features, pdts)?;
         let index = state.endpoints.partition_point(|other| other.sid < sid);
-        state.endpoints.insert(index, Endpoint::new(sid, pasids));
+        list::insert_reserved(&mut state.endpoints, index, Endpoint::new(sid, pasids))
+            .map_err(|_| OutOfMemory)?;
         Ok(())
     }
 

@@ -6,7 +6,7 @@ use crate::invalidate::{RID_PASID, Tag};
 use crate::spec::entries::{Context0, Directory};
 use crate::tables::{Table, quantum, words};
 use alloc::vec::Vec;
-use portcullis_hal::{Arc, FrameOrder, Hal, OutOfMemory};
+use portcullis_hal::{Arc, FrameOrder, Hal, OutOfMemory, list};
 use portcullis_iommu::{Domain, Permissions, Requests};
 
 /// A PASID entry.
@@ -72,7 +72,7 @@ impl<H: Hal> PasidTables<H> {
         self.leaves.try_reserve(1).map_err(|_| OutOfMemory)?;
         let leaf = Table::new(hal, features, FrameOrder::SINGLE)?;
         let entry = Directory::new().with_present(true).with_smptblptr(leaf.publish());
-        self.leaves.insert(index, (slot, leaf));
+        list::insert_reserved(&mut self.leaves, index, (slot, leaf)).map_err(|_| OutOfMemory)?;
         let at = usize::from(slot / 2);
         let [even, odd] = words(self.directory.load(at));
         let pair = if slot & 1 == 0 { [entry.into_bits(), odd] } else { [even, entry.into_bits()] };
@@ -192,7 +192,8 @@ impl<H: Hal> Endpoint<H> {
                 self.attachments.get_mut(index).map(|attachment| core::mem::replace(attachment, new))
             }
             Err(index) => {
-                self.attachments.insert(index, new);
+                // Without room the domain would stay for ever, as hardware may use it.
+                list::insert_reserved(&mut self.attachments, index, new).unwrap_or_else(core::mem::forget);
                 None
             }
         }
@@ -200,7 +201,8 @@ impl<H: Hal> Endpoint<H> {
 
     /// Strikes an attachment out.
     pub(crate) fn detach(&mut self, pasid: u32) -> Option<Attachment> {
-        self.find(pasid).ok().map(|index| self.attachments.remove(index))
+        let index = self.find(pasid).ok()?;
+        list::remove(&mut self.attachments, index)
     }
 
     /// The first quantum of its context entry. RID_PASID, in the upper half, is 0.

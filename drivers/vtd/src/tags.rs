@@ -2,7 +2,7 @@
 
 use crate::invalidate::{Tag, TagKind};
 use alloc::vec::Vec;
-use portcullis_hal::{DomainId, OutOfMemory};
+use portcullis_hal::{DomainId, OutOfMemory, list};
 use portcullis_iommu::IdPool;
 
 /// A tag in use, by one domain; by two while one replaces the other at all places where it is used.
@@ -70,7 +70,11 @@ impl Tags {
                     found.domains = found.domains.saturating_add(1);
                 }
             }
-            Err(index) => self.uses.insert(index, Use { did, pasid, kind, domains: 1 }),
+            Err(index) => {
+                let new = Use { did, pasid, kind, domains: 1 };
+                // A use that is not noted never frees its id.
+                let _ = list::insert_reserved(&mut self.uses, index, new);
+            }
         }
     }
 
@@ -84,7 +88,7 @@ impl Tags {
         if found.domains > 0 {
             return;
         }
-        self.uses.remove(index);
+        list::remove(&mut self.uses, index);
         let neighbours = [index.checked_sub(1), Some(index)];
         let is_of = |at: Option<usize>| at.and_then(|at| self.uses.get(at)).is_some_and(|one| one.did == did);
         if !neighbours.into_iter().any(is_of) {

@@ -7,7 +7,7 @@ use crate::unit::Inner;
 use alloc::vec::Vec;
 use core::iter;
 use core::sync::atomic::{AtomicUsize, Ordering};
-use portcullis_hal::{Arc, Hal, IovaRange, Mmio, OutOfMemory, SyncError};
+use portcullis_hal::{Arc, Hal, IovaRange, Mmio, OutOfMemory, SyncError, list};
 use spin::Mutex;
 
 /// Translations of a domain on a unit.
@@ -283,9 +283,9 @@ impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
 
 fn make_room<T>(places: &mut Places<T>, count: usize) -> Result<(), OutOfMemory> {
     let free = places.iter().filter(|place| place.is_none()).count();
-    let more = count.saturating_sub(free);
-    places.try_reserve(more).map_err(|_| OutOfMemory)?;
-    places.extend((0..more).map(|_| None));
+    for _ in free..count {
+        list::push(places, None)?;
+    }
     Ok(())
 }
 
