@@ -87,6 +87,7 @@ impl<H: Hal> Iommu<H> {
         let absent = wanted.requests.difference(offers.requests);
         missing.set(Missing::ATS, absent.contains(Requests::TRANSLATION));
         missing.set(Missing::PRI, absent.contains(Requests::PAGE));
+        missing.set(Missing::STALL, absent.contains(Requests::STALL));
         if !missing.is_empty() {
             return Err(EnableError::Device { missing });
         }

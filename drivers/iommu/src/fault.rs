@@ -1,6 +1,6 @@
 //! Faults: DMA that was refused, decoded into one type whatever the hardware.
 
-use crate::{DeviceId, Stage, UnitId};
+use crate::{DeviceId, PageRequest, Stage, UnitId};
 use core::fmt;
 use portcullis_hal::{Access, EndpointId, Iova, Pasid};
 
@@ -81,6 +81,11 @@ pub enum UnitEvent {
     Fault(FaultRecord),
     /// The hardware lost faults, for want of room.
     Overflow,
+    /// A device asks for a page, or waits for one.
+    PageRequest(PageRequest),
+    /// The page-request queue was full. The hardware has answered what it had no room for, so groups whose last request
+    /// has not been seen stay incomplete and get no answer.
+    PageRequestOverflow,
     /// The command or invalidation queue stopped at an error; whoever notices it first sets it going again.
     QueueError,
     /// The unit reported an error that concerns no single request.

@@ -20,6 +20,7 @@ mod fault;
 pub mod host;
 mod ids;
 mod iova;
+mod page_request;
 mod pasid;
 mod registry;
 mod unit;
@@ -30,6 +31,10 @@ pub use enable::{ControlError, DeviceControl, EnableError};
 pub use fault::{Fault, FaultHandler, FaultLog, FaultReason, FaultRecord, UnitEvent};
 pub use ids::IdPool;
 pub use iova::{IovaAllocator, IovaError};
+pub use page_request::{
+    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,
+    StallTag,
+};
 pub use pasid::{GuestPasid, PasidError, PasidSetId, PasidSetSpec, PasidSpace};
 pub use registry::{AddDeviceError, Iommu};
 pub use unit::{

@@ -204,6 +204,8 @@ impl<H: Hal> Iommu<H> {
                     self.lost.fetch_add(1, Ordering::Relaxed);
                     self.complain(unit, "faults were lost", None);
                 }
+                UnitEvent::PageRequest(_) => self.complain(unit, "a page request that nobody handles", None),
+                UnitEvent::PageRequestOverflow => self.complain(unit, "page requests were lost", None),
                 UnitEvent::QueueError => self.complain(unit, "the command queue stopped at an error", None),
                 UnitEvent::UnitError { name, value } => self.complain(unit, name, Some(value)),
             });

@@ -1,6 +1,6 @@
 //! What every IOMMU back end offers.
 
-use crate::{Domain, DomainError, DomainSpec, UnitEvent};
+use crate::{Domain, DomainError, DomainSpec, PageAnswer, UnitEvent};
 use bitflags::bitflags;
 use core::any::Any;
 use core::fmt;
@@ -148,6 +148,8 @@ bitflags! {
         const ATS = 1 << 11;
         /// Page requests of devices (PRI).
         const PRI = 1 << 12;
+        /// Stalls, in the unit or of the device.
+        const STALL = 1 << 13;
     }
 }
 
@@ -165,6 +167,10 @@ bitflags! {
         const TRANSLATION = 1;
         /// Pages that are not there (PRI).
         const PAGE = 2;
+        /// The PASID in answers to page requests (PRG Response PASID Required, PCIe 10.5.2.3).
+        const PASID_IN_ANSWERS = 4;
+        /// That the unit holds accesses to pages that are not there (stall), instead of aborting them.
+        const STALL = 8;
     }
 }
 
@@ -187,6 +193,7 @@ impl Permissions {
         needs.set(Missing::PASID, self.pasid_bits > 0);
         needs.set(Missing::ATS, self.requests.contains(Requests::TRANSLATION));
         needs.set(Missing::PRI, self.requests.contains(Requests::PAGE));
+        needs.set(Missing::STALL, self.requests.contains(Requests::STALL));
         needs
     }
 
@@ -288,6 +295,10 @@ pub struct UnitStats {
     pub doorbells: u64,
     /// Errors of the command or invalidation queue.
     pub queue_errors: u64,
+    /// Page requests and stalls read from the hardware.
+    pub page_requests: u64,
+    /// Answers to them.
+    pub answers: u64,
 }
 
 /// One IOMMU.
@@ -351,7 +362,30 @@ pub trait Unit: Any + Send + Sync {
     }
 
     /// Reads everything that the hardware has queued for software. Never waits for the hardware.
+    ///
+    /// Each [`PageRequest`](UnitEvent::PageRequest) that wants an answer is to be [answered](Self::answer) once.
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent));
+
+    /// Answers page requests. When it returns, the hardware has the answers, or will never need them.
+    fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {
+        match answers {
+            [] => Ok(()),
+            // Without page requests there is nothing that could be answered.
+            _ => Err(SyncError::Faulted),
+        }
+    }
+
+    /// Reports everything that the endpoints' page requests up to now have left in the hardware: when it returns, each
+    /// was reported here or to [`handle_interrupt`](Self::handle_interrupt), or answered by the hardware. The caller
+    /// made sure that the device asks no more. Not for interrupt handlers: it waits.
+    fn drain_page_requests(
+        &self,
+        endpoints: &[EndpointId],
+        report: &mut dyn FnMut(UnitEvent),
+    ) -> Result<(), SyncError> {
+        let _ = (endpoints, report);
+        Ok(())
+    }
 
     /// The counters.
     fn stats(&self) -> UnitStats;

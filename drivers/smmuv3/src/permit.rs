@@ -20,6 +20,7 @@ impl Features {
         missing.set(Missing::ATS, translates(permissions) && !self.ats);
         // No queue for page requests is set up.
         missing.set(Missing::PRI, permissions.requests.contains(Requests::PAGE));
+        missing.set(Missing::STALL, permissions.requests.contains(Requests::STALL));
         missing
     }
 }

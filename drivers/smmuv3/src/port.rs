@@ -66,6 +66,7 @@ impl Counters {
             syncs: commands.syncs,
             doorbells: commands.doorbells,
             queue_errors: get(&self.queue_errors),
+            ..UnitStats::default()
         }
     }
 }

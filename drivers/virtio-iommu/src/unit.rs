@@ -189,6 +189,7 @@ impl<H: Hal, T: Transport> Unit for VirtioIommu<H, T> {
             syncs: read(&counters.syncs),
             doorbells: read(&counters.notifications),
             queue_errors: self.link().queue(|queue| queue.strays() + u64::from(queue.is_broken())),
+            ..UnitStats::default()
         }
     }
 

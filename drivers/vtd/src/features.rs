@@ -210,6 +210,7 @@ impl Features {
         missing.set(Missing::ATS, permissions.requests.contains(Requests::TRANSLATION) && !self.ecap.dt());
         // There is no queue for them.
         missing.set(Missing::PRI, permissions.requests.contains(Requests::PAGE));
+        missing.set(Missing::STALL, permissions.requests.contains(Requests::STALL));
         missing
     }
 

@@ -258,6 +258,7 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
             syncs: read(&inner.queue.counters.syncs),
             doorbells: read(&inner.queue.counters.doorbells),
             queue_errors: read(&inner.queue.counters.errors),
+            ..UnitStats::default()
         }
     }
 
