@@ -91,6 +91,12 @@ impl<H: Hal> Iommu<H> {
         if !missing.is_empty() {
             return Err(EnableError::Device { missing });
         }
+        let mut wanted = *wanted;
+        if wanted.requests.contains(Requests::PAGE) {
+            // Not the caller's choice: what the device demands of answers.
+            wanted.requests |= offers.requests & Requests::PASID_IN_ANSWERS;
+        }
+        let wanted = &wanted;
         let _attaching = self.attaching.lock();
         if device.permissions() != Permissions::NONE {
             return Err(EnableError::Enabled);

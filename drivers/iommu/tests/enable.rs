@@ -137,7 +137,7 @@ impl DeviceControl for Switches {
     }
 }
 
-const ALL: Permissions = Permissions { pasid_bits: 8, requests: Requests::all() };
+const ALL: Permissions = Permissions { pasid_bits: 8, requests: Requests::TRANSLATION.union(Requests::PAGE) };
 
 struct Rig {
     iommu: Iommu<HostHal>,
@@ -324,4 +324,18 @@ fn a_device_that_shares_its_group_has_no_pasids() {
     rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
     add(&rig.iommu, 9, 1);
     assert_eq!(rig.iommu.attach_pasid(&rig.device, pasid(5), &domain()), Err(AttachError::GroupInUse));
+}
+
+#[test]
+fn what_a_device_demands_of_answers_is_told_to_the_unit() {
+    let rig = Rig::new();
+    let all = ALL.requests | Requests::PASID_IN_ANSWERS;
+    let demanding = Switches { offers: Permissions { pasid_bits: 8, requests: all }, ..rig.switches("") };
+    rig.iommu.enable(&rig.device, &demanding, &ALL).unwrap();
+    assert_eq!(rig.device.permissions().requests, all);
+    assert_eq!(rig.take().first().map(String::as_str), Some("unit: permit 8 7"));
+    rig.iommu.disable(&rig.device, &demanding).unwrap();
+    let quiet = Permissions { pasid_bits: 8, requests: Requests::TRANSLATION };
+    rig.iommu.enable(&rig.device, &demanding, &quiet).unwrap();
+    assert_eq!(rig.device.permissions(), quiet);
 }

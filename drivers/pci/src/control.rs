@@ -27,6 +27,8 @@ impl<H: Hal, M: Mmio> DeviceControl for FunctionControl<'_, H, M> {
         let mut requests = Requests::empty();
         requests.set(Requests::TRANSLATION, self.function.ats.is_some());
         requests.set(Requests::PAGE, self.function.pri.is_some());
+        let with_pasid = self.function.pri.as_ref().is_some_and(|pri| pri.response_needs_pasid);
+        requests.set(Requests::PASID_IN_ANSWERS, with_pasid);
         Permissions { pasid_bits: self.function.pasid.map_or(0, |pasid| pasid.width), requests }
     }
 

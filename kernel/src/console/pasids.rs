@@ -14,7 +14,7 @@ struct OnPaper;
 
 impl DeviceControl for OnPaper {
     fn offers(&self) -> Permissions {
-        Permissions { pasid_bits: Pasid::MAX_BITS as u8, requests: Requests::all() }
+        Permissions { pasid_bits: Pasid::MAX_BITS as u8, requests: Requests::TRANSLATION | Requests::PAGE }
     }
 
     fn enable_pasids(&self) -> Result<(), ControlError> {

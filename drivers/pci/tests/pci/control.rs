@@ -30,7 +30,8 @@ fn each_step_switches_its_capability_and_no_other() {
     let hal = HostHal::new();
     let control = FunctionControl { hal: &hal, config: &config, function: &function, page_requests: 64 };
     let words = || [ATS, PASID, PRI, PRI + 8].map(|at| config.read32(function.id, at));
-    assert_eq!(control.offers(), Permissions { pasid_bits: 20, requests: Requests::all() });
+    let requests = Requests::TRANSLATION | Requests::PAGE;
+    assert_eq!(control.offers(), Permissions { pasid_bits: 20, requests });
 
     control.enable_pasids().unwrap();
     assert_eq!(words(), [0x60, 0x0001_1406, 0x0100_0000, 0]);
@@ -59,4 +60,14 @@ fn a_function_without_the_capabilities_offers_nothing_and_needs_no_switching_off
     let off =
         [control.disable_pasids(), control.disable_page_requests(), control.disable_translation_requests()];
     assert_eq!(off, [Ok(()); 3]);
+}
+
+#[test]
+fn a_function_that_needs_pasids_in_answers_says_so() {
+    let node = Node::endpoint(1, 0).extended(0x13, &[0x8100_0000, 16, 0]);
+    let config = Fabric::config(vec![node]);
+    let function = enumerate(&config).unwrap().remove(0);
+    let hal = HostHal::new();
+    let control = FunctionControl { hal: &hal, config: &config, function: &function, page_requests: 1 };
+    assert_eq!(control.offers().requests, Requests::PAGE | Requests::PASID_IN_ANSWERS);
 }
