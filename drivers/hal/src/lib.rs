@@ -7,7 +7,7 @@
 //!
 //! This is the one library crate in which unsafe contracts are declared. The drivers on top deny unsafe code
 //! outside their DMA module, and the policy crates deny it everywhere.
-#![cfg_attr(not(any(test, feature = "host")), no_std)]
+#![cfg_attr(not(any(test, feature = "host", feature = "loom")), no_std)]
 
 extern crate alloc;
 
@@ -15,6 +15,8 @@ mod addr;
 pub mod arc;
 pub mod atomic128;
 pub mod barrier;
+#[cfg(feature = "loom")]
+pub mod checked;
 mod dma;
 mod frames;
 #[cfg(any(test, feature = "host"))]
@@ -25,8 +27,10 @@ mod mapped;
 mod mm;
 mod mmio;
 pub mod producers;
+pub mod snapshot;
 mod table;
 pub mod wait;
+pub mod word;
 
 pub use addr::{AddressError, Iova, IovaRange, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 pub use arc::Arc;

@@ -17,6 +17,7 @@
 //! is taking notice that there is room again, which happens once per limit.
 
 use crate::OutOfMemory;
+use crate::word::Word;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -60,47 +61,6 @@ pub struct Run {
     pub batches: u64,
     /// The sum of the weights that their producers gave them.
     pub weight: u64,
-}
-
-/// An atomic 64-bit word. A trait, so that the algorithm can be run by a model checker too.
-pub trait Word: Sync {
-    /// A word with this value.
-    fn new(value: u64) -> Self;
-    /// Reads the word.
-    fn load(&self, ordering: Ordering) -> u64;
-    /// Writes the word.
-    fn store(&self, value: u64, ordering: Ordering);
-    /// Writes the word and returns the value before.
-    fn swap(&self, value: u64, ordering: Ordering) -> u64;
-    /// Adds, wrapping around, and returns the value before.
-    fn fetch_add(&self, value: u64, ordering: Ordering) -> u64;
-}
-
-impl Word for AtomicU64 {
-    #[inline]
-    fn new(value: u64) -> Self {
-        Self::new(value)
-    }
-
-    #[inline]
-    fn load(&self, ordering: Ordering) -> u64 {
-        self.load(ordering)
-    }
-
-    #[inline]
-    fn store(&self, value: u64, ordering: Ordering) {
-        self.store(value, ordering);
-    }
-
-    #[inline]
-    fn swap(&self, value: u64, ordering: Ordering) -> u64 {
-        self.swap(value, ordering)
-    }
-
-    #[inline]
-    fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
-        self.fetch_add(value, ordering)
-    }
 }
 
 /// The next free place and the limit of a ring, in one word.

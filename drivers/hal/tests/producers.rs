@@ -6,39 +6,16 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64 as LoomU64;
 use loom::thread;
-use portcullis_hal::producers::{Position, Producers, Run, Word};
+use portcullis_hal::checked::CheckedWord;
+use portcullis_hal::producers::{Position, Producers, Run};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
-
-struct Checked(LoomU64);
-
-impl Word for Checked {
-    fn new(value: u64) -> Self {
-        Self(LoomU64::new(value))
-    }
-
-    fn load(&self, ordering: Ordering) -> u64 {
-        self.0.load(ordering)
-    }
-
-    fn store(&self, value: u64, ordering: Ordering) {
-        self.0.store(value, ordering);
-    }
-
-    fn swap(&self, value: u64, ordering: Ordering) -> u64 {
-        self.0.swap(value, ordering)
-    }
-
-    fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
-        self.0.fetch_add(value, ordering)
-    }
-}
 
 /// A ring in memory, and a consumer that reads it as the doorbell rings. A slot holds its place's number plus one.
 ///
 /// loom reports each access of a slot that is not ordered after the one before it.
 struct Machine {
-    producers: Producers<Checked>,
+    producers: Producers<CheckedWord>,
     slots: Vec<UnsafeCell<u32>>,
     /// By place: memory that the consumer uses until it has read the command there.
     pages: Vec<UnsafeCell<u32>>,

@@ -5,7 +5,8 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::OutOfMemory;
-use portcullis_hal::producers::{Position, Producers, Run, Word};
+use portcullis_hal::producers::{Position, Producers, Run};
+use portcullis_hal::word::Word;
 
 /// What a batch ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

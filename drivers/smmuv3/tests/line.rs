@@ -9,32 +9,9 @@ use line::{Consumer, Line, Tail};
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64 as LoomU64;
 use loom::thread;
-use portcullis_hal::producers::{Position, Word};
+use portcullis_hal::checked::CheckedWord;
+use portcullis_hal::producers::Position;
 use std::sync::atomic::Ordering;
-
-struct Checked(LoomU64);
-
-impl Word for Checked {
-    fn new(value: u64) -> Self {
-        Self(LoomU64::new(value))
-    }
-
-    fn load(&self, ordering: Ordering) -> u64 {
-        self.0.load(ordering)
-    }
-
-    fn store(&self, value: u64, ordering: Ordering) {
-        self.0.store(value, ordering);
-    }
-
-    fn swap(&self, value: u64, ordering: Ordering) -> u64 {
-        self.0.swap(value, ordering)
-    }
-
-    fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
-        self.0.fetch_add(value, ordering)
-    }
-}
 
 const PATIENCE: u32 = 2;
 
@@ -43,7 +20,7 @@ const SYNC: u64 = 2 << 32;
 
 /// A line, its ring, and a unit that does at once what it is told of.
 struct Queue {
-    line: Line<Checked>,
+    line: Line<CheckedWord>,
     slots: Vec<LoomU64>,
     consumed: LoomU64,
     /// The position behind the last sync that the unit has done.
