@@ -41,7 +41,7 @@ pub use dma::{
 pub use frames::{FrameChain, FrameOrder, Frames, OutOfMemory};
 pub use id::{Asid, DomainId, EndpointId, IdError, Pasid, RequesterId, StreamId, Vmid};
 pub use mapped::{Mapped, QuarantineReason, Quarantined, Refused, Unsynced};
-pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier};
+pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier, MmSubscription, PinError};
 pub use mmio::{Mmio, MmioRegion};
 pub use table::{Granule, SharedTable, TableFormat, TableRoot, TableWrites};
 
