@@ -97,9 +97,10 @@ static TABLES: Mutex<Option<Tables>> = Mutex::new(None);
 /// The pointer at which the CPU sees `phys`.
 ///
 /// What is mapped there: RAM from the start, devices after [`map_device`], and firmware tables outside RAM after
-/// [`map_firmware`]. An address beyond the direct map gives a pointer that faults.
+/// [`map_firmware`]. An address beyond the direct map, of which these map nothing, gives a pointer to somewhere else.
+#[inline]
 pub fn phys_to_virt(phys: PhysAddr) -> NonNull<u8> {
-    let address = DIRECT_MAP | phys.get().min(DIRECT_MAP_SIZE);
+    let address = DIRECT_MAP | phys.get();
     // The address is not zero, whatever `phys` is.
     NonNull::new(core::ptr::with_exposed_provenance_mut(address as usize)).unwrap_or(NonNull::dangling())
 }

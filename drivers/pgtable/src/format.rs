@@ -210,6 +210,9 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
         PhysAddr::new(entry & low_bits(u32::from(Self::OUTPUT_BITS)) & !low_bits(Self::GRANULE_SHIFT))
     }
 
+    /// The lowest bit of the leaf count in a table entry, where its bits lie side by side.
+    const LEAF_COUNT_SHIFT: Option<u32> = None;
+
     /// How many leaves the level-0 table referenced by `entry` holds, by the walker's own count in bits that
     /// hardware ignores.
     fn leaf_count(entry: u64) -> u64;

@@ -220,18 +220,19 @@ enum Order {
 impl<H: Hal, F: Format> PageTable<H, F> {
     #[inline]
     pub(crate) fn map_list(&self, list: &[Mapping]) -> Result<(), MapError> {
-        if let [mapping] = list {
-            if self.map_single(mapping).is_ok() {
-                return Ok(());
-            }
-            if let Ok(result) = self.map_pages(mapping) {
-                return result;
-            }
+        match list {
+            [mapping] if self.map_single(mapping).is_ok() => Ok(()),
+            _ => self.map_pieces(list),
         }
-        self.map_pieces(list)
     }
 
+    #[inline(never)]
     fn map_pieces(&self, list: &[Mapping]) -> Result<(), MapError> {
+        if let [mapping] = list
+            && let Ok(result) = self.map_pages(mapping)
+        {
+            return result;
+        }
         let walk = self.tree.walk();
         let mut cursor = Cursor::new(&walk);
         if self.check(&mut cursor, list)? == Order::Mixed {

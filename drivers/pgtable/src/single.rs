@@ -5,7 +5,7 @@ use crate::format::{Format, Kind, level_shift, level_size, low_bits};
 use crate::map::{LONG_RUN, fill, reach};
 use crate::table::PageTable;
 use crate::tree::{Below, Cut};
-use crate::walk::recount;
+use crate::walk::{Step, recount, recount_one};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Gather, Hal, IovaRange, MapError, Mapping, OutOfMemory, barrier};
 
@@ -28,7 +28,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// Maps a piece that is made of pages of one table, which is made if it is missing.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn map_pages(&self, mapping: &Mapping) -> Result<Result<(), MapError>, NotSingle> {
         match self.tree.top() {
             TOP_OF_FOUR => self.map_pages_below(mapping, TOP_OF_FOUR),
@@ -122,7 +122,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         }
         place.slot.store(self.tree.format.leaf(phys, level, attribute_bits), Ordering::Relaxed);
         if level == 0 {
-            recount::<F>(place.link, place.entry, 1);
+            recount_one::<F>(place.link, place.entry, Step::Up);
         }
         self.tree.clean(core::slice::from_ref(place.slot));
         drop(walk);
@@ -161,12 +161,12 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         }
         place.slot.store(0, Ordering::Relaxed);
         if level == 0 {
-            recount::<F>(place.link, place.entry, -1);
+            recount_one::<F>(place.link, place.entry, Step::Down);
         }
+        gather.record(range, shift as u8);
         self.tree.clean(core::slice::from_ref(place.slot));
         drop(walk);
         barrier::publish_to_device();
-        gather.record(range, shift as u8);
         Ok(low_bits(shift).wrapping_add(1))
     }
 }

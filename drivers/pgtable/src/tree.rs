@@ -193,6 +193,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     }
 
     /// Writes the cache lines of `words` back to memory if the walker needs that.
+    #[inline]
     pub(crate) fn clean(&self, words: &[AtomicU64]) {
         if self.writes == TableWrites::Cleaned {
             self.hal.clean_cache(NonNull::from(words).cast(), size_of_val(words));

@@ -36,6 +36,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         self.unmap_single(range, gather).or_else(|NotSingle| self.unmap_all(range, gather))
     }
 
+    #[inline(never)]
     fn unmap_all(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         let (first, last) = (range.start().get(), range.last().get());
         let granule = low_bits(F::GRANULE_SHIFT);

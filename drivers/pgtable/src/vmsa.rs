@@ -483,6 +483,9 @@ impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D>
         }
     }
 
+    const LEAF_COUNT_SHIFT: Option<u32> =
+        if Self::LOW_SUFFICES { Some(Self::LEAVES_LOW.trailing_zeros()) } else { None };
+
     #[inline]
     fn leaf_count(entry: u64) -> u64 {
         let low = (entry & Self::LEAVES_LOW).wrapping_shr(Self::LEAVES_LOW.trailing_zeros());

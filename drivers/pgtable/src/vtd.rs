@@ -124,6 +124,8 @@ impl Format for VtdSecondStage {
         }
     }
 
+    const LEAF_COUNT_SHIFT: Option<u32> = Some(LEAVES_SHIFT);
+
     #[inline]
     fn leaf_count(entry: u64) -> u64 {
         (entry & LEAVES).wrapping_shr(LEAVES_SHIFT)

@@ -252,9 +252,34 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     }
 }
 
+/// One leaf more, or one fewer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Up,
+    Down,
+}
+
+/// As [`recount`], for a single leaf.
+#[inline(always)]
+pub(crate) fn recount_one<F: Format>(link: &AtomicU64, entry: u64, step: Step) {
+    let full = 1_u64.wrapping_shl(F::STRIDE);
+    if let Some(shift) = F::LEAF_COUNT_SHIFT {
+        let one = 1_u64.wrapping_shl(shift);
+        // Counts go from none to full, the one value with its bit set.
+        let (possible, new) = match step {
+            Step::Up => (entry & full.wrapping_shl(shift) == 0, entry.wrapping_add(one)),
+            Step::Down => (F::leaf_count(entry) != 0, entry.wrapping_sub(one)),
+        };
+        if possible && link.compare_exchange(entry, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return;
+        }
+    }
+    recount::<F>(link, entry, if step == Step::Up { 1 } else { -1 });
+}
+
 /// Notes that the level-0 table that `link` references holds `added` leaves more, or fewer. `entry`, a table entry, is
 /// what the link was a moment ago.
-#[inline]
+#[inline(never)]
 pub(crate) fn recount<F: Format>(link: &AtomicU64, mut entry: u64, added: i64) {
     let full = 1_u64.wrapping_shl(F::STRIDE);
     // The count leaves its range only when calls on overlapping ranges race: the count may become wrong then, the

@@ -144,6 +144,8 @@ impl Format for X86 {
         }
     }
 
+    const LEAF_COUNT_SHIFT: Option<u32> = Some(LEAVES_SHIFT);
+
     #[inline]
     fn leaf_count(entry: u64) -> u64 {
         (entry & LEAVES).wrapping_shr(LEAVES_SHIFT)
