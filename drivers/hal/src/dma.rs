@@ -3,10 +3,14 @@
 #![expect(unsafe_code, reason = "mapping memory for a device is a contract of this crate")]
 
 use crate::wait::Timeout;
-use crate::{FrameChain, FrameOrder, Hal, Iova, IovaRange, OutOfMemory, PhysAddr, PhysRange};
+use crate::{
+    FrameChain, FrameOrder, Hal, HarvestError, Iova, IovaRange, NoTables, OutOfMemory, PhysAddr, PhysRange,
+    Progress, ResizeError, Usage,
+};
 use bitflags::bitflags;
 use core::any::Any;
 use core::fmt;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
@@ -199,6 +203,8 @@ pub struct Translated {
 /// - A device attached to the space reaches nothing but what is mapped in it.
 /// - When [`map`](Self::map) fails with another error than [`MapError::Sync`], no device could ever reach what it was
 ///   asked to map.
+/// - What is mapped leads to the same memory, with the same access, whatever the size of the leaves that
+///   [`split`](Self::split), [`split_ends`](Self::split_ends) and [`join`](Self::join) make of it.
 /// - [`unmap`](Self::unmap) returns the bytes it really took out, and after [`sync`](Self::sync) of the same
 ///   gather returned a proof, no device reaches them through this space, whatever it had cached.
 pub unsafe trait IoSpace: Any + Send + Sync {
@@ -219,6 +225,9 @@ pub unsafe trait IoSpace: Any + Send + Sync {
     /// Takes out everything mapped in `range` and returns how many bytes that was. Devices may use the old
     /// translations until `gather` is synced.
     ///
+    /// If a leaf reaches out of the range, nothing is done ([`UnmapError::Partial`]) unless it is
+    /// [split](Self::split_ends) first.
+    ///
     /// # Safety
     ///
     /// Every mapping in the range is the caller's to remove: nobody else counts on removing it, and being told when
@@ -231,6 +240,81 @@ pub unsafe trait IoSpace: Any + Send + Sync {
 
     /// Where `iova` leads now, by the tables in memory.
     fn iova_to_phys(&self, iova: Iova) -> Option<Translated>;
+
+    /// Splits the leaves that reach out of `range` until none does, so that the range can be unmapped for itself. At no
+    /// time is what they map missing.
+    ///
+    /// Hardware may use the old leaves until `gather` is synced. Where it says
+    /// [so](Progress::SyncAndRepeat), the call is half way, and is repeated after the sync; two such calls that concern
+    /// the same leaf do not overlap in time, from the first to the last.
+    ///
+    /// # Errors
+    ///
+    /// All of [`ResizeError`]. [`BreakBeforeMake`](ResizeError::BreakBeforeMake) unless the domain was made to be
+    /// resizable, where units differ in that.
+    fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        let _ = (range, gather);
+        Err(NoTables.into())
+    }
+
+    /// Splits leaves until none in `range` is larger than `largest` bytes or, if that is more, the smallest page. All
+    /// else is as in [`split_ends`](Self::split_ends).
+    ///
+    /// # Errors
+    ///
+    /// As for [`split_ends`](Self::split_ends).
+    fn split(&self, range: IovaRange, largest: u64, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        let _ = (range, largest, gather);
+        Err(NoTables.into())
+    }
+
+    /// Joins leaves in `range` whose addresses and memory follow each other, with the same attributes, to the largest
+    /// of [`page_sizes`](Self::page_sizes) that fit. What was mapped by separate calls is then unmapped together, or
+    /// after a split. All else is as in [`split_ends`](Self::split_ends).
+    ///
+    /// # Errors
+    ///
+    /// As for [`split_ends`](Self::split_ends), but for lack of memory.
+    fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        let _ = (range, gather);
+        Err(NoTables.into())
+    }
+
+    /// Calls `visitor` for all that is mapped in `range`, leaf by leaf in ascending order, until it breaks off. Leaves
+    /// that reach out of the range are shown as a whole. By the tables in memory; while it lasts, unmaps elsewhere take
+    /// longer.
+    ///
+    /// # Errors
+    ///
+    /// The domain has no tables of its own.
+    fn visit(
+        &self,
+        range: IovaRange,
+        visitor: &mut dyn FnMut(Mapping) -> ControlFlow<()>,
+    ) -> Result<(), NoTables> {
+        let _ = (range, visitor);
+        Err(NoTables)
+    }
+
+    /// Clears the marks `wanted` in the leaves of `range`, and calls `visitor` for each leaf that had any of them, with
+    /// those.
+    ///
+    /// A mark that hardware sets at the same time is reported now or by the next call. A write that follows the sync of
+    /// `gather` counts for the next call; so memory that was found dirty is copied after the sync.
+    ///
+    /// # Errors
+    ///
+    /// All of [`HarvestError`]; nothing has changed then.
+    fn harvest(
+        &self,
+        range: IovaRange,
+        wanted: Usage,
+        gather: &mut Gather,
+        visitor: &mut dyn FnMut(Mapping, Usage),
+    ) -> Result<(), HarvestError> {
+        let _ = (range, wanted, gather, visitor);
+        Err(NoTables.into())
+    }
 }
 
 /// Unmaps that wait for one common sync.
@@ -245,6 +329,7 @@ pub struct Gather {
     leaf_shift: u8,
     tables: FrameChain,
     token: u64,
+    resized: bool,
 }
 
 static NEXT_ROUND: AtomicU64 = AtomicU64::new(1);
@@ -272,6 +357,7 @@ impl Gather {
             leaf_shift: u8::MAX,
             tables: FrameChain::new(FrameOrder::SINGLE),
             token: 0,
+            resized: false,
         }
     }
 
@@ -313,6 +399,16 @@ impl Gather {
     /// For back ends: raises the token, which never goes down before the round ends.
     pub fn raise_token(&mut self, token: u64) {
         self.token = self.token.max(token);
+    }
+
+    /// Whether leaves have changed their size with this gather.
+    #[inline]
+    pub(crate) fn has_resized(&self) -> bool {
+        self.resized
+    }
+
+    pub(crate) fn set_resized(&mut self, resized: bool) {
+        self.resized = resized;
     }
 
     /// For back ends: claims the gather for `space`.

@@ -22,6 +22,7 @@ mod frames;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 mod id;
+mod leaves;
 pub mod list;
 mod mapped;
 mod mm;
@@ -40,6 +41,7 @@ pub use dma::{
 };
 pub use frames::{FrameChain, FrameOrder, Frames, OutOfMemory};
 pub use id::{Asid, DomainId, EndpointId, IdError, Pasid, RequesterId, StreamId, Vmid};
+pub use leaves::{HarvestError, NoTables, Progress, ResizeError, Resizes, Usage};
 pub use mapped::{Mapped, QuarantineReason, Quarantined, Refused, Unsynced};
 pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier, MmSubscription, PinError};
 pub use mmio::{Mmio, MmioRegion};

@@ -1,6 +1,7 @@
 //! I/O address spaces, as users see them.
 
 use crate::Missing;
+use bitflags::bitflags;
 use core::fmt;
 use portcullis_hal::{IdentityAccess, IoSpace, OutOfMemory, SharedTable, TableRoot};
 use thiserror::Error;
@@ -47,6 +48,29 @@ impl fmt::Display for DomainKind {
     }
 }
 
+bitflags! {
+    /// What a domain with tables of its own can do besides translating.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+    pub struct Abilities: u8 {
+        /// Leaves change their size while devices use them ([`IoSpace::split`], [`IoSpace::join`]).
+        const RESIZE = 1;
+        /// Hardware marks the leaves that devices use ([`IoSpace::harvest`]). They begin unmarked, so each costs the
+        /// hardware a write when it is first used.
+        const TRACKING = 2;
+    }
+}
+
+impl Abilities {
+    /// What is missing where these are wanted and `offered` are had.
+    pub fn missing(self, offered: Self) -> Missing {
+        let lacks = self - offered;
+        let mut missing = Missing::empty();
+        missing.set(Missing::RESIZE, lacks.contains(Self::RESIZE));
+        missing.set(Missing::TRACKING, lacks.contains(Self::TRACKING));
+        missing
+    }
+}
+
 /// What a paging domain should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PagingSpec {
@@ -54,6 +78,9 @@ pub struct PagingSpec {
     pub stage: Option<Stage>,
     /// At least this many bits of I/O virtual address, by default as many as the unit offers.
     pub input_bits: Option<u8>,
+    /// What it has to be able to do, on every unit that it is attached to. Where hardware differs in an ability, a domain
+    /// made without it has not got it.
+    pub abilities: Abilities,
 }
 
 /// What a new domain should be.

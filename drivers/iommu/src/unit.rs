@@ -1,6 +1,6 @@
 //! What every IOMMU back end offers.
 
-use crate::{Domain, DomainError, DomainSpec, PageAnswer, UnitEvent};
+use crate::{Abilities, Domain, DomainError, DomainSpec, PageAnswer, UnitEvent};
 use bitflags::bitflags;
 use core::any::Any;
 use core::fmt;
@@ -108,6 +108,8 @@ pub struct UnitInfo {
     pub pasid_bits: u8,
     /// How faults can be recovered.
     pub fault_models: FaultModels,
+    /// What domains with tables can do.
+    pub abilities: Abilities,
     /// Reads of stream, context and PASID tables.
     pub entry_coherency: WalkCoherency,
     /// Reads of page tables.
@@ -150,6 +152,10 @@ bitflags! {
         const PRI = 1 << 12;
         /// Stalls, in the unit or of the device.
         const STALL = 1 << 13;
+        /// Leaves that change their size in use.
+        const RESIZE = 1 << 14;
+        /// Marks of what is used, where the CPU can collect them.
+        const TRACKING = 1 << 15;
     }
 }
 

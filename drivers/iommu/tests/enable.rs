@@ -157,6 +157,7 @@ impl Rig {
             output_bits: 48,
             pasid_bits: 20,
             fault_models: FaultModels::empty(),
+            abilities: Abilities::empty(),
             entry_coherency: WalkCoherency::Snooped,
             table_coherency: WalkCoherency::Snooped,
             identity: false,

@@ -122,6 +122,7 @@ fn unit() -> FakeUnit {
         output_bits: 48,
         pasid_bits: 0,
         fault_models: FaultModels::empty(),
+        abilities: Abilities::empty(),
         entry_coherency: WalkCoherency::Snooped,
         table_coherency: WalkCoherency::Snooped,
         identity: false,

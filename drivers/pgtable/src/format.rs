@@ -1,8 +1,7 @@
 //! What a table format has to say; everything else is common.
 
-use bitflags::bitflags;
 use core::fmt::Debug;
-use portcullis_hal::{Attributes, OutOfMemory, PhysAddr, TableFormat, TableWrites};
+use portcullis_hal::{Attributes, OutOfMemory, PhysAddr, TableFormat, TableWrites, Usage};
 use thiserror::Error;
 
 pub(crate) mod sealed {
@@ -74,17 +73,6 @@ pub struct Geometry {
     pub levels: u8,
     /// The width of the addresses that can be mapped, in bits; they begin at zero.
     pub aperture_bits: u8,
-}
-
-bitflags! {
-    /// What hardware noted in a leaf.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-    pub struct Usage: u8 {
-        /// A device reached the memory.
-        const ACCESSED = 1;
-        /// A device wrote to the memory.
-        const DIRTY = 2;
-    }
 }
 
 /// Who sets the accessed and dirty marks.

@@ -45,7 +45,8 @@
 //! ```
 //! # use portcullis_hal::{Attributes, Gather, Iova, IovaRange, Mapping, PhysAddr, PhysRange, TableWrites};
 //! # let hal = portcullis_hal::host::HostHal::new();
-//! use portcullis_pgtable::{AccessedDirty, Config, Levels, PageTable, Progress, Usage, VtdSecondStage};
+//! use portcullis_hal::{Progress, Usage};
+//! use portcullis_pgtable::{AccessedDirty, Config, Levels, PageTable, VtdSecondStage};
 //!
 //! let format = VtdSecondStage::new(Levels::Four).with_accessed_dirty(AccessedDirty::Hardware);
 //! let table = PageTable::new(&hal, format, Config {
@@ -89,10 +90,8 @@ mod vtd;
 mod walk;
 mod x86;
 
-pub use format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Levels, Replacement, Usage};
-pub use replace::{Progress, ReplaceError};
+pub use format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Levels, Replacement};
 pub use table::PageTable;
-pub use visit::HarvestError;
 pub use vmsa::{
     BbmLevel, Descriptors, Layout, Lpa2, MAIR, Plain, Stage, Stage1, Stage2, Vmsa, VmsaStage1,
     VmsaStage1Lpa2, VmsaStage2, VmsaStage2Lpa2,

@@ -10,44 +10,7 @@ use crate::table::PageTable;
 use crate::tree::{Below, Replaced};
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Gather, Hal, Iova, IovaRange, OutOfMemory, PhysAddr, barrier};
-use thiserror::Error;
-
-/// How far a call came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-pub enum Progress {
-    /// All is done; the gather says what is to be invalidated.
-    Done,
-    /// The gather has to be synced first; then the same call goes on.
-    SyncAndRepeat,
-}
-
-/// Why leaves are not split or joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum ReplaceError {
-    /// The range is not a multiple of the smallest page.
-    #[error("{iova} is not aligned to the page size")]
-    Misaligned {
-        /// The start of the range.
-        iova: Iova,
-    },
-    /// The range reaches beyond the aperture.
-    #[error("{iova} is outside the table's address range")]
-    OutOfRange {
-        /// The start of the range.
-        iova: Iova,
-    },
-    /// The hardware cannot bear a leaf to change its size while it is mapped.
-    #[error("the hardware needs the mapping at {iova} to be absent while its size changes")]
-    BreakBeforeMake {
-        /// The start of the leaf, or of the range.
-        iova: Iova,
-    },
-    /// No memory for tables. What was split before stays split.
-    #[error(transparent)]
-    OutOfMemory(#[from] OutOfMemory),
-}
+use portcullis_hal::{Gather, Hal, Iova, IovaRange, PhysAddr, Progress, ResizeError, barrier};
 
 impl<H: Hal, F: Format> PageTable<H, F> {
     /// Splits leaves until none in `range` is larger than `largest` bytes, which is at least the smallest page. What
@@ -58,7 +21,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ///
     /// # Errors
     ///
-    /// All of [`ReplaceError`]; leaves that were split before an error stay so, and are in the gather.
+    /// All of [`ResizeError`]; leaves that were split before an error stay so, and are in the gather.
     ///
     /// # Concurrency
     ///
@@ -70,7 +33,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         range: IovaRange,
         largest: u64,
         gather: &mut Gather,
-    ) -> Result<Progress, ReplaceError> {
+    ) -> Result<Progress, ResizeError> {
         self.change_leaves(range, |cursor, (first, last)| {
             let mut progress = Progress::Done;
             let mut iova = first;
@@ -100,8 +63,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ///
     /// # Errors
     ///
-    /// All of [`ReplaceError`].
-    pub fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ReplaceError> {
+    /// All of [`ResizeError`].
+    pub fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
         self.change_leaves(range, |cursor, (first, last)| {
             let mut progress = Progress::Done;
             for end in [first, last.wrapping_add(1)] {
@@ -129,10 +92,10 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ///
     /// # Errors
     ///
-    /// All of [`ReplaceError`] but a lack of memory.
-    pub fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ReplaceError> {
+    /// All of [`ResizeError`] but a lack of memory.
+    pub fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
         if self.tree.format.replacement() == Replacement::Break {
-            return Err(ReplaceError::BreakBeforeMake { iova: range.start() });
+            return Err(ResizeError::BreakBeforeMake { iova: range.start() });
         }
         let levels = u32::from(F::LEAF_LEVELS).min(self.tree.top().wrapping_add(1));
         self.change_leaves(range, |cursor, bounds| {
@@ -163,8 +126,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     fn change_leaves<R>(
         &self,
         range: IovaRange,
-        work: impl FnOnce(&mut Cursor<'_, '_, H, F>, (u64, u64)) -> Result<R, ReplaceError>,
-    ) -> Result<R, ReplaceError> {
+        work: impl FnOnce(&mut Cursor<'_, '_, H, F>, (u64, u64)) -> Result<R, ResizeError>,
+    ) -> Result<R, ResizeError> {
         let bounds = self.bounds(&range)?;
         let walk = self.tree.walk();
         let mut cursor = Cursor::new(&walk);
@@ -175,13 +138,13 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// The first and the last address of a range that is in the aperture and made of pages.
-    pub(crate) fn bounds(&self, range: &IovaRange) -> Result<(u64, u64), ReplaceError> {
+    pub(crate) fn bounds(&self, range: &IovaRange) -> Result<(u64, u64), ResizeError> {
         let (first, last) = (range.start().get(), range.last().get());
         if (first | last.wrapping_add(1)) & low_bits(F::GRANULE_SHIFT) != 0 {
-            return Err(ReplaceError::Misaligned { iova: range.start() });
+            return Err(ResizeError::Misaligned { iova: range.start() });
         }
         if last > self.last_iova {
-            return Err(ReplaceError::OutOfRange { iova: range.start() });
+            return Err(ResizeError::OutOfRange { iova: range.start() });
         }
         Ok((first, last))
     }
@@ -206,12 +169,12 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         iova: u64,
         leaf: u64,
         gather: &mut Gather,
-    ) -> Result<Progress, ReplaceError> {
+    ) -> Result<Progress, ResizeError> {
         let (format, level) = (self.tree.format, cursor.level());
         let old = IovaRange::block(Iova::new(iova), extent::<F>(leaf, level));
         let replacement = format.replacement();
         if replacement == Replacement::Break {
-            return Err(ReplaceError::BreakBeforeMake { iova: old.start() });
+            return Err(ResizeError::BreakBeforeMake { iova: old.start() });
         }
         gather.record(old, level_shift::<F>(level) as u8);
         if leaf & F::CONTIGUOUS != 0 {

@@ -1,23 +1,13 @@
 //! Going through the leaves of a range: to see what is mapped, and to collect what hardware noted in them.
 
-use crate::format::{AccessedDirty, Format, Kind, Usage, extent, level_shift, level_size, low_bits};
+use crate::format::{AccessedDirty, Format, Kind, extent, level_shift, level_size, low_bits};
 use crate::table::PageTable;
 use crate::walk::{Cursor, Stop};
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Gather, Hal, Iova, IovaRange, Mapping, PhysAddr, PhysRange, TableWrites, barrier};
-use thiserror::Error;
-
-/// Why marks are not collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum HarvestError {
-    /// The format was made for hardware that sets no marks.
-    #[error("hardware does not mark what it uses in this table")]
-    Untracked,
-    /// A walker that does not snoop sets its marks past the CPU's caches, where no atomic access can meet them.
-    #[error("marks cannot be collected from a walker that does not snoop")]
-    NotSnooped,
-}
+use portcullis_hal::{
+    Gather, Hal, HarvestError, Iova, IovaRange, Mapping, PhysAddr, PhysRange, TableWrites, Usage, barrier,
+};
 
 /// One leaf, or a run of them under the contiguous hint.
 struct Unit<'w> {

@@ -1,15 +1,15 @@
 //! VMSAv8-64, stages 1 and 2 (Arm ARM, chapter D8).
 
 use crate::format::{
-    AccessedDirty, ConfigError, Format, Geometry, Kind, Replacement, Usage, level_shift, level_size,
-    low_bits, sealed::Sealed,
+    AccessedDirty, ConfigError, Format, Geometry, Kind, Replacement, level_shift, level_size, low_bits,
+    sealed::Sealed,
 };
 use crate::spec::vmsa::{
     BLOCK_NT, HIGH_ADDRESS_64K, HIGH_ADDRESS_LPA2, SH_INNER, Stage1Leaf, Stage2Leaf, Table, mem_attr, s2_xn,
 };
 use core::fmt::Debug;
 use core::marker::PhantomData;
-use portcullis_hal::{Access, Attributes, Granule, MemoryKind, PhysAddr, TableFormat};
+use portcullis_hal::{Access, Attributes, Granule, MemoryKind, PhysAddr, TableFormat, Usage};
 
 /// The value of MAIR_ELx, or of the MAIR fields of an SMMU's context descriptor, that stage-1 leaves refer to:
 /// attribute 0 is normal write-back, 1 normal non-cacheable, 2 Device-nGnRE.

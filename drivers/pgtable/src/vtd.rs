@@ -1,8 +1,8 @@
 //! VT-d second stage (VT-d specification, sections 3.7 and 9.9).
 
-use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, Usage, sealed::Sealed};
+use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
 use crate::spec::vtd::{Leaf, Table};
-use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
+use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat, Usage};
 
 /// VT-d second-stage tables.
 ///

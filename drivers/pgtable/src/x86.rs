@@ -1,9 +1,9 @@
 //! x86-64 4- and 5-level paging, and VT-d's first stage (Intel SDM volume 3, chapter 5; VT-d specification,
 //! section 3.6).
 
-use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, Usage, sealed::Sealed};
+use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
 use crate::spec::x86::{Leaf, Table};
-use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
+use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat, Usage};
 
 /// x86-64 paging, lower half of the address space, user pages at every level.
 ///

@@ -4,9 +4,10 @@ mod common;
 
 use common::*;
 use portcullis_hal::{
-    Access, Attributes, Gather, Iova, MapError, Mapping, MemoryKind, TableWrites, Translated, UnmapError,
+    Access, Attributes, Gather, Iova, MapError, Mapping, MemoryKind, Progress, ResizeError, TableWrites,
+    Translated, UnmapError,
 };
-use portcullis_pgtable::{BbmLevel, Config, Format, PageTable, Progress, ReplaceError};
+use portcullis_pgtable::{BbmLevel, Config, Format, PageTable};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -209,13 +210,13 @@ impl<F: Format> World<F> {
     /// Does what the call asks for, with a sync after each step. `false` if the hardware cannot bear it.
     fn replace(
         &mut self,
-        call: impl Fn(&PageTable<Behind, F>, &mut Gather) -> Result<Progress, ReplaceError>,
+        call: impl Fn(&PageTable<Behind, F>, &mut Gather) -> Result<Progress, ResizeError>,
     ) -> bool {
         for _ in 0..3 {
             match call(&self.table, &mut self.gather) {
                 Ok(Progress::Done) => return true,
                 Ok(Progress::SyncAndRepeat) => self.check(),
-                Err(ReplaceError::BreakBeforeMake { .. }) => return false,
+                Err(ResizeError::BreakBeforeMake { .. }) => return false,
                 Err(error) => panic!("{error}"),
             }
             sync(&self.hal, &mut self.gather);

@@ -4,10 +4,8 @@ mod common;
 
 use common::*;
 use portcullis_hal::host::HostHal;
-use portcullis_hal::{Attributes, Gather, Iova, OutOfMemory, TableWrites, UnmapError};
-use portcullis_pgtable::{
-    BbmLevel, Config, Format, Kind, PageTable, Progress, ReplaceError, Replacement, VmsaStage1, VmsaStage2,
-};
+use portcullis_hal::{Attributes, Gather, Iova, OutOfMemory, Progress, ResizeError, TableWrites, UnmapError};
+use portcullis_pgtable::{BbmLevel, Config, Format, Kind, PageTable, Replacement, VmsaStage1, VmsaStage2};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{RwLock, mpsc};
 use std::thread;
@@ -22,7 +20,7 @@ fn table<F: Format>(format: F, bits: u8) -> (HostHal, PageTable<HostHal, F>) {
 /// Repeats a call as it asks for, and syncs in between and at the end. Returns how many calls these were.
 fn complete(
     hal: &impl portcullis_hal::Hal,
-    mut call: impl FnMut(&mut Gather) -> Result<Progress, ReplaceError>,
+    mut call: impl FnMut(&mut Gather) -> Result<Progress, ResizeError>,
 ) -> usize {
     for calls in 1.. {
         let mut gather = Gather::new();
@@ -160,7 +158,7 @@ fn without_hardware_that_bears_it_nothing_changes() {
             .unwrap();
         let before = leaves(&hal, &table.root());
         let mut gather = Gather::new();
-        let needs_break = |iova| Err(ReplaceError::BreakBeforeMake { iova: Iova::new(iova) });
+        let needs_break = |iova| Err(ResizeError::BreakBeforeMake { iova: Iova::new(iova) });
         assert_eq!(table.split(range(large, large), page, &mut gather), needs_break(large));
         assert_eq!(table.split_ends(range(large + page, page), &mut gather), needs_break(large));
         assert_eq!(table.join(range(0, 4 * large), &mut gather), needs_break(0));
@@ -178,14 +176,14 @@ fn ranges_that_are_none_and_a_lack_of_memory_change_nothing() {
         table.map(&[rw(0, 0, large)]).unwrap();
         let mut gather = Gather::new();
         let top = table.aperture().last().get() + 1;
-        let out = Err(ReplaceError::OutOfRange { iova: Iova::new(top - page) });
+        let out = Err(ResizeError::OutOfRange { iova: Iova::new(top - page) });
         assert_eq!(table.split(range(top - page, 2 * page), page, &mut gather), out);
-        let askew = Err(ReplaceError::Misaligned { iova: Iova::new(page / 2) });
+        let askew = Err(ResizeError::Misaligned { iova: Iova::new(page / 2) });
         assert_eq!(table.join(range(page / 2, page), &mut gather), askew);
         if format.replacement() == Replacement::Direct {
             let before = leaves(&hal, &table.root());
             hal.fail_after(0);
-            let short = Err(ReplaceError::OutOfMemory(OutOfMemory));
+            let short = Err(ResizeError::OutOfMemory(OutOfMemory));
             assert_eq!(table.split(range(0, large), page, &mut gather), short);
             assert_eq!(leaves(&hal, &table.root()), before);
         }
@@ -397,7 +395,7 @@ fn hardware_finds_what_is_split_and_joined_meanwhile() {
                 });
             }
             let _over = Over(&over);
-            let rounds = |call: &dyn Fn(&mut Gather) -> Result<Progress, ReplaceError>| {
+            let rounds = |call: &dyn Fn(&mut Gather) -> Result<Progress, ResizeError>| {
                 let mut gather = Gather::new();
                 while call(&mut gather).unwrap() == Progress::SyncAndRepeat {
                     let _all = walks.write().unwrap();

@@ -7,10 +7,13 @@ mod common;
 
 use common::*;
 use portcullis_hal::host::HostHal;
-use portcullis_hal::{Attributes, Gather, Hal, Iova, IovaRange, Mapping, TableFormat, TableWrites};
+use portcullis_hal::{
+    Attributes, Gather, Hal, HarvestError, Iova, IovaRange, Mapping, Progress, TableFormat, TableWrites,
+    Usage,
+};
 use portcullis_pgtable::AccessedDirty::{Hardware, Preset};
 use portcullis_pgtable::BbmLevel::Level2;
-use portcullis_pgtable::{Config, Format, HarvestError, Kind, PageTable, Progress, Usage};
+use portcullis_pgtable::{Config, Format, Kind, PageTable};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -4,7 +4,7 @@ use crate::atc::{Block, Cached};
 use crate::change::{Unconfirmed, worse};
 use crate::command::{Command, Scope, Tag};
 use crate::domain::{Body, SmmuDomain};
-use crate::entry::{Shape, context_descriptor, missing_for, stage_2};
+use crate::entry::{Shape, context_descriptor, stage_2};
 use crate::memory::Slot;
 use crate::port::{Health, Port, count};
 use crate::record::{Attachment, Plain, Record, UNATTACHED, translates};
@@ -160,7 +160,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         domain: &SmmuDomain<H, M>,
         root: &TableRoot,
     ) -> Result<Arc<Target<H, M>>, AttachError> {
-        let (_, missing) = missing_for(root, &port.features);
+        let missing = domain.missing(root, &port.features);
         if !missing.is_empty() {
             return Err(AttachError::Incompatible { missing });
         }
@@ -189,13 +189,13 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             TableFormat::VmsaStage1 { granule, mair } => {
                 let asid = Asid::new(id);
                 let frames = port.features.zeroed(port.hal(), CD_BYTES)?;
-                let entry = context_descriptor(root, granule, mair, asid, &port.features);
+                let entry = context_descriptor(root, granule, mair, asid, domain.marks(), &port.features);
                 Slot::new(&frames, 0, port.features.table_writes()).write(&entry);
                 (Tag::Asid(asid), Translation::Stage1(Mutex::new(Some(frames))))
             }
             _ => {
                 let vmid = Vmid::new(id);
-                let fields = stage_2(root, vmid, &port.features);
+                let fields = stage_2(root, vmid, domain.marks(), &port.features);
                 let fields = fields.ok_or(AttachError::Incompatible { missing: Missing::FORMAT })?;
                 (Tag::Vmid(vmid), Translation::Stage2(fields))
             }

@@ -5,11 +5,13 @@
 
 use crate::domain::SmmuDomain;
 use crate::ring::RingSize;
+use core::ops::ControlFlow;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_hal::{
-    FrameOrder, Frames, Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, OutOfMemory,
-    PhysAddr, PhysRange, SyncError, SyncProof, TableWrites, Translated, UnmapError,
+    FrameOrder, Frames, Gather, Hal, HarvestError, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio,
+    NoTables, OutOfMemory, PhysAddr, PhysRange, Progress, ResizeError, SyncError, SyncProof, TableWrites,
+    Translated, UnmapError, Usage,
 };
 use volatile::VolatilePtr;
 
@@ -150,6 +152,8 @@ impl<H: Hal> MessageWord<H> {
 // SAFETY:
 // - Hardware reaches a domain's memory only through its page table, which holds what was mapped; the other kinds have
 //   a table that somebody else vouched for (`SharedTable`), no memory at all, or, for identity, are asked for by name.
+// - The page table changes the sizes of its leaves, and nothing of what they map; as long as a gather holds old leaves,
+//   `resizes` makes each invalidation one of the whole space.
 // - `unmap` reports what the page table took out, and `sync` returns a proof only after `invalidate_gather` saw every
 //   unit that the domain is attached to complete an invalidation of all that was recorded.
 unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
@@ -185,6 +189,36 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
 
     fn iova_to_phys(&self, iova: Iova) -> Option<Translated> {
         self.translate(iova)
+    }
+
+    fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        self.resize(gather, |tables, gather| tables.split_ends(range, gather))
+    }
+
+    fn split(&self, range: IovaRange, largest: u64, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        self.resize(gather, |tables, gather| tables.split(range, largest, gather))
+    }
+
+    fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        self.resize(gather, |tables, gather| tables.join(range, gather))
+    }
+
+    fn visit(
+        &self,
+        range: IovaRange,
+        visitor: &mut dyn FnMut(Mapping) -> ControlFlow<()>,
+    ) -> Result<(), NoTables> {
+        self.visit_range(range, visitor)
+    }
+
+    fn harvest(
+        &self,
+        range: IovaRange,
+        wanted: Usage,
+        gather: &mut Gather,
+        visitor: &mut dyn FnMut(Mapping, Usage),
+    ) -> Result<(), HarvestError> {
+        self.harvest_range(range, wanted, gather, visitor)
     }
 }
 

@@ -4,14 +4,17 @@ use crate::command::Scope;
 use crate::entry::missing_for;
 use crate::features::Features;
 use crate::invalidate::{Unmapped, invalidation};
-use crate::tables::Tables;
+use crate::tables::{Tables, marks, resize_level};
 use crate::targets::Targets;
 use core::fmt;
+use core::ops::ControlFlow;
 use portcullis_hal::{
-    Attributes, Gather, Granule, Hal, Iova, IovaRange, MapError, Mapping, Mmio, PAGE_SIZE, PhysAddr,
-    SpaceKey, SyncError, TableFormat, TableRoot, Translated, UnmapError, barrier,
+    Attributes, Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
+    PAGE_SIZE, PhysAddr, Progress, ResizeError, Resizes, SpaceKey, SyncError, TableFormat, TableRoot,
+    Translated, UnmapError, Usage, barrier,
 };
-use portcullis_iommu::{Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Missing, Stage};
+use portcullis_iommu::{Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Missing, Stage};
+use portcullis_pgtable::{AccessedDirty, BbmLevel};
 
 /// A domain of SMMUv3 units; it can be attached to any of them that can walk its tables.
 pub struct SmmuDomain<H: Hal, M: Mmio> {
@@ -19,6 +22,10 @@ pub struct SmmuDomain<H: Hal, M: Mmio> {
     key: SpaceKey,
     body: Body<H>,
     aperture: IovaRange,
+    abilities: Abilities,
+    /// What a unit has to bear of changes of a leaf's size.
+    resize_level: BbmLevel,
+    resizes: Resizes,
     pub(crate) targets: Targets<H, M>,
 }
 
@@ -58,7 +65,36 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
                 return Err(DomainError::Unsupported { missing: Missing::FORMAT });
             }
         };
-        Ok(Self { hal: hal.clone(), key: SpaceKey::new(), body, aperture, targets: Targets::new()? })
+        let abilities = match spec {
+            DomainSpec::Paging(spec) => spec.abilities,
+            _ => Abilities::empty(),
+        };
+        Ok(Self {
+            hal: hal.clone(),
+            key: SpaceKey::new(),
+            body,
+            aperture,
+            abilities,
+            resize_level: resize_level(abilities, features),
+            resizes: Resizes::new(),
+            targets: Targets::new()?,
+        })
+    }
+
+    /// What a unit lacks for the domain's tables, `root`.
+    pub(crate) fn missing(&self, root: &TableRoot, features: &Features) -> Missing {
+        let (_, mut missing) = missing_for(root, features);
+        missing |= self.abilities.missing(features.abilities());
+        missing.set(
+            Missing::RESIZE,
+            missing.contains(Missing::RESIZE) || features.break_before_make < self.resize_level,
+        );
+        missing
+    }
+
+    /// Who marks the entries that devices use.
+    pub(crate) fn marks(&self) -> AccessedDirty {
+        marks(self.abilities)
     }
 
     pub(crate) fn hal(&self) -> &H {
@@ -111,6 +147,45 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         }
     }
 
+    fn tables(&self) -> Result<&Tables<H>, NoTables> {
+        match &self.body {
+            Body::Tables(tables) => Ok(tables),
+            _ => Err(NoTables),
+        }
+    }
+
+    /// Changes the sizes of leaves.
+    pub(crate) fn resize(
+        &self,
+        gather: &mut Gather,
+        change: impl FnOnce(&Tables<H>, &mut Gather) -> Result<Progress, ResizeError>,
+    ) -> Result<Progress, ResizeError> {
+        let tables = self.tables()?;
+        gather.claim(self.key)?;
+        self.resizes.during(gather, |gather| change(tables, gather))
+    }
+
+    pub(crate) fn visit_range(
+        &self,
+        range: IovaRange,
+        visitor: &mut dyn FnMut(Mapping) -> ControlFlow<()>,
+    ) -> Result<(), NoTables> {
+        self.tables()?.visit(range, visitor);
+        Ok(())
+    }
+
+    pub(crate) fn harvest_range(
+        &self,
+        range: IovaRange,
+        wanted: Usage,
+        gather: &mut Gather,
+        visitor: &mut dyn FnMut(Mapping, Usage),
+    ) -> Result<(), HarvestError> {
+        let tables = self.tables()?;
+        gather.claim(self.key)?;
+        tables.harvest(range, wanted, gather, visitor)
+    }
+
     pub(crate) fn translate(&self, iova: Iova) -> Option<Translated> {
         match &self.body {
             Body::Tables(tables) => tables.translate(iova),
@@ -135,14 +210,17 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         let (leaf_shift, scope) = match &self.body {
             Body::Blocked | Body::Identity => return Ok(()),
             Body::Tables(_) if gather.has_tables() => (gather.leaf_shift(), Scope::Walk),
+            // Nor has it changed sizes.
             Body::Tables(_) if gather.range().is_none() => return Ok(()),
             Body::Tables(_) => (gather.leaf_shift(), Scope::Leaf),
             // What the owner of foreign tables took out, and cut off, is not told here.
             Body::Shared(_) => (granule.shift(), Scope::Walk),
         };
-        let unmapped = gather.range().map(|range| Unmapped { range, leaf_shift, scope });
         // The table entries were stored before the set of units is read.
         barrier::store_then_load();
+        // What another gather changed the size of, a unit may hold as something larger.
+        let range = gather.range().filter(|_| !self.resizes.concerns_others(gather));
+        let unmapped = range.map(|range| Unmapped { range, leaf_shift, scope });
         let targets = self.targets.snapshot(&self.hal);
         let mut result = Ok(());
         for group in targets.chunks(PARALLEL_UNITS) {
@@ -162,14 +240,16 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
                 if let Some(ticket) = ticket
                     && let Err(error) = target.port.complete(ticket).and_then(|()| {
                         // Devices only now: they fill their caches from the TLB.
-                        target.caches.invalidate(&target.port, gather.range())
+                        target.caches.invalidate(&target.port, range)
                     })
                 {
                     result = Err(error);
                 }
             }
         }
-        result
+        result?;
+        self.resizes.end(gather);
+        Ok(())
     }
 
     fn granule(&self) -> Granule {

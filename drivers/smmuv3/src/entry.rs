@@ -10,6 +10,7 @@ use crate::spec::{AddressSize, Cacheability, Shareability, TableGranule};
 use crate::update::Entry;
 use portcullis_hal::{Asid, Granule, PhysAddr, TableFormat, TableRoot, TableWrites, Vmid};
 use portcullis_iommu::{Missing, Stage, WalkCoherency};
+use portcullis_pgtable::AccessedDirty;
 
 /// What a stream table entry does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +77,8 @@ pub struct Stage2 {
     pub granule: Granule,
     /// The width of output addresses.
     pub output_size: AddressSize,
+    /// Who marks the entries that are used.
+    pub marks: AccessedDirty,
 }
 
 impl Shape {
@@ -110,6 +113,7 @@ impl Shape {
             }
             Self::Stage2 { tables: stage_2, ats } => {
                 let word1 = Ste1::new().with_eats(*ats).with_shcfg(ShareabilityOverride::INCOMING);
+                let marked = stage_2.marks == AccessedDirty::Hardware;
                 let word2 = Ste2::new()
                     .with_s2vmid(stage_2.vmid.get())
                     .with_s2t0sz(64_u8.saturating_sub(stage_2.input_bits))
@@ -121,6 +125,8 @@ impl Shape {
                     .with_s2ps(stage_2.output_size)
                     .with_s2aa64(true)
                     .with_s2ptw(true)
+                    .with_s2ha(marked)
+                    .with_s2hd(marked)
                     .with_s2r(true);
                 let word3 = Ste3::new().with_s2ttb(stage_2.root.get() >> 4);
                 let word0 = word0(StreamConfig::STAGE_2);
@@ -227,8 +233,10 @@ pub fn context_descriptor(
     granule: Granule,
     mair: u64,
     asid: Asid,
+    marks: AccessedDirty,
     features: &Features,
 ) -> Entry {
+    let marked = marks == AccessedDirty::Hardware;
     let word0 = Cd0::new()
         .with_t0sz(64_u8.saturating_sub(root.input_bits))
         .with_tg0(table_granule(granule))
@@ -242,6 +250,8 @@ pub fn context_descriptor(
         .with_r(true)
         .with_a(true)
         .with_aset(true)
+        .with_ha(marked)
+        .with_hd(marked)
         .with_asid(asid.get());
     let word1 = Cd1::new().with_ttb0(root.root.get() >> 4);
     let mut entry = [word0.into(), word1.into(), 0, 0, 0, 0, 0, 0];
@@ -296,7 +306,7 @@ const MIN_INPUT_BITS: u8 = 25;
 const ROOT_ALIGN: u64 = 64;
 
 /// The fields of the entry for a stage-2 table, or `None` if the start level does not fit the width.
-pub fn stage_2(root: &TableRoot, vmid: Vmid, features: &Features) -> Option<Stage2> {
+pub fn stage_2(root: &TableRoot, vmid: Vmid, marks: AccessedDirty, features: &Features) -> Option<Stage2> {
     let TableFormat::VmsaStage2 { granule, start_level } = root.format else {
         return None;
     };
@@ -307,6 +317,7 @@ pub fn stage_2(root: &TableRoot, vmid: Vmid, features: &Features) -> Option<Stag
         start_level: encoded_start_level(granule, start_level, root.input_bits)?,
         granule,
         output_size: output_size(root, features),
+        marks,
     })
 }
 

@@ -6,7 +6,8 @@ use crate::ring::RingSize;
 use crate::spec::AddressSize;
 use crate::spec::registers::{self, Idr0, Idr1, Idr3, Idr5};
 use portcullis_hal::{Granule, Mmio, Pasid, TableWrites};
-use portcullis_iommu::{Backend, FaultModels, Stages, UnitInfo, WalkCoherency};
+use portcullis_iommu::{Abilities, Backend, FaultModels, Stages, UnitInfo, WalkCoherency};
+use portcullis_pgtable::BbmLevel;
 use thiserror::Error;
 
 /// Something about the hardware that the driver cannot work with.
@@ -69,8 +70,10 @@ pub struct Features {
     pub event_queue_log2: u8,
     /// Ranges can be invalidated (IDR3.RIL).
     pub ranges: RangeInvalidation,
-    /// Break-before-make level (IDR3.BBML).
-    pub bbml: u8,
+    /// How much of a change of a leaf's size the unit bears (IDR3.BBML).
+    pub break_before_make: BbmLevel,
+    /// The unit marks the entries that it uses (IDR0.HTTU = 2), and snoops where it does so.
+    pub tracking: bool,
     /// The width of physical addresses (IDR5.OAS).
     pub output_size: AddressSize,
     /// 4 KiB granule (IDR5.GRAN4K).
@@ -125,7 +128,12 @@ impl Features {
                 true => RangeInvalidation::Supported,
                 false => RangeInvalidation::Unsupported,
             },
-            bbml: idr3.bbml(),
+            break_before_make: match idr3.bbml() {
+                1 => BbmLevel::Level1,
+                2 => BbmLevel::Level2,
+                _ => BbmLevel::Level0,
+            },
+            tracking: idr0.httu() == Idr0::HTTU_ACCESS_AND_DIRTY && coherent,
             output_size: idr5.oas(),
             granule_4k: idr5.gran4k(),
             granule_16k: idr5.gran16k(),
@@ -177,6 +185,14 @@ impl Features {
         }
     }
 
+    /// What domains with tables can do on the unit.
+    pub fn abilities(&self) -> Abilities {
+        let mut abilities = Abilities::empty();
+        abilities.set(Abilities::RESIZE, self.break_before_make != BbmLevel::Level0);
+        abilities.set(Abilities::TRACKING, self.tracking);
+        abilities
+    }
+
     /// What the driver makes of the capabilities, in the common layer's terms: no recovery from faults and no nesting, whatever the hardware can do.
     pub fn unit_info(&self) -> UnitInfo {
         let mut stages = Stages::empty();
@@ -190,6 +206,7 @@ impl Features {
             output_bits: self.output_bits(),
             pasid_bits: self.pasid_bits(),
             fault_models: FaultModels::empty(),
+            abilities: self.abilities(),
             entry_coherency: self.coherency,
             table_coherency: self.coherency,
             identity: true,
@@ -271,7 +288,10 @@ mod tests {
         assert_eq!((features.asid_bits, features.vmid_bits), (16, 16));
         assert_eq!((features.stream_bits, features.substream_bits), (16, 0));
         assert_eq!((features.command_queue_log2, features.event_queue_log2), (19, 19));
-        assert_eq!((features.ranges, features.bbml), (RangeInvalidation::Supported, 2));
+        assert_eq!(
+            (features.ranges, features.break_before_make),
+            (RangeInvalidation::Supported, BbmLevel::Level2)
+        );
         assert_eq!((features.output_bits(), features.stage_2_input_bits()), (44, 44));
         assert_eq!((features.stall, features.coherency), (StallModel::None, WalkCoherency::Snooped));
         let info = features.unit_info();

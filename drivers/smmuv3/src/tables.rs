@@ -1,11 +1,13 @@
 //! The page tables of a paging domain: one of the formats that a unit can walk.
 
 use crate::features::{Features, page_sizes};
+use core::ops::ControlFlow;
 use portcullis_hal::{
-    Gather, Granule, Hal, Iova, IovaRange, MapError, Mapping, TableRoot, Translated, UnmapError,
+    Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Progress, ResizeError, TableRoot,
+    Translated, UnmapError, Usage,
 };
-use portcullis_iommu::{DomainError, Missing, PagingSpec, Stage};
-use portcullis_pgtable::{Config, ConfigError, PageTable, VmsaStage1, VmsaStage2};
+use portcullis_iommu::{Abilities, DomainError, Missing, PagingSpec, Stage};
+use portcullis_pgtable::{AccessedDirty, BbmLevel, Config, ConfigError, PageTable, VmsaStage1, VmsaStage2};
 
 /// A page table of either stage and any granule.
 pub(crate) enum Tables<H: Hal> {
@@ -53,32 +55,33 @@ impl<H: Hal> Tables<H> {
         if input_bits > widest {
             return unsupported(Missing::INPUT_WIDTH);
         }
+        let lacks = spec.abilities.missing(features.abilities());
+        if !lacks.is_empty() {
+            return unsupported(lacks);
+        }
         let granule = features.own_granule();
+        let level = resize_level(spec.abilities, features);
         let config = Config {
             input_bits,
             output_bits: features.output_bits(),
             page_sizes: page_sizes(granule),
             writes: features.table_writes(),
         };
+        let marks = marks(spec.abilities);
+        /// A table of a granule.
+        macro_rules! table {
+            ($kind:ident, $format:ident) => {{
+                let format = $format::new().with_break_before_make(level).with_accessed_dirty(marks);
+                PageTable::new(hal, format, config).map(Self::$kind)
+            }};
+        }
         let tables = match (stage, granule) {
-            (Stage::Stage1, Granule::Size4K) => {
-                PageTable::new(hal, VmsaStage1::new(), config).map(Self::Stage1Granule4K)
-            }
-            (Stage::Stage1, Granule::Size16K) => {
-                PageTable::new(hal, VmsaStage1::new(), config).map(Self::Stage1Granule16K)
-            }
-            (Stage::Stage1, Granule::Size64K) => {
-                PageTable::new(hal, VmsaStage1::new(), config).map(Self::Stage1Granule64K)
-            }
-            (Stage::Stage2, Granule::Size4K) => {
-                PageTable::new(hal, VmsaStage2::new(), config).map(Self::Stage2Granule4K)
-            }
-            (Stage::Stage2, Granule::Size16K) => {
-                PageTable::new(hal, VmsaStage2::new(), config).map(Self::Stage2Granule16K)
-            }
-            (Stage::Stage2, Granule::Size64K) => {
-                PageTable::new(hal, VmsaStage2::new(), config).map(Self::Stage2Granule64K)
-            }
+            (Stage::Stage1, Granule::Size4K) => table!(Stage1Granule4K, VmsaStage1),
+            (Stage::Stage1, Granule::Size16K) => table!(Stage1Granule16K, VmsaStage1),
+            (Stage::Stage1, Granule::Size64K) => table!(Stage1Granule64K, VmsaStage1),
+            (Stage::Stage2, Granule::Size4K) => table!(Stage2Granule4K, VmsaStage2),
+            (Stage::Stage2, Granule::Size16K) => table!(Stage2Granule16K, VmsaStage2),
+            (Stage::Stage2, Granule::Size64K) => table!(Stage2Granule64K, VmsaStage2),
         };
         tables.map_err(|error| match error {
             ConfigError::OutOfMemory(error) => error.into(),
@@ -110,7 +113,54 @@ impl<H: Hal> Tables<H> {
         on_table!(self, table => table.unmap(range, gather))
     }
 
+    pub(crate) fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        on_table!(self, table => table.split_ends(range, gather))
+    }
+
+    pub(crate) fn split(
+        &self,
+        range: IovaRange,
+        largest: u64,
+        gather: &mut Gather,
+    ) -> Result<Progress, ResizeError> {
+        on_table!(self, table => table.split(range, largest, gather))
+    }
+
+    pub(crate) fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        on_table!(self, table => table.join(range, gather))
+    }
+
+    pub(crate) fn visit(&self, range: IovaRange, visitor: &mut dyn FnMut(Mapping) -> ControlFlow<()>) {
+        let _ = on_table!(self, table => table.visit(range, visitor));
+    }
+
+    pub(crate) fn harvest(
+        &self,
+        range: IovaRange,
+        wanted: Usage,
+        gather: &mut Gather,
+        visitor: &mut dyn FnMut(Mapping, Usage),
+    ) -> Result<(), HarvestError> {
+        on_table!(self, table => table.harvest(range, wanted, gather, visitor))
+    }
+
     pub(crate) fn translate(&self, iova: Iova) -> Option<Translated> {
         on_table!(self, table => table.translate(iova))
+    }
+}
+
+/// How sizes change in the tables of a domain with these abilities: as the unit bears it that the domain was made for.
+pub(crate) fn resize_level(abilities: Abilities, features: &Features) -> BbmLevel {
+    match abilities.contains(Abilities::RESIZE) {
+        true => features.break_before_make,
+        false => BbmLevel::Level0,
+    }
+}
+
+/// Who marks the entries that devices use.
+pub(crate) fn marks(abilities: Abilities) -> AccessedDirty {
+    match abilities.contains(Abilities::TRACKING) {
+        true => AccessedDirty::Hardware,
+        false => AccessedDirty::Preset,
     }
 }

@@ -6,6 +6,7 @@
 
 use portcullis_hal::{Asid, Granule, Mmio, PhysAddr, TableFormat, TableRoot, TableWrites, Vmid};
 use portcullis_iommu::Transition;
+use portcullis_pgtable::AccessedDirty;
 use portcullis_smmuv3::entry::{Contexts, Shape, Stage2, context_descriptor, used_by_cd, used_by_ste};
 use portcullis_smmuv3::spec::AddressSize;
 use portcullis_smmuv3::spec::ste::{AtsMode, ContextFormat, DefaultSubstream};
@@ -107,6 +108,7 @@ fn stage_2(vmid: u16, root: u64, ats: AtsMode) -> Entry {
         start_level: 2,
         granule: Granule::Size4K,
         output_size: AddressSize::BITS_44,
+        marks: AccessedDirty::Preset,
     };
     Shape::Stage2 { tables, ats }.entry()
 }
@@ -178,7 +180,8 @@ fn every_change_of_a_context_descriptor_shows_the_old_one_the_new_one_or_if_told
                 output_bits: 48,
                 writes: TableWrites::Cached,
             };
-            let valid = context_descriptor(&root, granule, mair, Asid::new(asid), &features);
+            let valid =
+                context_descriptor(&root, granule, mair, Asid::new(asid), AccessedDirty::Preset, &features);
             // As after the exit of an address space: no walks.
             let mut off = valid;
             off[0] |= 1 << 14;

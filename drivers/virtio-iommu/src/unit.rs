@@ -12,8 +12,8 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{Arc, EndpointId, Hal, Iova, unsize_arc};
 use portcullis_iommu::{
-    AttachError, Backend, Domain, DomainError, DomainSpec, FaultModels, Missing, PagingSpec, Stage, Stages,
-    Transition, Unit, UnitEvent, UnitInfo, UnitStats, WalkCoherency,
+    Abilities, AttachError, Backend, Domain, DomainError, DomainSpec, FaultModels, Missing, PagingSpec,
+    Stage, Stages, Transition, Unit, UnitEvent, UnitInfo, UnitStats, WalkCoherency,
 };
 
 /// A virtio-iommu that runs. Clones are the same unit.
@@ -42,6 +42,7 @@ impl<H: Hal, T: Transport> VirtioIommu<H, T> {
             output_bits: 64,
             pasid_bits: 0,
             fault_models: FaultModels::empty(),
+            abilities: Abilities::empty(),
             entry_coherency: WalkCoherency::Snooped,
             table_coherency: WalkCoherency::Snooped,
             identity: limits.identity.is_some(),

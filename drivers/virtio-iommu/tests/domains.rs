@@ -260,7 +260,9 @@ fn what_the_unit_cannot_do_is_refused_when_the_domain_is_made() {
         other => panic!("{:?}", other.map(|_| ())),
     };
     assert_eq!(missing(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)), Missing::IDENTITY);
-    let stage = |stage| DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits: Some(40) });
+    let stage = |stage| {
+        DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits: Some(40), ..PagingSpec::default() })
+    };
     assert_eq!(missing(&stage(Stage::Stage1)), Missing::STAGE_1 | Missing::INPUT_WIDTH);
     assert_eq!(missing(&stage(Stage::Stage2)), Missing::STAGE_2 | Missing::INPUT_WIDTH);
     let root = TableRoot {

@@ -4,13 +4,13 @@
 
 use crate::domain::PagingDomain;
 use core::mem::ManuallyDrop;
-use core::ops::Deref;
+use core::ops::{ControlFlow, Deref};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portcullis_hal::atomic128::AtomicU128;
 use portcullis_hal::{
-    Frames, Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, PhysAddr, SyncError, SyncProof,
-    Translated, UnmapError,
+    Frames, Gather, Hal, HarvestError, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, NoTables, PhysAddr,
+    Progress, ResizeError, SyncError, SyncProof, Translated, UnmapError, Usage,
 };
 
 /// Frames that are leaked when the value is dropped after hardware got to know them, since nobody can say that it has
@@ -102,7 +102,9 @@ impl<H: Hal> Deref for Words<H> {
 
 // SAFETY: a device reaches what the domain's page table maps, since its PASID entry holds that table's root or, with
 // the domain blocked, is not reachable. `unmap` returns what the table took out, and `sync` makes a proof only after
-// every unit that may cache translations of the domain has confirmed their invalidation.
+// every unit that may cache translations of the domain has confirmed their invalidation. The page table changes the sizes
+// of its leaves, and nothing of what they map; as long as a gather holds old leaves, `resizes` makes each invalidation
+// one of the whole domain.
 unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for PagingDomain<H, M> {
     fn aperture(&self) -> IovaRange {
         self.tables().aperture()
@@ -134,5 +136,35 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for PagingDomain<H, M> {
 
     fn iova_to_phys(&self, iova: Iova) -> Option<Translated> {
         self.tables().translate(iova)
+    }
+
+    fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        self.resize(gather, |tables, gather| tables.split_ends(range, gather))
+    }
+
+    fn split(&self, range: IovaRange, largest: u64, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        self.resize(gather, |tables, gather| tables.split(range, largest, gather))
+    }
+
+    fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        self.resize(gather, |tables, gather| tables.join(range, gather))
+    }
+
+    fn visit(
+        &self,
+        range: IovaRange,
+        visitor: &mut dyn FnMut(Mapping) -> ControlFlow<()>,
+    ) -> Result<(), NoTables> {
+        self.tables().visit(range, visitor)
+    }
+
+    fn harvest(
+        &self,
+        range: IovaRange,
+        wanted: Usage,
+        gather: &mut Gather,
+        visitor: &mut dyn FnMut(Mapping, Usage),
+    ) -> Result<(), HarvestError> {
+        self.harvest_range(range, wanted, gather, visitor)
     }
 }

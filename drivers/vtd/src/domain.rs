@@ -7,12 +7,16 @@ use crate::spec::entries::{PagingMode, Pasid0, Pasid1, Pasid2, Translation};
 use crate::tables::quantum;
 use crate::targets::Targets;
 use core::fmt;
+use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, Ordering};
 use portcullis_hal::{
-    DomainId, Gather, Hal, Iova, IovaRange, MapError, Mapping, Mmio, PhysAddr, SharedTable, SpaceKey,
-    SyncError, TableFormat, TableRoot, Translated, UnmapError, barrier,
+    DomainId, Gather, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables, PhysAddr,
+    Progress, ResizeError, Resizes, SharedTable, SpaceKey, SyncError, TableFormat, TableRoot, Translated,
+    UnmapError, Usage, barrier,
 };
-use portcullis_iommu::{Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Missing, PagingSpec, Stage};
+use portcullis_iommu::{
+    Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Missing, PagingSpec, Stage,
+};
 use portcullis_pgtable::{AccessedDirty, Config, ConfigError, PageTable, VtdSecondStage, X86};
 
 /// The page attribute table with its reset values, for units that look at it (ECAP_REG.MTS).
@@ -76,6 +80,48 @@ impl<H: Hal> Tables<H> {
         }
     }
 
+    pub(crate) fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        match self {
+            Self::First(table) => table.split_ends(range, gather),
+            Self::Second(table) => table.split_ends(range, gather),
+            _ => Err(NoTables.into()),
+        }
+    }
+
+    pub(crate) fn split(
+        &self,
+        range: IovaRange,
+        largest: u64,
+        gather: &mut Gather,
+    ) -> Result<Progress, ResizeError> {
+        match self {
+            Self::First(table) => table.split(range, largest, gather),
+            Self::Second(table) => table.split(range, largest, gather),
+            _ => Err(NoTables.into()),
+        }
+    }
+
+    pub(crate) fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
+        match self {
+            Self::First(table) => table.join(range, gather),
+            Self::Second(table) => table.join(range, gather),
+            _ => Err(NoTables.into()),
+        }
+    }
+
+    pub(crate) fn visit(
+        &self,
+        range: IovaRange,
+        visitor: &mut dyn FnMut(Mapping) -> ControlFlow<()>,
+    ) -> Result<(), NoTables> {
+        let _ = match self {
+            Self::First(table) => table.visit(range, visitor),
+            Self::Second(table) => table.visit(range, visitor),
+            _ => return Err(NoTables),
+        };
+        Ok(())
+    }
+
     pub(crate) fn translate(&self, iova: Iova) -> Option<Translated> {
         match self {
             Self::First(table) => table.translate(iova),
@@ -95,6 +141,8 @@ pub(crate) struct PagingDomain<H: Hal, M: Mmio> {
     hal: H,
     key: SpaceKey,
     tables: Tables<H>,
+    abilities: Abilities,
+    resizes: Resizes,
     pub(crate) targets: Targets<H, M>,
     /// Whether the domain was ever attached to a unit that has to be told of new mappings.
     tell_of_maps: AtomicBool,
@@ -116,6 +164,11 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             hal: hal.clone(),
             key: SpaceKey::new(),
             tables,
+            abilities: match spec {
+                DomainSpec::Paging(paging) => paging.abilities,
+                _ => Abilities::empty(),
+            },
+            resizes: Resizes::new(),
             targets: Targets::new(),
             tell_of_maps: AtomicBool::new(false),
         };
@@ -150,6 +203,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             tables => {
                 let mut missing = tables.root().map_or(Missing::FORMAT, |root| features.missing_for(&root));
                 if let (DomainKind::Paging, Some(stage)) = (tables.kind(), tables.stage()) {
+                    missing |= self.abilities.missing(features.abilities(stage));
                     let excess = tables.page_sizes() & !features.page_sizes(stage);
                     missing.set(Missing::GRANULE, excess != 0);
                     missing.set(
@@ -182,7 +236,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     /// The PASID entry that leads to the domain, for a unit that lacks nothing; not present if the domain is blocked.
     pub(crate) fn pasid_entry(&self, features: &Features, did: DomainId) -> PasidEntry {
         match self.tables.root() {
-            Some(root) => table_entry(features, &root, did),
+            Some(root) => table_entry(features, &root, marks(self.abilities), did),
             None if self.kind() == DomainKind::Identity => identity_entry(features, did),
             None => [0; 4],
         }
@@ -239,6 +293,32 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         }
     }
 
+    /// Changes the sizes of leaves: one store of an entry at a time, of which hardware sees all or nothing. What it has
+    /// cached of the old size translates the same until the sync.
+    pub(crate) fn resize(
+        &self,
+        gather: &mut Gather,
+        change: impl FnOnce(&Tables<H>, &mut Gather) -> Result<Progress, ResizeError>,
+    ) -> Result<Progress, ResizeError> {
+        gather.claim(self.key)?;
+        self.resizes.during(gather, |gather| change(&self.tables, gather))
+    }
+
+    pub(crate) fn harvest_range(
+        &self,
+        range: IovaRange,
+        wanted: Usage,
+        gather: &mut Gather,
+        visitor: &mut dyn FnMut(Mapping, Usage),
+    ) -> Result<(), HarvestError> {
+        gather.claim(self.key)?;
+        match &self.tables {
+            Tables::First(table) => table.harvest(range, wanted, gather, visitor),
+            Tables::Second(table) => table.harvest(range, wanted, gather, visitor),
+            _ => Err(NoTables.into()),
+        }
+    }
+
     /// Returns when no unit holds a translation that the gather recorded. For tables of somebody else, who does not
     /// tell what has changed, that is all of them.
     pub(crate) fn invalidate(&self, gather: &mut Gather) -> Result<(), SyncError> {
@@ -250,12 +330,22 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         }
         // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
         barrier::store_then_load();
-        self.targets.invalidate(range.filter(|_| !shared), changed)
+        // What another gather changed the size of, a unit may hold as something larger, which takes a larger
+        // invalidation (6.5.2.3).
+        let whole = shared || self.resizes.concerns_others(gather);
+        self.targets.invalidate(range.filter(|_| !whole), changed)?;
+        self.resizes.end(gather);
+        Ok(())
     }
 }
 
 /// A PASID entry that leads to tables (9.6).
-pub(crate) fn table_entry(features: &Features, root: &TableRoot, did: DomainId) -> PasidEntry {
+pub(crate) fn table_entry(
+    features: &Features,
+    root: &TableRoot,
+    marks: AccessedDirty,
+    did: DomainId,
+) -> PasidEntry {
     let mut low = Pasid0::new().with_present(true);
     let mut high = Pasid1::new().with_did(did.get()).with_pwsnp(features.ecap.smpwc());
     let mut first = Pasid2::new();
@@ -278,6 +368,7 @@ pub(crate) fn table_entry(features: &Features, root: &TableRoot, did: DomainId) 
             low = low
                 .with_pgtt(Translation::SECOND_STAGE)
                 .with_aw(width(levels))
+                .with_ssade(marks == AccessedDirty::Hardware)
                 .with_ssptptr(root.root.get() >> 12);
         }
         _ => return [0; 4],
@@ -316,13 +407,27 @@ fn own_table<H: Hal>(hal: &H, features: &Features, spec: &PagingSpec) -> Result<
         ConfigError::PageSizes(_) => lacks(Missing::GRANULE),
         ConfigError::InputBits(_) | ConfigError::Levels(_) => lacks(Missing::INPUT_WIDTH),
     };
+    let missing = spec.abilities.missing(features.abilities(stage));
+    if !missing.is_empty() {
+        return Err(lacks(missing));
+    }
+    let marks = marks(spec.abilities);
     match stage {
-        Stage::Stage1 => PageTable::new(hal, X86::new(levels, AccessedDirty::Preset), config)
-            .map(Tables::First)
-            .map_err(refused),
-        Stage::Stage2 => {
-            PageTable::new(hal, VtdSecondStage::new(levels), config).map(Tables::Second).map_err(refused)
+        Stage::Stage1 => {
+            PageTable::new(hal, X86::new(levels, marks), config).map(Tables::First).map_err(refused)
         }
+        Stage::Stage2 => {
+            let format = VtdSecondStage::new(levels).with_accessed_dirty(marks);
+            PageTable::new(hal, format, config).map(Tables::Second).map_err(refused)
+        }
+    }
+}
+
+/// Who marks the entries that devices use. The first stage's are always marked, unless they are so already.
+fn marks(abilities: Abilities) -> AccessedDirty {
+    match abilities.contains(Abilities::TRACKING) {
+        true => AccessedDirty::Hardware,
+        false => AccessedDirty::Preset,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::spec::entries::AddressWidth;
 use crate::spec::registers::{CAP, Cap, ECAP, Ecap, VER};
 use portcullis_hal::{Hal, Mmio, PAGE_SIZE, PhysRange, TableFormat, TableRoot, TableWrites};
 use portcullis_iommu::{
-    Backend, FaultModels, Missing, Permissions, Requests, Stage, Stages, UnitInfo, WalkCoherency,
+    Abilities, Backend, FaultModels, Missing, Permissions, Requests, Stage, Stages, UnitInfo, WalkCoherency,
 };
 use portcullis_pgtable::Levels;
 
@@ -115,6 +115,15 @@ impl Features {
             Stage::Stage2 => (self.cap.sslps() & 1 != 0, self.cap.sslps() & 2 != 0),
         };
         SIZE_4K | if large { SIZE_2M } else { 0 } | if huge { SIZE_1G } else { 0 }
+    }
+
+    /// What domains with tables of a stage can do. Entries are single words, so sizes can always change. The first stage's
+    /// are marked by all units, the second's by some (ECAP_REG.SSADS).
+    pub fn abilities(&self, stage: Stage) -> Abilities {
+        let marked = stage == Stage::Stage1 || self.ecap.ssads();
+        let mut abilities = Abilities::RESIZE;
+        abilities.set(Abilities::TRACKING, marked && self.table_coherency() == WalkCoherency::Snooped);
+        abilities
     }
 
     /// The last domain id. The first that is used is 1, since units in caching mode keep 0 for themselves.
@@ -232,6 +241,7 @@ impl Features {
             pasid_bits: self.pasid_bits(),
             // Page requests are not driven yet, and what is not driven is not offered.
             fault_models: FaultModels::empty(),
+            abilities: self.abilities(stage),
             entry_coherency: self.entry_coherency(),
             table_coherency: self.table_coherency(),
             identity: self.ecap.pt(),

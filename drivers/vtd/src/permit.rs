@@ -13,6 +13,7 @@ use portcullis_hal::{
     Arc, EndpointId, FrameOrder, Hal, Mmio, Pasid, SyncError, TableFormat, TableRoot, TableWrites, barrier,
 };
 use portcullis_iommu::{AttachError, Permissions, Requests, Stage, Transition};
+use portcullis_pgtable::AccessedDirty;
 
 /// Where requests without PASID go, beside PASIDs, when nothing else is attached: to an empty table.
 pub(crate) struct Nowhere<H: Hal> {
@@ -122,7 +123,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             output_bits: self.features.host_address_bits(),
             writes: self.features.table_writes(),
         };
-        let entry = table_entry(&self.features, &root, tag.did);
+        let entry = table_entry(&self.features, &root, AccessedDirty::Preset, tag.did);
         Ok(Nowhere { table, tag, entry })
     }
 

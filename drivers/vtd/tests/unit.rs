@@ -214,7 +214,9 @@ fn blocking_needs_no_memory_and_never_fails_for_lack_of_it() {
 fn what_does_not_fit_is_refused_by_name_and_changes_nothing() {
     let first = Machine::new(fake::FIRST_STAGE);
     let second = Machine::new(fake::SECOND_STAGE);
-    let spec = |stage, input_bits| DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits });
+    let spec = |stage, input_bits| {
+        DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits, ..PagingSpec::default() })
+    };
     let lacks = |missing| Some(DomainError::Unsupported { missing });
     assert_eq!(first.driver.new_domain(&spec(Stage::Stage2, None)).err(), lacks(Missing::STAGE_2));
     assert_eq!(second.driver.new_domain(&spec(Stage::Stage1, None)).err(), lacks(Missing::STAGE_1));

@@ -225,7 +225,7 @@ fn domain(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
         }
     }
     let spec = match *kind {
-        "paging" => DomainSpec::Paging(PagingSpec { stage, input_bits: None }),
+        "paging" => DomainSpec::Paging(PagingSpec { stage, ..PagingSpec::default() }),
         // SAFETY: `dma` refuses what is not the console's own memory, and no other device moves data meanwhile.
         "identity" => DomainSpec::Identity(unsafe { IdentityAccess::new() }),
         "blocked" => DomainSpec::Blocked,

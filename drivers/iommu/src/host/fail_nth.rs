@@ -206,7 +206,7 @@ impl<M: Machine> Bed<M> {
 /// The kinds of domains that a unit has; paging ones first.
 fn specs<M: Machine>(machine: &M, unit: &dyn Unit) -> Vec<(&'static str, DomainSpec)> {
     let info = unit.info();
-    let paging = |stage| DomainSpec::Paging(PagingSpec { stage, input_bits: None });
+    let paging = |stage| DomainSpec::Paging(PagingSpec { stage, ..PagingSpec::default() });
     let mut specs = Vec::new();
     if info.stages.contains(Stages::STAGE_1) {
         specs.push(("stage 1", paging(Some(Stage::Stage1))));

@@ -138,6 +138,8 @@ impl Idr0 {
     pub const TTF_AARCH64: u8 = 0b10;
     /// TTENDIAN: big-endian only.
     pub const TTENDIAN_BIG: u8 = 0b11;
+    /// HTTU: the access flag and the dirty state.
+    pub const HTTU_ACCESS_AND_DIRTY: u8 = 0b10;
     /// STALL_MODEL: faulting transactions may stall or terminate.
     pub const STALL_SUPPORTED: u8 = 0b00;
     /// STALL_MODEL: they only terminate.

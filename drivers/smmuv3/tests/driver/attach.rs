@@ -253,7 +253,8 @@ fn a_unit_is_asked_only_for_what_it_has() {
     let bench = Bench::with(options(), |fake| fake.state().ids[0] &= !1);
     let refused = |spec| bench.driver.new_domain(&spec).err();
     let unsupported = |missing| Some(DomainError::Unsupported { missing });
-    let spec = |stage, input_bits| DomainSpec::Paging(PagingSpec { stage, input_bits });
+    let spec =
+        |stage, input_bits| DomainSpec::Paging(PagingSpec { stage, input_bits, ..PagingSpec::default() });
     assert_eq!(refused(spec(Some(Stage::Stage2), None)), unsupported(Missing::STAGE_2));
     assert_eq!(refused(spec(None, Some(49))), unsupported(Missing::INPUT_WIDTH));
     let narrow = bench.domain(spec(None, Some(39)));

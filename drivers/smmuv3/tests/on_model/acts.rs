@@ -147,11 +147,12 @@ impl World {
                 (Kind::Shared(stage), DomainSpec::Shared(vouch(tables.root())), Some(tables))
             }
             6..=8 => {
-                let spec = PagingSpec { stage: Some(stage), input_bits: Some(width) };
+                let spec =
+                    PagingSpec { stage: Some(stage), input_bits: Some(width), ..PagingSpec::default() };
                 (Kind::Tables(stage), DomainSpec::Paging(spec), None)
             }
             _ => {
-                let spec = PagingSpec { stage: Some(stage), input_bits: None };
+                let spec = PagingSpec { stage: Some(stage), ..PagingSpec::default() };
                 (Kind::Tables(stage), DomainSpec::Paging(spec), None)
             }
         };

@@ -50,7 +50,7 @@ impl Bench {
     }
 
     fn domain(&self, stage: Stage) -> Arc<dyn Domain> {
-        let spec = PagingSpec { stage: Some(stage), input_bits: None };
+        let spec = PagingSpec { stage: Some(stage), ..PagingSpec::default() };
         self.driver.new_domain(&DomainSpec::Paging(spec)).unwrap()
     }
 

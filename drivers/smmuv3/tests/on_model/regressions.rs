@@ -27,7 +27,7 @@ fn bench() -> (Kernel, Unit, Driver) {
 fn a_unit_that_does_not_answer_finds_no_new_words_beside_those_it_may_hold() {
     for stage in [Stage::Stage1, Stage::Stage2] {
         let (kernel, unit, driver) = bench();
-        let spec = PagingSpec { stage: Some(stage), input_bits: None };
+        let spec = PagingSpec { stage: Some(stage), ..PagingSpec::default() };
         let domain = driver.new_domain(&DomainSpec::Paging(spec)).unwrap();
         driver.attach(&ENDPOINT, &domain).unwrap();
         unit.model.watch(Request::read(SID, 0x1000));

@@ -42,7 +42,7 @@ impl Machine {
     }
 
     pub fn of_stage(&self, stage: Stage) -> Arc<dyn Domain> {
-        let spec = PagingSpec { stage: Some(stage), input_bits: None };
+        let spec = PagingSpec { stage: Some(stage), ..PagingSpec::default() };
         self.driver.new_domain(&DomainSpec::Paging(spec)).unwrap()
     }
 

@@ -36,7 +36,8 @@ impl World {
         if self.slots[at].is_some() {
             self.drop_domain(0, slot)?;
         }
-        let paging = |stage, input_bits| DomainSpec::Paging(PagingSpec { stage, input_bits });
+        let paging =
+            |stage, input_bits| DomainSpec::Paging(PagingSpec { stage, input_bits, ..PagingSpec::default() });
         let has = |feature| self.config.has(feature);
         let (first, second) = (has(Feature::FirstStage), has(Feature::SecondStage));
         let mut foreign = None;

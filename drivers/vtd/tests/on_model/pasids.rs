@@ -45,7 +45,7 @@ impl Rig {
 
     /// A domain of a stage with one page.
     fn domain(&self, stage: Stage, phys: u64) -> Arc<dyn Domain> {
-        let spec = DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits: None });
+        let spec = DomainSpec::Paging(PagingSpec { stage: Some(stage), ..PagingSpec::default() });
         let domain = self.driver.new_domain(&spec).expect("a domain");
         let memory = PhysRange::new(PhysAddr::new(phys), 0x1000).expect("a range");
         let mapping = Mapping { iova: Iova::new(IOVA), memory, attributes: Attributes::READ_WRITE };
