@@ -28,6 +28,8 @@ pub mod points {
     pub const CREDITS_IGNORED: &str = "device.credits.ignored";
     /// The last request of a group loses its last flag, so that nobody answers it.
     pub const LAST_LOST: &str = "device.last.lost";
+    /// Page requests stay on their way until a confirmation of an invalidation pushes them.
+    pub const REQUEST_HELD: &str = "device.request.held";
     /// Which cached grant a [`Mode::Any`](crate::core::Mode::Any) access uses.
     pub const ATC: &str = "device.atc";
 }
@@ -103,6 +105,8 @@ struct State {
     /// Groups that wait for an answer: requests in the group, and the PASID.
     groups: BTreeMap<u16, (u32, Option<u32>)>,
     next_group: u16,
+    /// Page requests sent that have not arrived.
+    posted: Vec<PageRequest>,
     /// Invalidations taken and not confirmed.
     unconfirmed: Vec<AtcInvalidation>,
     /// Never to be confirmed.
@@ -360,14 +364,14 @@ impl Device {
             (requests, group)
         };
         self.coverage.count("device", "page request group");
-        requests.into_iter().for_each(|request| self.link.page_request(request));
+        self.send(requests);
         Some(group)
     }
 
     /// Says that no more requests of a PASID come: a stop marker.
     pub fn stop(&self, pasid: u32) {
         self.coverage.count("device", "stop marker");
-        self.link.page_request(PageRequest {
+        self.send(vec![PageRequest {
             requester: self.requester,
             pasid: Some(pasid),
             address: 0,
@@ -377,7 +381,23 @@ impl Device {
             privileged: false,
             last: true,
             group: 0,
-        });
+        }]);
+    }
+
+    /// Sends page requests, behind those that are still on their way.
+    fn send(&self, requests: Vec<PageRequest>) {
+        self.lock().posted.extend(requests);
+        if self.schedule.fires(points::REQUEST_HELD) {
+            self.coverage.count("device", "page request held");
+        } else {
+            self.push();
+        }
+    }
+
+    /// What is on its way arrives.
+    fn push(&self) {
+        let posted = std::mem::take(&mut self.lock().posted);
+        posted.into_iter().for_each(|request| self.link.page_request(request));
     }
 
     /// Takes messages and confirms invalidations, as the schedule lets it; gives how many messages were taken.
@@ -403,6 +423,10 @@ impl Device {
                 confirmed
             }
         };
+        // Confirmations do not overtake page requests (PCIe 10.3.1, 2.4.1).
+        if !confirmed.is_empty() || !self.schedule.fires(points::REQUEST_HELD) {
+            self.push();
+        }
         for invalidation in confirmed {
             self.coverage.count("device", "invalidation confirmed");
             self.link.invalidation_done(self.requester, invalidation.tag);
