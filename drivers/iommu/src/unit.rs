@@ -291,7 +291,7 @@ pub struct UnitStats {
     pub attaches: u64,
     /// Faults read from the hardware.
     pub faults: u64,
-    /// Times the hardware said that it lost faults.
+    /// Times the hardware said that it lost faults or page requests.
     pub overflows: u64,
     /// Invalidation commands submitted (requests, on a paravirtual unit).
     pub invalidations: u64,

@@ -5,7 +5,7 @@ use crate::invalidate::RID_PASID;
 use crate::spec::entries::{Context0, Context1, Directory, Pasid0, Pasid1, Pasid2, RootHalf};
 use crate::spec::registers::{
     CAP, ECAP, FEADDR, FECTL, FEDATA, FEUADDR, FSTS, FaultStatus, GSTS, Global, ICS, IECTL, IQA, IQERCD, IQH,
-    IQT, PMEN, RTADDR, RootAddress, VER,
+    IQT, PEADDR, PECTL, PEDATA, PEUADDR, PMEN, PQA, PQH, PQT, PRS, RTADDR, RootAddress, VER,
 };
 use crate::tables::words;
 use crate::unit::{Inner, context_place};
@@ -20,6 +20,14 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
         for register in [CAP, ECAP, RTADDR, IQH, IQT, IQA, IQERCD] {
             writeln!(out, "{}: {:#018x}", register.name, registers.read64(register))?;
+        }
+        if self.page_requests.is_some() {
+            for register in [PRS, PECTL, PEDATA, PEADDR, PEUADDR] {
+                writeln!(out, "{}: {:#010x}", register.name, registers.read32(register))?;
+            }
+            for register in [PQH, PQT, PQA] {
+                writeln!(out, "{}: {:#018x}", register.name, registers.read64(register))?;
+            }
         }
         writeln!(out, "CAP fields: {:?}", self.features.cap)?;
         writeln!(out, "ECAP fields: {:?}", self.features.ecap)?;

@@ -6,7 +6,7 @@ use crate::recovery;
 use crate::spec::faults::FaultCode;
 use crate::spec::registers::{
     EventControl, FAULT_RECORD_BYTES, FEADDR, FECTL, FEDATA, FEUADDR, FSTS, FaultInfo, FaultSource,
-    FaultStatus,
+    FaultStatus, PEADDR, PECTL, PEDATA, PEUADDR,
 };
 use crate::unit::Inner;
 use core::sync::atomic::Ordering;
@@ -112,12 +112,25 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
     }
 
-    /// Programs and unmasks the fault event.
-    pub(crate) fn enable_fault_event(&self, message: MsiMessage) -> Result<(), InterruptError> {
+    /// Programs and unmasks the fault event, and then the page request event.
+    pub(crate) fn enable_events(&self, message: MsiMessage) -> Result<(), InterruptError> {
+        self.enable_event([FECTL, FEDATA, FEADDR, FEUADDR], message)?;
+        match self.page_requests {
+            Some(_) => self.enable_event([PECTL, PEDATA, PEADDR, PEUADDR], message),
+            None => Ok(()),
+        }
+    }
+
+    /// Programs and unmasks an event, given its registers.
+    fn enable_event(
+        &self,
+        [control, data, low, high]: [Register; 4],
+        message: MsiMessage,
+    ) -> Result<(), InterruptError> {
         let address = message.address.get();
-        self.registers.write32(FECTL, EventControl::new().with_im(true).into_bits());
+        self.registers.write32(control, EventControl::new().with_im(true).into_bits());
         let upper = (address >> 32) as u32;
-        for (register, wanted) in [(FEDATA, message.data), (FEADDR, address as u32), (FEUADDR, upper)] {
+        for (register, wanted) in [(data, message.data), (low, address as u32), (high, upper)] {
             self.registers.write32(register, wanted);
             let found = self.registers.read32(register);
             if found != wanted {
@@ -125,9 +138,9 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
                 return Err(InterruptError::Message { register, wanted, found });
             }
         }
-        self.registers.write32(FECTL, EventControl::new().into_bits());
+        self.registers.write32(control, EventControl::new().into_bits());
         // The write is posted; reading it back makes it arrive.
-        self.registers.read32(FECTL);
+        self.registers.read32(control);
         Ok(())
     }
 

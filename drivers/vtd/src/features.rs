@@ -212,13 +212,18 @@ impl Features {
         if self.ecap.pasid() { (self.ecap.pss() + 1).min(20) } else { 0 }
     }
 
+    /// Whether devices may ask for pages: only if a device that stops asking can be waited for (ECAP_REG.PDS), since a
+    /// PASID could not be used anew otherwise.
+    pub fn page_requests(&self) -> bool {
+        self.ecap.prs() && self.ecap.pds() && self.ecap.dt()
+    }
+
     /// What the unit lacks to let an endpoint do this.
     pub fn missing_to_permit(&self, permissions: &Permissions) -> Missing {
         let mut missing = Missing::empty();
         missing.set(Missing::PASID, permissions.pasid_bits > self.pasid_bits());
         missing.set(Missing::ATS, permissions.requests.contains(Requests::TRANSLATION) && !self.ecap.dt());
-        // There is no queue for them.
-        missing.set(Missing::PRI, permissions.requests.contains(Requests::PAGE));
+        missing.set(Missing::PRI, permissions.requests.contains(Requests::PAGE) && !self.page_requests());
         missing.set(Missing::STALL, permissions.requests.contains(Requests::STALL));
         missing
     }
@@ -239,8 +244,7 @@ impl Features {
             input_bits,
             output_bits: self.host_address_bits,
             pasid_bits: self.pasid_bits(),
-            // Page requests are not driven yet, and what is not driven is not offered.
-            fault_models: FaultModels::empty(),
+            fault_models: if self.page_requests() { FaultModels::PRI } else { FaultModels::empty() },
             abilities: self.abilities(stage),
             entry_coherency: self.entry_coherency(),
             table_coherency: self.table_coherency(),

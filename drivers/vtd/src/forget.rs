@@ -28,6 +28,11 @@ impl Batch {
         }
     }
 
+    /// These descriptors, as far as there is room.
+    pub(crate) fn of(descriptors: impl IntoIterator<Item = Descriptor>) -> Self {
+        Self::new().with(descriptors)
+    }
+
     fn with(mut self, descriptors: impl IntoIterator<Item = Descriptor>) -> Self {
         descriptors.into_iter().for_each(|descriptor| self.push(descriptor));
         self

@@ -6,8 +6,9 @@ use crate::spec::descriptors::{
     ContextCache0, DeviceTlb0, DeviceTlb1, Granularity, Iotlb0, Kind, Pages, Pasid0, PasidDeviceTlb0,
     PasidDeviceTlb1, Wait0, Wait1,
 };
-use portcullis_hal::{DomainId, IovaRange, PhysAddr};
-use portcullis_iommu::Stage;
+use crate::spec::page_requests::{GroupResponse0, GroupResponse1, ResponseCode};
+use portcullis_hal::{DomainId, Iova, IovaRange, Pasid, PhysAddr};
+use portcullis_iommu::{GroupIndex, Stage};
 
 /// A 256-bit descriptor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -25,6 +26,8 @@ pub(crate) enum Cache {
     Translations,
     /// The TLBs of devices, which are filled from all of them.
     Devices,
+    /// No cache: page requests on their way, and the answers to them.
+    PageRequests,
 }
 
 /// The PASID entry that serves requests without PASID: RID_PASID is 0 in all context entries.
@@ -42,6 +45,7 @@ impl Descriptor {
             Kind::CONTEXT_CACHE => Cache::Contexts,
             Kind::PASID_CACHE => Cache::Pasids,
             Kind::DEVICE_TLB | Kind::PASID_DEVICE_TLB => Cache::Devices,
+            Kind::GROUP_RESPONSE | Kind::WAIT => Cache::PageRequests,
             _ => Cache::Translations,
         }
     }
@@ -178,6 +182,40 @@ impl Descriptor {
             .with_status_data(data);
         let address = Wait1::new().with_status_address(address.get() >> 2);
         Self([word.into_bits(), address.into_bits(), 0, 0])
+    }
+
+    /// Writes `data` to the word at `address` when, besides, all page requests that the unit has got are in their queue,
+    /// or answered for want of room. Of use only behind invalidations of the TLBs of the devices that asked.
+    pub(crate) fn drain(address: PhysAddr, data: u32) -> Self {
+        let Self([low, address, ..]) = Self::wait(address, data);
+        Self([Wait0::from_bits(low).with_drain_page_requests(true).into_bits(), address, 0, 0])
+    }
+
+    /// Drops no translation: no domain has this id.
+    pub(crate) fn iotlb_nothing(features: &Features) -> Self {
+        Self::iotlb_domain(features, DomainId::new(0))
+    }
+
+    /// Drops the least that can be dropped from a device's TLB.
+    pub(crate) fn device_tlb_page(features: &Features, sid: u16) -> Self {
+        Self::device_tlb(features, sid, IovaRange::new(Iova::new(0), 1 << PAGE_SHIFT).ok())
+    }
+
+    /// Answers a group of page requests.
+    pub(crate) fn group_response(
+        sid: u16,
+        pasid: Option<Pasid>,
+        group: GroupIndex,
+        code: ResponseCode,
+    ) -> Self {
+        let word = GroupResponse0::new()
+            .with_kind(Kind::GROUP_RESPONSE)
+            .with_pp(pasid.is_some())
+            .with_code(code)
+            .with_rid(sid)
+            .with_pasid(pasid.map_or(0, Pasid::get));
+        let group = GroupResponse1::new().with_prgi(group.get());
+        Self([word.into_bits(), group.into_bits(), 0, 0])
     }
 }
 

@@ -21,13 +21,13 @@
 //! | `attach`, `detach`, `permit` | changes of attachments, and of what devices may do |
 //! | `setup` | the start-up order |
 //! | `events` | faults and the fault interrupt |
+//! | `page_requests` | the queue of page requests, answers to them, draining |
 //! | `describe` | registers and entries in words |
 //! | `dma` | the only unsafe code |
 //!
 //! # What is not driven
 //!
-//! Legacy mode, register-based invalidation, interrupt remapping (left as firmware set it), page requests and nested
-//! translation.
+//! Legacy mode, register-based invalidation, interrupt remapping (left as firmware set it) and nested translation.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -44,6 +44,7 @@ mod events;
 mod features;
 mod forget;
 mod invalidate;
+mod page_requests;
 mod permit;
 mod pieces;
 mod queue;

@@ -9,7 +9,7 @@
 //! registers are read only when an answer takes long.
 
 use crate::dma::Words;
-use crate::invalidate::{Descriptor, RangeInvalidation};
+use crate::invalidate::{Cache, Descriptor, RangeInvalidation};
 use crate::recovery::Errors;
 use crate::registers::Registers;
 use crate::ring::Ring;
@@ -22,6 +22,9 @@ use portcullis_hal::{Frames, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrie
 
 /// How long an answer may take before the fault status is looked at, in nanoseconds.
 const ATTEND_NS: u64 = 20_000;
+
+/// Which word of the status memory says what was drained: in a line of its own.
+const DRAINED: usize = 8;
 
 /// A unit's invalidation queue.
 pub(crate) struct Queue<H: Hal> {
@@ -94,6 +97,16 @@ impl<H: Hal> Queue<H> {
     pub(crate) fn publish(&self) -> PhysAddr {
         self.status.publish();
         self.descriptors.0.publish()
+    }
+
+    /// A wait that also drains page requests, and then writes a token elsewhere in the status memory.
+    pub(crate) fn drain(&self, token: u32) -> Descriptor {
+        Descriptor::drain(PhysAddr::new(self.status.phys().get() + 8 * DRAINED as u64), token)
+    }
+
+    /// The token of the latest drain that has completed.
+    pub(crate) fn drained(&self) -> u32 {
+        self.status.get(DRAINED).map_or(0, |word| word.load(Ordering::Acquire) as u32)
     }
 
     /// Up to where the hardware has come, by the status word.
@@ -255,7 +268,7 @@ impl<'a, I: Iterator<Item = &'a Descriptor> + Clone> Batch for Copied<I> {
         let mut cache = None;
         for descriptor in self.clone() {
             let fence = cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache());
-            size.invalidations += 1;
+            size.invalidations += u32::from(descriptor.cache() != Cache::PageRequests);
             size.places += 1 + u32::from(fence);
         }
         size

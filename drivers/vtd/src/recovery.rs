@@ -60,16 +60,24 @@ impl Errors {
     /// Whether one of the errors since the ticket was made concerns it. If there were more than are remembered, it is
     /// taken for granted.
     pub(crate) fn concern<H: Hal>(&self, hal: &H, ticket: &Ticket) -> bool {
+        let length = ticket.end.since(ticket.first);
+        self.any(hal, ticket, |bad| bad.since(ticket.first) < length).unwrap_or(true)
+    }
+
+    /// Whether the descriptor at a place of the ticket was bad; `None` if nobody remembers.
+    pub(crate) fn refused<H: Hal>(&self, hal: &H, ticket: &Ticket, place: Position) -> Option<bool> {
+        self.any(hal, ticket, |bad| bad == place)
+    }
+
+    /// Whether any of the places of the errors since the ticket was made is such a one, if they are all remembered.
+    fn any<H: Hal>(&self, hal: &H, ticket: &Ticket, is: impl Fn(Position) -> bool) -> Option<bool> {
         hal.critical(|| {
             let recent = self.recent.lock();
             let now = self.count.load(Ordering::Relaxed);
             let new = now.wrapping_sub(ticket.errors) as usize;
-            let length = ticket.end.since(ticket.first);
-            new > REMEMBERED
-                || (1..=new).any(|back| {
-                    let index = now.wrapping_sub(back as u32) as usize % REMEMBERED;
-                    recent.bad.get(index).is_some_and(|bad| bad.since(ticket.first) < length)
-                })
+            let index = |back| now.wrapping_sub(back as u32) as usize % REMEMBERED;
+            let mut bad = (1..=new).filter_map(|back| recent.bad.get(index(back)).copied());
+            (new <= REMEMBERED).then(|| bad.any(is))
         })
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::features::Features;
 use crate::invalidate::{Descriptor, RID_PASID, everything};
+use crate::page_requests::PageRequests;
 use crate::queue::Queue;
 use crate::registers::Registers;
 use crate::ring::Ring;
@@ -24,19 +25,20 @@ pub struct Options {
     pub timeout_ns: u64,
     /// The size of the invalidation queue: 128 descriptors for each frame, 128 frames at most.
     pub queue: FrameOrder,
+    /// The size of the page request queue, if the unit has one: 128 requests for each frame, 128 frames at most.
+    pub page_requests: FrameOrder,
 }
 
 impl Options {
-    /// A queue of 256 descriptors, and answers within a second.
+    /// A queue of 256 descriptors, one of 512 page requests, and answers within a second.
     pub const fn new(host_address_bits: u8) -> Self {
-        Self {
-            host_address_bits,
-            timeout_ns: 1_000_000_000,
-            queue: match FrameOrder::new(1) {
+        const fn frames(order: u8) -> FrameOrder {
+            match FrameOrder::new(order) {
                 Some(order) => order,
                 None => FrameOrder::SINGLE,
-            },
+            }
         }
+        Self { host_address_bits, timeout_ns: 1_000_000_000, queue: frames(1), page_requests: frames(2) }
     }
 }
 
@@ -67,7 +69,8 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
         let slots = reachable_frames(hal, &features, order)?;
         let status = reachable_frames(hal, &features, FrameOrder::SINGLE)?;
         let queue = Queue::new(ring, slots, status)?;
-        let inner = Arc::try_new(Inner::new(registers, features, queue, root, ids))?;
+        let page_requests = PageRequests::new(hal, &features, options.page_requests)?;
+        let inner = Arc::try_new(Inner::new(registers, features, queue, page_requests, root, ids))?;
         inner.start_queue()?;
         Ok(Self { inner })
     }
@@ -108,6 +111,7 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
     pub fn enable(self) -> Result<Driver<H, M>, InitError> {
         let inner = self.inner;
         inner.set_root_table()?;
+        inner.start_page_requests();
         inner.discard_faults();
         inner.registers.turn_on(Global::new().with_te(true))?;
         inner.disable_protected_memory()?;
@@ -122,6 +126,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let masked = EventControl::new().with_im(true).into_bits();
         registers.write32(FECTL, masked);
         registers.write32(IECTL, masked);
+        self.mask_page_request_event();
         let queue_on = Global::new().with_qie(true);
         let is_on = Global::from_bits(registers.read32(GSTS)).qie();
         let status = FaultStatus::from_bits(registers.read32(FSTS));

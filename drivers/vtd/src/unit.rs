@@ -6,6 +6,7 @@ use crate::endpoint::Endpoint;
 use crate::features::Features;
 use crate::forget::all_of;
 use crate::invalidate::{Descriptor, RID_PASID};
+use crate::page_requests::{Counters as PageCounters, PageRequests};
 use crate::permit::Nowhere;
 use crate::queue::{Batch, Queue, Ticket};
 use crate::registers::Registers;
@@ -18,8 +19,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, SyncError, unsize_arc};
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, IdPool, Permissions, Transition, Unit, UnitEvent, UnitInfo,
-    UnitStats,
+    AttachError, Domain, DomainError, DomainSpec, IdPool, PageAnswer, Permissions, Transition, Unit,
+    UnitEvent, UnitInfo, UnitStats,
 };
 use spin::{Mutex, Once};
 
@@ -43,6 +44,8 @@ pub(crate) struct Inner<H: Hal, M: Mmio> {
     pub(crate) features: Features,
     pub(crate) info: UnitInfo,
     pub(crate) queue: Queue<H>,
+    /// Where devices' page requests arrive, if the unit takes any.
+    pub(crate) page_requests: Option<PageRequests<H>>,
     /// The root table: one quantum per bus.
     pub(crate) root: Table<H>,
     pub(crate) state: Mutex<State<H>>,
@@ -102,6 +105,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         registers: Registers<H, M>,
         features: Features,
         queue: Queue<H>,
+        page_requests: Option<PageRequests<H>>,
         root: Table<H>,
         ids: IdPool,
     ) -> Self {
@@ -110,6 +114,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             info: features.unit_info(),
             features,
             queue,
+            page_requests,
             root,
             state: Mutex::new(State {
                 tags: Tags::new(ids),
@@ -197,14 +202,15 @@ impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
         self.inner.queue.counters.retries.load(Ordering::Relaxed)
     }
 
-    /// Programs the fault event (11.4.7.2 to 11.4.7.5) and unmasks it. To be called when the handler of the interrupt
-    /// is registered: an event may come at once, for faults that happened before.
+    /// Programs the fault event (11.4.7.2 to 11.4.7.5) and, if the unit has one, the page request event (11.4.11.5 to
+    /// 11.4.11.8), and unmasks them. To be called when the handler of the interrupt is registered: an event may come at
+    /// once, for what happened before.
     ///
     /// # Errors
     ///
     /// The message does not fit the unit's registers; then the event stays masked.
     pub fn enable_interrupts(&self, message: MsiMessage) -> Result<(), InterruptError> {
-        self.inner.enable_fault_event(message)
+        self.inner.enable_events(message)
     }
 }
 
@@ -244,21 +250,37 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
         self.inner.drain_faults(report);
+        self.inner.read_page_requests(report);
+    }
+
+    fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {
+        self.inner.answer(answers)
+    }
+
+    fn drain_page_requests(
+        &self,
+        endpoints: &[EndpointId],
+        report: &mut dyn FnMut(UnitEvent),
+    ) -> Result<(), SyncError> {
+        self.inner.drain_page_requests(endpoints, report)
     }
 
     fn stats(&self) -> UnitStats {
         let inner = &self.inner;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let pages = inner.page_requests.as_ref().map(|requests| &requests.counters);
+        let of_pages = |counter: fn(&PageCounters) -> &AtomicU64| pages.map_or(0, |all| read(counter(all)));
         UnitStats {
             domains: read(&inner.counters.domains),
             attaches: read(&inner.counters.attaches),
             faults: read(&inner.counters.faults),
-            overflows: read(&inner.counters.overflows),
+            overflows: read(&inner.counters.overflows) + of_pages(|all| &all.overflows),
             invalidations: read(&inner.queue.counters.invalidations),
             syncs: read(&inner.queue.counters.syncs),
             doorbells: read(&inner.queue.counters.doorbells),
             queue_errors: read(&inner.queue.counters.errors),
-            ..UnitStats::default()
+            page_requests: of_pages(|all| &all.requests),
+            answers: of_pages(|all| &all.answers),
         }
     }
 

@@ -10,9 +10,9 @@ use portcullis_hal::{
     Pasid, PhysAddr, PhysRange, TableFormat, TableRoot, TableWrites, unsize_arc,
 };
 use portcullis_iommu::{
-    Device, DeviceDescription, DeviceId, Domain, DomainSpec, Fault, FaultHandler, FaultLog, GroupId, IdPool,
-    Iommu, IovaAllocator, PagingSpec, Permissions, PlatformName, Requests, ReservedKind, ReservedRegion,
-    Stage, Unit, UnitId,
+    Answered, Device, DeviceDescription, DeviceId, Domain, DomainSpec, Fault, FaultHandler, FaultLog,
+    GroupId, GroupIndex, IdPool, Iommu, IovaAllocator, PageAnswer, PageResponse, PagingSpec, Permissions,
+    PlatformName, Requests, ReservedKind, ReservedRegion, Stage, StallTag, Unit, UnitId,
 };
 
 /// The machine's registry.
@@ -208,10 +208,28 @@ pub(crate) fn unit(unit: Arc<dyn Unit>) {
     }
     let permissions = black_box(Permissions { pasid_bits: 20, requests: Requests::all() });
     black_box(unit.permit(&endpoints, &permissions).is_ok());
+    page_requests(&*unit, &endpoints);
     black_box(unit.detach(&endpoints).is_ok());
     match IOMMU.add_unit(unit) {
         Ok(id) => drop(black_box(IOMMU.unit(id))),
         Err(error) => show(&error),
+    }
+}
+
+/// Every operation on page requests.
+fn page_requests(unit: &dyn Unit, endpoints: &[EndpointId]) {
+    let to = black_box([Answered::Group(GroupIndex::new(1)), Answered::Stall(StallTag(1))]);
+    let answers = to.map(|to| PageAnswer {
+        endpoint: black_box(EndpointId::new(0)),
+        pasid: Pasid::new(black_box(1)).ok(),
+        to,
+        response: black_box(PageResponse::Success),
+    });
+    if let Err(error) = unit.answer(&answers) {
+        show(&error);
+    }
+    if let Err(error) = unit.drain_page_requests(endpoints, &mut |event| debug(&event)) {
+        show(&error);
     }
 }
 

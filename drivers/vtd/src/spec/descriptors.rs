@@ -23,12 +23,14 @@ impl Kind {
     pub const PASID_CACHE: Self = Self(0x7);
     /// PASID-based device-TLB invalidate, p_dev_tlb_inv_dsc.
     pub const PASID_DEVICE_TLB: Self = Self(0x8);
+    /// Page group response, page_grp_resp_dsc.
+    pub const GROUP_RESPONSE: Self = Self(0x9);
 
-    const fn into_bits(self) -> u8 {
+    pub(super) const fn into_bits(self) -> u8 {
         self.0
     }
 
-    const fn from_bits(bits: u8) -> Self {
+    pub(super) const fn from_bits(bits: u8) -> Self {
         Self(bits)
     }
 }

@@ -5,6 +5,7 @@
 pub mod descriptors;
 pub mod entries;
 pub mod faults;
+pub mod page_requests;
 pub mod registers;
 
 /// Fails the build unless a field occupies the bits `high:low`.

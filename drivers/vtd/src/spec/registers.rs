@@ -47,6 +47,22 @@ registers! {
     IECTL = "IECTL_REG" @ 0xa0;
     /// Invalidation queue error record; 64 bits (11.4.9.9). Absent, and then reserved, in older versions.
     IQERCD = "IQERCD_REG" @ 0xb0;
+    /// Page request queue head; 64 bits (11.4.11.1).
+    PQH = "PQH_REG" @ 0xc0;
+    /// Page request queue tail; 64 bits (11.4.11.2).
+    PQT = "PQT_REG" @ 0xc8;
+    /// Page request queue address; 64 bits (11.4.11.3).
+    PQA = "PQA_REG" @ 0xd0;
+    /// Page request status; 32 bits (11.4.11.4).
+    PRS = "PRS_REG" @ 0xdc;
+    /// Page request event control; 32 bits (11.4.11.5).
+    PECTL = "PECTL_REG" @ 0xe0;
+    /// Page request event data; 32 bits (11.4.11.6).
+    PEDATA = "PEDATA_REG" @ 0xe4;
+    /// Page request event address; 32 bits (11.4.11.7).
+    PEADDR = "PEADDR_REG" @ 0xe8;
+    /// Page request event upper address; 32 bits (11.4.11.8).
+    PEUADDR = "PEUADDR_REG" @ 0xec;
 }
 
 /// The bytes of one fault recording register (11.4.7.6).
@@ -392,7 +408,7 @@ const _: () = {
     at(QueueErrors::ICESID_OFFSET, QueueErrors::ICESID_BITS, 63, 48);
 };
 
-/// Event control, FECTL_REG and IECTL_REG (11.4.7.2, 11.4.9.5).
+/// Event control, FECTL_REG, IECTL_REG and PECTL_REG (11.4.7.2, 11.4.9.5, 11.4.11.5).
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct EventControl {

@@ -10,7 +10,7 @@
 //! | `world`, `mappings`, `lending`, `attachments`, `permissions` | carrying operations out, and checking them |
 //! | `run`, `minima` | whole runs, shrinking, replay; what they have to exercise |
 //! | `regressions` | what runs have found |
-//! | `pasids` | PASIDs, permissions and device TLBs, step by step |
+//! | `rig`, `pasids`, `page_requests` | PASIDs, permissions, device TLBs and page requests, step by step |
 //! | `threads` | a full queue |
 //!
 //! `PORTCULLIS_OPERATIONS` sets how many operations the random test makes, `PORTCULLIS_FIRST` the first seed, `PORTCULLIS_SEED` (with
@@ -24,9 +24,11 @@ mod memory;
 mod minima;
 mod op;
 mod oracle;
+mod page_requests;
 mod pasids;
 mod permissions;
 mod regressions;
+mod rig;
 mod run;
 mod threads;
 mod world;

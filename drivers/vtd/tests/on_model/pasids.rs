@@ -1,116 +1,13 @@
 //! PASIDs, permissions and device TLBs, step by step on the model.
 
-use crate::bench::{Bench, Registers};
-use crate::memory::Host;
-use crate::world::options;
-use portcullis_hal::{
-    Arc, Attributes, EndpointId, FixedMapping, Gather, Iova, IovaRange, Mapping, Pasid, PhysAddr, PhysRange,
-    host,
-};
+use crate::rig::{IOVA, Rig, SID, device, done, endpoint, fault, pasid, permissions, units, unmap};
+use portcullis_hal::{Arc, EndpointId, Gather, Iova, IovaRange, host};
 use portcullis_iommu::{
-    AttachError, Domain, DomainSpec, Missing, PagingSpec, Permissions, Requests, Stage, Transition, Unit,
+    AttachError, Domain, DomainSpec, Missing, Permissions, Requests, Stage, Transition, Unit,
 };
 use portcullis_model::core::{Mode, Outcome, Request};
-use portcullis_model::device::{Device, Job};
-use portcullis_model::vtd::{Config, Feature};
-use portcullis_vtd::{Driver, Setup};
-
-const SID: u16 = 0x0118;
-const IOVA: u64 = 0x4000_3000;
-
-struct Rig {
-    bench: std::sync::Arc<Bench>,
-    driver: Driver<Host, Registers>,
-}
-
-fn pasid(value: u32) -> Pasid {
-    Pasid::new(value).expect("a PASID")
-}
-
-fn permissions(pasid_bits: u8, requests: Requests) -> Permissions {
-    Permissions { pasid_bits, requests }
-}
-
-impl Rig {
-    fn new(config: Config) -> Self {
-        let bench = Bench::new(config, 1);
-        let setup = Setup::new(&bench.host, Registers(bench.clone()), options(&config)).expect("a unit");
-        let driver = setup.enable().expect("a unit");
-        Self { bench, driver }
-    }
-
-    fn frames(&self) -> usize {
-        self.bench.host.hal().frames_in_use()
-    }
-
-    /// A domain of a stage with one page.
-    fn domain(&self, stage: Stage, phys: u64) -> Arc<dyn Domain> {
-        let spec = DomainSpec::Paging(PagingSpec { stage: Some(stage), ..PagingSpec::default() });
-        let domain = self.driver.new_domain(&spec).expect("a domain");
-        let memory = PhysRange::new(PhysAddr::new(phys), 0x1000).expect("a range");
-        let mapping = Mapping { iova: Iova::new(IOVA), memory, attributes: Attributes::READ_WRITE };
-        #[expect(unsafe_code, reason = "the memory is nobody's")]
-        // SAFETY: nothing accesses the memory, only its address is looked at.
-        let mapping = unsafe { FixedMapping::new(mapping) };
-        mapping.map_into(&*domain).expect("room");
-        domain
-    }
-
-    fn permit(&self, sid: u16, pasid_bits: u8, requests: Requests) {
-        let permissions = permissions(pasid_bits, requests);
-        assert_eq!(self.driver.permit(&endpoint(sid), &permissions), Ok(Transition::Hitless));
-    }
-
-    fn attach_pasid(&self, sid: u16, at: u32, domain: &Arc<dyn Domain>) -> Transition {
-        self.driver.attach_pasid(&endpoint(sid), pasid(at), domain).expect("an attachment")
-    }
-
-    /// All that a write with this PASID, or without one (0), can end with.
-    fn reaches(&self, sid: u16, at: u32) -> Vec<Outcome> {
-        let request = Request::write(u32::from(sid), IOVA);
-        let request = if at == 0 { request } else { request.with_pasid(at) };
-        // Hardware may have it cached from now on.
-        self.bench.unit.watch(request);
-        self.bench.unit.observe();
-        self.bench.unit.reachable(request).into_iter().collect()
-    }
-
-    fn finish(self) {
-        assert_eq!(self.bench.unit.take_violations(), []);
-        assert_eq!(self.bench.host.take_troubles(), [""; 0]);
-    }
-}
-
-fn endpoint(sid: u16) -> [EndpointId; 1] {
-    [EndpointId::new(u32::from(sid))]
-}
-
-fn unmap(domain: &Arc<dyn Domain>) {
-    let mut gather = Gather::new();
-    let range = IovaRange::new(Iova::new(IOVA), 0x1000).expect("a range");
-    assert_eq!(host::unmap(&**domain, range, &mut gather), Ok(0x1000));
-    let _proof = domain.sync(&mut gather).expect("an answer");
-}
-
-/// Units with both stages, and what they lack or insist on.
-fn units() -> [Config; 5] {
-    [
-        Config::full(),
-        Config::full().with(Feature::CachingMode),
-        Config::full().without(Feature::Coherent).without(Feature::PageWalkCoherent),
-        Config::full().with(Feature::WriteBufferFlush),
-        Config::full().without(Feature::Coherent).with(Feature::CachingMode).with_domain_ids(0),
-    ]
-}
-
-/// Where writes end up.
-fn done(phys: u64) -> Vec<Outcome> {
-    vec![Outcome::Done(phys)]
-}
-
-fn fault(code: u8) -> Vec<Outcome> {
-    vec![Outcome::Fault(code)]
-}
+use portcullis_model::device::Job;
+use portcullis_model::vtd::Config;
 
 #[test]
 fn each_pasid_reaches_its_own_domain_and_the_others_are_not_touched_by_its_changes() {
@@ -202,9 +99,9 @@ fn what_is_not_permitted_is_refused_and_what_is_in_use_is_not_withdrawn() {
     for bits in [0, 5] {
         assert_eq!(permit(bits, Requests::empty()), Err(AttachError::PasidInUse(pasid(63))));
     }
-    // There is no page request queue.
+    // Nothing stalls on this architecture.
     let missing = |missing| Err(AttachError::Incompatible { missing });
-    assert_eq!(permit(21, Requests::PAGE), missing(Missing::PASID | Missing::PRI));
+    assert_eq!(permit(21, Requests::PAGE | Requests::STALL), missing(Missing::PASID | Missing::STALL));
     assert_eq!(rig.reaches(SID, 63), done(0x1_0000));
     rig.driver.detach_pasid(&endpoint(SID), pasid(63)).expect("an answer");
     assert_eq!(permit(0, Requests::empty()), Ok(Transition::Hitless));
@@ -213,9 +110,9 @@ fn what_is_not_permitted_is_refused_and_what_is_in_use_is_not_withdrawn() {
     rig.finish();
 
     let least = Rig::new(Config::least());
-    let all = permissions(1, Requests::TRANSLATION);
+    let all = permissions(1, Requests::TRANSLATION | Requests::PAGE);
     let refused = least.driver.permit(&endpoint(SID), &all);
-    assert_eq!(refused, missing(Missing::PASID | Missing::ATS));
+    assert_eq!(refused, missing(Missing::PASID | Missing::ATS | Missing::PRI));
 }
 
 #[test]
@@ -379,17 +276,6 @@ fn between_domains_at_a_pasid_devices_go_on_where_hardware_can() {
         }
         rig.finish();
     }
-}
-
-/// A device that has ATS on, and caches what it is told.
-fn device(rig: &Rig, sid: u16, pasid_bits: u8) -> std::sync::Arc<Device> {
-    let link = rig.bench.unit.clone();
-    let device = Device::new(u32::from(sid), link, rig.bench.schedule.clone(), false);
-    device.set_pasid((pasid_bits > 0).then_some(pasid_bits));
-    device.set_ats(true);
-    let device = std::sync::Arc::new(device);
-    rig.bench.add_device(device.clone());
-    device
 }
 
 #[test]

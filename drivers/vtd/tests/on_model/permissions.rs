@@ -7,6 +7,12 @@ use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Transition, 
 use portcullis_model::vtd::Feature;
 
 impl World {
+    /// Whether the unit can let devices ask for pages.
+    pub(crate) fn takes_pages(&self) -> bool {
+        let needed = [Feature::PageRequests, Feature::PageRequestDrain, Feature::DeviceTlb];
+        needed.iter().all(|&feature| self.config.has(feature))
+    }
+
     pub(crate) fn permit(&mut self, nonce: u64, device: u8, count: u8, bits: u8, requests: u8) -> Outcomes {
         let devices = self.several(device, count);
         let endpoints = self.endpoints(&devices);
@@ -21,7 +27,7 @@ impl World {
         missing.set(Missing::PASID, u32::from(pasid_bits) > self.config.pasid_bits());
         let asks = requests.contains(Requests::TRANSLATION);
         missing.set(Missing::ATS, asks && !self.config.has(Feature::DeviceTlb));
-        missing.set(Missing::PRI, requests.contains(Requests::PAGE));
+        missing.set(Missing::PRI, requests.contains(Requests::PAGE) && !self.takes_pages());
         let tagged = |device: &usize| match &self.devices[*device].attached {
             Attached::To(domains) => {
                 domains.keys().copied().filter(|&pasid| pasid >> pasid_bits != 0).collect()

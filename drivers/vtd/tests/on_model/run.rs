@@ -206,7 +206,7 @@ fn finish(mut world: World) -> Outcomes {
         world.count("end", "something quarantined");
         return Ok(());
     }
-    // Root table, queue, status word; context tables; for each device a PASID directory, of 8 bytes for 64 PASIDs, and its
+    // Root table, queue, status word; the page request queue; context tables; for each device a PASID directory, of 8 bytes for 64 PASIDs, and its
     // tables; the table that leads nowhere.
     let mut contexts: Vec<u16> = world.devices.iter().map(|device| device.sid >> 7).collect();
     contexts.dedup();
@@ -214,7 +214,8 @@ fn finish(mut world: World) -> Outcomes {
     let directory = (pasids / 64 * 8).div_ceil(4096).max(1);
     let leaves: usize = world.devices.iter().map(|device| device.leaves.len()).sum();
     let nowhere = usize::from(pasids > 1);
-    let expected = 3 + contexts.len() + directory * world.devices.len() + leaves + nowhere;
+    let page_requests = usize::from(world.takes_pages());
+    let expected = 3 + page_requests + contexts.len() + directory * world.devices.len() + leaves + nowhere;
     let found = world.bench.host.hal().frames_in_use();
     ensure!(found == expected, "{found} frames are in use in the end, not {expected}");
     let ended = world.devices.iter().all(|device| device.attached == Attached::NOTHING);

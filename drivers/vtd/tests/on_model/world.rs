@@ -91,10 +91,11 @@ macro_rules! ensure {
     };
 }
 
-/// Options with a short patience, in the machine's time, and the smallest queue.
+/// Options with a short patience, in the machine's time, and the smallest queues.
 pub(crate) fn options(config: &Config) -> Options {
     let width = config.host_width as u8;
-    Options { timeout_ns: 400_000, queue: FrameOrder::SINGLE, ..Options::new(width) }
+    let (queue, page_requests) = (FrameOrder::SINGLE, FrameOrder::SINGLE);
+    Options { timeout_ns: 400_000, queue, page_requests, ..Options::new(width) }
 }
 
 /// PASIDs that are tried: several of one table, and of others.
