@@ -1,11 +1,12 @@
 //! Devices: who issues DMA, and what belongs to them.
 
 use crate::enable::Pasids;
-use crate::{Domain, Fault, FaultHandler, Permissions, UnitId};
+use crate::iopf::PageQueue;
+use crate::{Domain, Fault, FaultHandler, Permissions, Unit, UnitId};
 use alloc::vec::Vec;
 use core::fmt;
-use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, RequesterId};
-use spin::Mutex;
+use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, OutOfMemory, RequesterId};
+use spin::{Mutex, Once};
 
 /// The firmware name of a platform device, cut to what fits; a value that interrupt handlers can copy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -107,6 +108,10 @@ pub struct Device {
     pub(crate) permissions: Mutex<Permissions>,
     pub(crate) pasids: Mutex<Pasids>,
     pub(crate) handler: Mutex<Option<Arc<dyn FaultHandler>>>,
+    /// Held while the unit's entries of the device change together with what is noted here.
+    pub(crate) changing: Mutex<()>,
+    /// There since page requests were first enabled.
+    page_queue: Once<Arc<PageQueue>>,
 }
 
 impl Device {
@@ -117,6 +122,8 @@ impl Device {
             permissions: Mutex::new(Permissions::NONE),
             pasids: Mutex::new(Pasids::new()),
             handler: Mutex::new(None),
+            changing: Mutex::new(()),
+            page_queue: Once::new(),
         }
     }
 
@@ -148,6 +155,16 @@ impl Device {
     /// The domain it is attached to, if any.
     pub fn domain(&self) -> Option<Arc<dyn Domain>> {
         self.domain.lock().clone()
+    }
+
+    pub(crate) fn page_queue(&self) -> Option<&Arc<PageQueue>> {
+        self.page_queue.get()
+    }
+
+    /// Sets memory aside for the device's page requests.
+    pub(crate) fn make_page_queue(&self, unit: &Arc<dyn Unit>) -> Result<(), OutOfMemory> {
+        let make = || Arc::try_new(PageQueue::new(unit.clone(), self.id())?);
+        self.page_queue.try_call_once(make).map(|_| ())
     }
 
     /// Whether firmware set memory aside for it.

@@ -1,5 +1,6 @@
 //! PASIDs, page requests and ATS of a device: the orders in which unit and device learn of them.
 
+use crate::iopf::Whose;
 use crate::{
     AttachError, Device, DeviceId, Domain, Iommu, Missing, PasidError, PasidSpace, Permissions, Requests,
     Transition,
@@ -37,8 +38,12 @@ pub trait DeviceControl {
     /// Resets the device's page requests, gives it credits and lets it make them.
     fn enable_page_requests(&self) -> Result<(), ControlError>;
 
-    /// Lets the device make no page requests any more, and waits until it has answers to all it made.
-    fn disable_page_requests(&self) -> Result<(), ControlError>;
+    /// Lets the device make no page requests any more. Does not wait.
+    fn stop_page_requests(&self);
+
+    /// Waits until the device has answers to all page requests that it made before it was
+    /// [stopped](Self::stop_page_requests).
+    fn await_page_answers(&self) -> Result<(), ControlError>;
 
     /// Lets the device ask for translations and cache them.
     fn enable_translation_requests(&self) -> Result<(), ControlError>;
@@ -102,6 +107,9 @@ impl<H: Hal> Iommu<H> {
             return Err(EnableError::Enabled);
         }
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        if wanted.requests.intersects(Requests::PAGE | Requests::STALL) {
+            device.make_page_queue(&unit).map_err(AttachError::from)?;
+        }
         unit.permit(device.endpoints(), wanted)?;
         match switch_on(control, wanted) {
             Ok(()) => {
@@ -115,8 +123,8 @@ impl<H: Hal> Iommu<H> {
         }
     }
 
-    /// Switches off what [`enable`](Self::enable) switched on: page requests in the device, ATS, then what the unit
-    /// permits and the device has cached, and last PASIDs. The driver has quiesced the device.
+    /// Switches off what [`enable`](Self::enable) switched on: page requests in the device, which get their answers, ATS,
+    /// then what the unit permits and the device has cached, and last PASIDs. The driver has quiesced the device.
     ///
     /// # Errors
     ///
@@ -130,7 +138,13 @@ impl<H: Hal> Iommu<H> {
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
         let on = device.permissions();
         if on.requests.contains(Requests::PAGE) {
-            control.disable_page_requests()?;
+            control.stop_page_requests();
+        }
+        if on.requests.intersects(Requests::PAGE | Requests::STALL) {
+            self.drain_page_requests(device, Whose::Everybody).map_err(AttachError::from)?;
+        }
+        if on.requests.contains(Requests::PAGE) {
+            control.await_page_answers()?;
         }
         if on.requests.contains(Requests::TRANSLATION) {
             control.disable_translation_requests()?;
@@ -165,6 +179,7 @@ impl<H: Hal> Iommu<H> {
             return Err(AttachError::GroupInUse);
         }
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        let _changing = device.changing.lock();
         device.pasids.lock().reserve()?;
         let result = unit.attach_pasid(device.endpoints(), pasid, domain);
         match result {
@@ -182,6 +197,7 @@ impl<H: Hal> Iommu<H> {
     pub fn detach_pasid(&self, device: &Device, pasid: Pasid) -> Result<(), AttachError> {
         let _attaching = self.attaching.lock();
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        let _changing = device.changing.lock();
         let result = unit.detach_pasid(device.endpoints(), pasid);
         device.note(pasid, result.is_err().then_some(PasidUse::Quarantined));
         result
@@ -219,7 +235,8 @@ fn switch_on(control: &dyn DeviceControl, wanted: &Permissions) -> Result<(), Co
         if wanted.requests.contains(Requests::TRANSLATION) {
             control.enable_translation_requests().inspect_err(|_| {
                 if wanted.requests.contains(Requests::PAGE) {
-                    complain(control.disable_page_requests(), "page requests");
+                    control.stop_page_requests();
+                    complain(control.await_page_answers(), "page requests");
                 }
             })?;
         }

@@ -19,6 +19,7 @@ mod fault;
 #[cfg(feature = "host")]
 pub mod host;
 mod ids;
+mod iopf;
 mod iova;
 mod page_request;
 mod pasid;
@@ -30,6 +31,10 @@ pub use domain::{Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainS
 pub use enable::{ControlError, DeviceControl, EnableError};
 pub use fault::{Fault, FaultHandler, FaultLog, FaultReason, FaultRecord, UnitEvent};
 pub use ids::IdPool;
+pub use iopf::{
+    FaultGroup, Handled, PAGE_REQUEST_CAPACITY, PageFaultError, PageFaultHandler, PageFaultStats,
+    PageFaultWork, PageRights,
+};
 pub use iova::{IovaAllocator, IovaError};
 pub use page_request::{
     Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,

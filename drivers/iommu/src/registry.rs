@@ -1,11 +1,12 @@
 //! The registry: units and devices, and the rules that concern several of them.
 
+use crate::iopf::Strays;
 use crate::{
     AttachError, Device, DeviceDescription, DeviceId, Domain, DomainError, DomainKind, DomainSpec, Fault,
     FaultHandler, FaultLog, ReservedKind, Transition, Unit, UnitEvent, UnitId,
 };
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use portcullis_hal::{Arc, EndpointId, Hal, MapError, OutOfMemory, list};
 use spin::{Mutex, RwLock};
 use thiserror::Error;
@@ -28,7 +29,7 @@ pub enum AddDeviceError {
 ///
 /// A kernel keeps one for its life. Everything but [`handle_interrupt`](Self::handle_interrupt) is for thread context.
 pub struct Iommu<H: Hal> {
-    hal: H,
+    pub(crate) hal: H,
     units: RwLock<Vec<Arc<dyn Unit>>>,
     pub(crate) devices: RwLock<Vec<Arc<Device>>>,
     /// Serialises changes of attachments, so that the group rule is checked against a state that stays.
@@ -38,6 +39,10 @@ pub struct Iommu<H: Hal> {
     /// When the last complaint was logged, and how many were swallowed since.
     complained: AtomicU64,
     swallowed: AtomicU64,
+    /// Page requests of nobody that may make any.
+    pub(crate) strays: Mutex<Strays>,
+    /// With which device the next round of page faults begins.
+    pub(crate) turn: AtomicUsize,
 }
 
 /// At most one complaint about hardware goes to the log in this time: devices can cause them at will.
@@ -55,6 +60,8 @@ impl<H: Hal> Iommu<H> {
             lost: AtomicU64::new(0),
             complained: AtomicU64::new(0),
             swallowed: AtomicU64::new(0),
+            strays: Mutex::new(Strays::new()),
+            turn: AtomicUsize::new(0),
         }
     }
 
@@ -118,7 +125,7 @@ impl<H: Hal> Iommu<H> {
         }
     }
 
-    fn device_at(&self, index: usize) -> Option<Arc<Device>> {
+    pub(crate) fn device_at(&self, index: usize) -> Option<Arc<Device>> {
         self.devices.read().get(index).cloned()
     }
 
@@ -153,6 +160,7 @@ impl<H: Hal> Iommu<H> {
             }
             _ => {}
         }
+        let _changing = device.changing.lock();
         let result = unit.attach(device.endpoints(), domain);
         match result {
             Ok(_) => *device.domain.lock() = Some(domain.clone()),
@@ -166,9 +174,11 @@ impl<H: Hal> Iommu<H> {
     pub fn detach(&self, device: &Device) -> Result<(), AttachError> {
         let _attaching = self.attaching.lock();
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
+        let changing = device.changing.lock();
         let result = unit.detach(device.endpoints());
         *device.domain.lock() = None;
         device.forget_pasids(result.is_ok());
+        drop(changing);
         result
     }
 
@@ -186,34 +196,38 @@ impl<H: Hal> Iommu<H> {
         drop(old);
     }
 
-    /// Reads what a unit has queued for software, logs faults and tells their owners. For interrupt handlers; it never
-    /// waits for hardware.
+    /// Reads what a unit has queued for software, logs faults and tells their owners, and queues page requests for
+    /// [`handle_page_faults`](Self::handle_page_faults). For interrupt handlers; it never waits for hardware.
     pub fn handle_interrupt(&self, unit: UnitId) {
         self.hal.critical(|| {
             let Some(hardware) = self.unit(unit) else { return };
-            hardware.handle_interrupt(&mut |event| match event {
-                UnitEvent::Fault(record) => {
-                    let device = self.owner(unit, record.endpoint);
-                    let fault = Fault { unit, device: device.as_ref().map(|device| device.id()), record };
-                    if let Some(device) = device {
-                        device.deliver(&fault);
-                    }
-                    self.faults.lock().push(fault);
-                }
-                UnitEvent::Overflow => {
-                    self.lost.fetch_add(1, Ordering::Relaxed);
-                    self.complain(unit, "faults were lost", None);
-                }
-                UnitEvent::PageRequest(_) => self.complain(unit, "a page request that nobody handles", None),
-                UnitEvent::PageRequestOverflow => self.complain(unit, "page requests were lost", None),
-                UnitEvent::QueueError => self.complain(unit, "the command queue stopped at an error", None),
-                UnitEvent::UnitError { name, value } => self.complain(unit, name, Some(value)),
-            });
+            hardware.handle_interrupt(&mut |event| self.event(unit, event));
         });
     }
 
+    /// Takes note of what is no page request. Interrupts are masked.
+    pub(crate) fn take_event(&self, unit: UnitId, event: UnitEvent) {
+        match event {
+            UnitEvent::Fault(record) => {
+                let device = self.owner(unit, record.endpoint);
+                let fault = Fault { unit, device: device.as_ref().map(|device| device.id()), record };
+                if let Some(device) = device {
+                    device.deliver(&fault);
+                }
+                self.faults.lock().push(fault);
+            }
+            UnitEvent::Overflow => {
+                self.lost.fetch_add(1, Ordering::Relaxed);
+                self.complain(unit, "faults were lost", None);
+            }
+            UnitEvent::QueueError => self.complain(unit, "the command queue stopped at an error", None),
+            UnitEvent::UnitError { name, value } => self.complain(unit, name, Some(value)),
+            UnitEvent::PageRequest(_) | UnitEvent::PageRequestOverflow => {}
+        }
+    }
+
     /// Logs what a unit complains of, unless something was logged just now.
-    fn complain(&self, unit: UnitId, what: &str, value: Option<u32>) {
+    pub(crate) fn complain(&self, unit: UnitId, what: &str, value: Option<u32>) {
         let now = self.hal.now_ns();
         let last = self.complained.load(Ordering::Relaxed);
         if last != 0 && now.saturating_sub(last) < COMPLAINT_INTERVAL_NS {
@@ -230,7 +244,7 @@ impl<H: Hal> Iommu<H> {
         }
     }
 
-    fn owner(&self, unit: UnitId, endpoint: EndpointId) -> Option<Arc<Device>> {
+    pub(crate) fn owner(&self, unit: UnitId, endpoint: EndpointId) -> Option<Arc<Device>> {
         let devices = self.devices.read();
         devices.iter().find(|device| device.unit() == unit && device.endpoints().contains(&endpoint)).cloned()
     }

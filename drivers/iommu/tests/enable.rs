@@ -126,8 +126,11 @@ impl DeviceControl for Switches {
     fn enable_page_requests(&self) -> Result<(), ControlError> {
         self.note("pages on")
     }
-    fn disable_page_requests(&self) -> Result<(), ControlError> {
-        self.note("pages off")
+    fn stop_page_requests(&self) {
+        self.log.lock().unwrap().push("pages off".into());
+    }
+    fn await_page_answers(&self) -> Result<(), ControlError> {
+        self.note("pages answered")
     }
     fn enable_translation_requests(&self) -> Result<(), ControlError> {
         self.note("ats on")
@@ -209,7 +212,7 @@ fn the_unit_permits_before_the_device_starts_and_withdraws_after_it_stopped() {
     assert_eq!(rig.iommu.enable(&rig.device, &switches, &ALL), Err(EnableError::Enabled));
     rig.iommu.disable(&rig.device, &switches).unwrap();
     assert_eq!(rig.device.permissions(), Permissions::NONE);
-    assert_eq!(rig.take(), ["pages off", "ats off", "unit: permit 0 0", "pasids off"]);
+    assert_eq!(rig.take(), ["pages off", "pages answered", "ats off", "unit: permit 0 0", "pasids off"]);
 }
 
 #[test]
@@ -232,7 +235,7 @@ fn a_step_that_fails_undoes_the_ones_before() {
     };
     assert_eq!(failed("pasids on"), "unit: permit 8 3, pasids on, unit: permit 0 0");
     assert_eq!(failed("pages on"), "unit: permit 8 3, pasids on, pages on, pasids off, unit: permit 0 0");
-    let all = "unit: permit 8 3, pasids on, pages on, ats on, pages off, pasids off, unit: permit 0 0";
+    let all = "unit: permit 8 3, pasids on, pages on, ats on, pages off, pages answered, pasids off, unit: permit 0 0";
     assert_eq!(failed("ats on"), all);
 
     *rig.unit.fails.lock().unwrap() = "permit 8 3";
@@ -246,9 +249,12 @@ fn page_requests_without_answers_keep_everything_on() {
     let rig = Rig::new();
     rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
     rig.take();
-    let error = rig.iommu.disable(&rig.device, &rig.switches("pages off")).unwrap_err();
+    let error = rig.iommu.disable(&rig.device, &rig.switches("pages answered")).unwrap_err();
     assert_eq!(error, EnableError::Control(ControlError::Refused));
-    assert_eq!((rig.take(), rig.device.permissions()), (vec!["pages off".into()], ALL));
+    assert_eq!(
+        (rig.take(), rig.device.permissions()),
+        (vec!["pages off".into(), "pages answered".into()], ALL)
+    );
     rig.iommu.disable(&rig.device, &rig.switches("")).unwrap();
 }
 

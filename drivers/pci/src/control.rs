@@ -5,7 +5,7 @@ use crate::function::Function;
 use crate::spec::PasidFeatures;
 use crate::translation::{SmallestTranslationUnit, TranslationError};
 use portcullis_hal::{Hal, Mmio};
-use portcullis_iommu::{ControlError, DeviceControl, Permissions, Requests};
+use portcullis_iommu::{ControlError, DeviceControl, PAGE_REQUEST_CAPACITY, Permissions, Requests};
 
 /// How long a function may take to have its page requests answered, in nanoseconds.
 const ANSWERS_TIMEOUT_NS: u64 = 1_000_000_000;
@@ -18,7 +18,7 @@ pub struct FunctionControl<'a, H: Hal, M: Mmio> {
     pub config: &'a ConfigSpace<M>,
     /// The function, as it was enumerated.
     pub function: &'a Function,
-    /// How many page requests it may have outstanding, at least 1; never more than it can keep.
+    /// How many page requests it may have outstanding, at least 1; never more than it, and the queue for them, can keep.
     pub page_requests: u32,
 }
 
@@ -44,12 +44,18 @@ impl<H: Hal, M: Mmio> DeviceControl for FunctionControl<'_, H, M> {
 
     fn enable_page_requests(&self) -> Result<(), ControlError> {
         let pri = self.function.pri.as_ref().ok_or(ControlError::Refused)?;
-        pri.enable(self.config, self.page_requests.min(pri.capacity)).map_err(refused)
+        let room = pri.capacity.min(PAGE_REQUEST_CAPACITY as u32);
+        pri.enable(self.config, self.page_requests.min(room)).map_err(refused)
     }
 
-    fn disable_page_requests(&self) -> Result<(), ControlError> {
+    fn stop_page_requests(&self) {
+        if let Some(pri) = &self.function.pri {
+            pri.disable(self.config);
+        }
+    }
+
+    fn await_page_answers(&self) -> Result<(), ControlError> {
         let Some(pri) = &self.function.pri else { return Ok(()) };
-        pri.disable(self.config);
         Ok(pri.wait_stopped(self.hal, self.config, ANSWERS_TIMEOUT_NS)?)
     }
 

@@ -29,7 +29,9 @@ impl DeviceControl for OnPaper {
         Ok(())
     }
 
-    fn disable_page_requests(&self) -> Result<(), ControlError> {
+    fn stop_page_requests(&self) {}
+
+    fn await_page_answers(&self) -> Result<(), ControlError> {
         Ok(())
     }
 

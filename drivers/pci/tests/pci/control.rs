@@ -42,7 +42,8 @@ fn each_step_switches_its_capability_and_no_other() {
     // PASIDs must not change under ATS.
     assert_eq!(control.disable_pasids(), Err(ControlError::Refused));
 
-    control.disable_page_requests().unwrap();
+    control.stop_page_requests();
+    control.await_page_answers().unwrap();
     control.disable_translation_requests().unwrap();
     control.disable_pasids().unwrap();
     assert_eq!(words(), [0x60, 0x1406, 0x0100_0000, 16]);
@@ -57,8 +58,9 @@ fn a_function_without_the_capabilities_offers_nothing_and_needs_no_switching_off
     assert_eq!(control.offers(), Permissions::NONE);
     let on = [control.enable_pasids(), control.enable_page_requests(), control.enable_translation_requests()];
     assert_eq!(on, [Err(ControlError::Refused); 3]);
+    control.stop_page_requests();
     let off =
-        [control.disable_pasids(), control.disable_page_requests(), control.disable_translation_requests()];
+        [control.disable_pasids(), control.await_page_answers(), control.disable_translation_requests()];
     assert_eq!(off, [Ok(()); 3]);
 }
 

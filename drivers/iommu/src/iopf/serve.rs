@@ -1,0 +1,238 @@
+//! How requests come from units, and threads take turns with devices.
+
+use super::incoming::{Taken, Whose, refusal};
+use super::queue::{Next, PageQueue, TURN};
+use super::{Handled, PageFaultHandler, PageFaultStats, PageRights};
+use crate::{Device, Iommu, PageAnswer, PageRequest, PageResponse, UnitEvent, UnitId};
+use core::sync::atomic::Ordering;
+use portcullis_hal::{Arc, Hal, OutOfMemory, Pasid, SyncError};
+use thiserror::Error;
+
+/// How often each device has its turn in one call at most.
+const ROUNDS: usize = 16;
+
+/// Whether there is more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum PageFaultWork {
+    /// Every request so far was given to its handler.
+    Done,
+    /// Requests are left: devices go on asking, or handlers owe so many answers that no more were given to them.
+    More,
+}
+
+/// Why a device's page faults are not handled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum PageFaultError {
+    /// The device was not permitted to make page requests, or to stall.
+    #[error("page requests are not enabled")]
+    NotEnabled,
+    /// No memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+    /// The unit did not report what it has left.
+    #[error(transparent)]
+    Unit(#[from] SyncError),
+}
+
+/// How many requests of unknown devices wait for their refusal.
+const STRAYS: usize = 64;
+
+/// Refusals of requests that belong to no device that may make any. Hardware does not pass these on, unless it is
+/// being torn down, or broken.
+pub(crate) struct Strays {
+    answers: [Option<(UnitId, PageAnswer)>; STRAYS],
+    lost: u64,
+}
+
+impl Strays {
+    pub(crate) const fn new() -> Self {
+        Self { answers: [None; STRAYS], lost: 0 }
+    }
+
+    fn push(&mut self, unit: UnitId, answer: PageAnswer) {
+        match self.answers.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = Some((unit, answer)),
+            None => self.lost += 1,
+        }
+    }
+
+    fn pop(&mut self) -> Option<(UnitId, PageAnswer)> {
+        self.answers.iter_mut().find_map(Option::take)
+    }
+}
+
+impl<H: Hal> Iommu<H> {
+    /// Queues a request for a thread. Interrupts are masked.
+    pub(crate) fn take_page_request(&self, unit: UnitId, request: PageRequest) {
+        let owner = self.owner(unit, request.endpoint);
+        match owner.as_ref().and_then(|device| device.page_queue()) {
+            Some(queue) => match queue.push(request) {
+                Taken::Queued => {}
+                Taken::Refused => self.complain(unit, "a device makes too many page requests", None),
+                Taken::Lost => self.complain(unit, "a stalled transaction was lost", None),
+            },
+            None => {
+                self.complain(unit, "a page request of a device that may make none was refused", None);
+                if let Some(answer) = refusal(&request) {
+                    self.strays.lock().push(unit, answer);
+                }
+            }
+        }
+    }
+
+    /// Incomplete groups of all devices behind a unit stay so. Interrupts are masked.
+    pub(crate) fn lose_page_requests(&self, unit: UnitId) {
+        self.for_each_device(|device| {
+            if let (true, Some(queue)) = (device.unit() == unit, device.page_queue()) {
+                queue.lose();
+            }
+        });
+        self.complain(unit, "page requests were lost", None);
+    }
+
+    /// Groups page requests and stalls that interrupts have brought, has their handlers resolve them, and answers. For
+    /// thread context, on any CPU, also on several at once. Devices take turns.
+    ///
+    /// To be called after interrupts, and again while there is [more](PageFaultWork::More).
+    pub fn handle_page_faults(&self) -> PageFaultWork {
+        self.refuse_strays();
+        // Another device begins each time.
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        let mut work = PageFaultWork::Done;
+        for _ in 0..ROUNDS {
+            let devices = self.devices.read().len();
+            let mut served = false;
+            work = PageFaultWork::Done;
+            for index in 0..devices {
+                let index = first.wrapping_add(index) % devices;
+                let Some(device) = self.device_at(index) else { continue };
+                let Some(queue) = device.page_queue() else { continue };
+                match self.serve(device.unit(), queue) {
+                    Served::Nothing => {}
+                    Served::Some => served = true,
+                    Served::Busy => work = PageFaultWork::More,
+                }
+            }
+            if !served {
+                return work;
+            }
+            work = PageFaultWork::More;
+        }
+        work
+    }
+
+    /// One device's turn.
+    fn serve(&self, unit: UnitId, queue: &Arc<PageQueue>) -> Served {
+        let mut answers = [(0, PageResponse::Invalid); TURN];
+        let mut count = 0;
+        let mut served = Served::Nothing;
+        for _ in 0..TURN {
+            let answer = match PageQueue::next(queue, &self.hal) {
+                Next::Idle => break,
+                Next::Busy => {
+                    served = Served::Busy;
+                    break;
+                }
+                Next::Refuse(id, reason) => {
+                    if let Some(reason) = reason {
+                        self.complain(unit, reason.complaint(), None);
+                    }
+                    Some((id, PageResponse::Invalid))
+                }
+                Next::Ask(handler, group) => match handler.handle(group) {
+                    Handled::Now(group, response) => group.answer_with(queue, response),
+                    Handled::Later => None,
+                },
+            };
+            served = Served::Some;
+            if let (Some(answer), Some(slot)) = (answer, answers.get_mut(count)) {
+                *slot = answer;
+                count += 1;
+            }
+        }
+        if let Some(answers) = answers.get(..count).filter(|answers| !answers.is_empty()) {
+            queue.answer(answers);
+        }
+        served
+    }
+
+    fn refuse_strays(&self) {
+        while let Some((unit, answer)) = self.hal.critical(|| self.strays.lock().pop()) {
+            if let Some(unit) = self.unit(unit)
+                && let Err(error) = unit.answer(&[answer])
+            {
+                log::error!("the refusal of a page request was not delivered: {error}");
+            }
+        }
+    }
+
+    /// Sets who resolves the page faults of a device's PASID, or of its requests without one, and which requests are
+    /// allowed to begin with.
+    ///
+    /// # Errors
+    ///
+    /// [`PageFaultError::NotEnabled`] if the device may make no page requests and its transactions are not stalled.
+    pub fn set_page_fault_handler(
+        &self,
+        device: &Device,
+        pasid: Option<Pasid>,
+        handler: Arc<dyn PageFaultHandler>,
+        rights: PageRights,
+    ) -> Result<(), PageFaultError> {
+        let queue = device.page_queue().ok_or(PageFaultError::NotEnabled)?;
+        Ok(queue.set_handler(pasid, handler, rights)?)
+    }
+
+    /// Ends the handling of page faults of a device's PASID. The driver has made sure that the device asks no more with
+    /// it. When this returns, every request so far was answered, also those that a handler has still.
+    ///
+    /// # Errors
+    ///
+    /// The unit did not report what it has left: the PASID is not to be used again.
+    pub fn remove_page_fault_handler(
+        &self,
+        device: &Device,
+        pasid: Option<Pasid>,
+    ) -> Result<(), PageFaultError> {
+        let queue = device.page_queue().ok_or(PageFaultError::NotEnabled)?;
+        queue.remove_handler(pasid);
+        Ok(self.drain_page_requests(device, Whose::Pasid(pasid))?)
+    }
+
+    /// Brings what the unit has left of a device's requests, and refuses all that `whose` asked.
+    pub(crate) fn drain_page_requests(&self, device: &Device, whose: Whose) -> Result<(), SyncError> {
+        let Some(queue) = device.page_queue() else { return Ok(()) };
+        let id = device.unit();
+        let unit = self.unit(id).ok_or(SyncError::Faulted)?;
+        let drained = unit.drain_page_requests(device.endpoints(), &mut |event| {
+            self.hal.critical(|| self.event(id, event))
+        });
+        queue.refuse_all(&self.hal, whose);
+        drained
+    }
+
+    /// What a unit tells while it is drained is what it tells in interrupts.
+    pub(crate) fn event(&self, unit: UnitId, event: UnitEvent) {
+        match event {
+            UnitEvent::PageRequest(request) => self.take_page_request(unit, request),
+            UnitEvent::PageRequestOverflow => self.lose_page_requests(unit),
+            other => self.take_event(unit, other),
+        }
+    }
+}
+
+/// What came of a device's turn.
+enum Served {
+    Nothing,
+    Some,
+    /// Its handlers owe too many answers.
+    Busy,
+}
+
+impl Device {
+    /// Counters of its page requests; `None` if they were never enabled.
+    pub fn page_fault_stats(&self) -> Option<PageFaultStats> {
+        self.page_queue().map(|queue| queue.stats())
+    }
+}

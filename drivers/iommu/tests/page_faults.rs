@@ -1,0 +1,468 @@
+//! Page requests are grouped, resolved and answered, once each.
+
+mod rig;
+
+use portcullis_hal::{Access, Arc, PAGE_SIZE, Pasid, unsize_arc};
+use portcullis_iommu::*;
+use rig::{PRI, Random, Rig, STALL, last, partial, pasid, request};
+use std::sync::Mutex;
+
+/// Answers as it is told, or keeps the group.
+#[derive(Default)]
+struct Handler {
+    /// `None` keeps groups.
+    response: Mutex<Option<PageResponse>>,
+    pages: Mutex<Vec<Vec<u64>>>,
+    kept: Mutex<Vec<FaultGroup>>,
+}
+
+impl PageFaultHandler for Handler {
+    fn handle(&self, group: FaultGroup) -> Handled {
+        let pages = group.requests().map(|request| request.address.get() / PAGE_SIZE).collect();
+        self.pages.lock().unwrap().push(pages);
+        match *self.response.lock().unwrap() {
+            Some(response) => Handled::Now(group, response),
+            None => {
+                self.kept.lock().unwrap().push(group);
+                Handled::Later
+            }
+        }
+    }
+}
+
+fn handler(response: Option<PageResponse>) -> Arc<Handler> {
+    Arc::try_new(Handler { response: Mutex::new(response), ..Handler::default() }).unwrap()
+}
+
+fn handle_with(rig: &Rig, device: &Device, pasid: Option<Pasid>, handler: &Arc<Handler>) {
+    let handler = unsize_arc!(handler.clone() => dyn PageFaultHandler);
+    rig.iommu.set_page_fault_handler(device, pasid, handler, PageRights::empty()).unwrap();
+}
+
+const SUCCESS: Option<PageResponse> = Some(PageResponse::Success);
+
+#[test]
+fn a_group_is_resolved_as_a_whole_when_its_last_request_is_there() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &device, Some(pasid(5)), &handler);
+    for (page, kind) in [(1, partial(7)), (2, partial(9)), (3, partial(7)), (4, last(7))] {
+        rig.unit().ask(request(&device, Some(pasid(5)), page, kind));
+    }
+    assert_eq!(rig.handle(), PageFaultWork::Done);
+    assert_eq!(*handler.pages.lock().unwrap(), [vec![1, 3, 4]]);
+    rig.unit().ask(request(&device, Some(pasid(5)), 6, last(9)));
+    let _done = rig.handle();
+    assert_eq!(*handler.pages.lock().unwrap(), [vec![1, 3, 4], vec![2, 6]]);
+    let wires = rig.unit().wires();
+    assert!(wires.asked.is_empty());
+    assert!(wires.answered.iter().all(|answer| answer.response == PageResponse::Success));
+    let stats = device.page_fault_stats().unwrap();
+    assert_eq!((stats.requests, stats.groups, stats.answers, stats.owed), (5, 2, 2, 0));
+}
+
+#[test]
+fn interrupt_handlers_only_queue() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &device, None, &handler);
+    rig.unit().ask(request(&device, None, 1, last(1)));
+    rig.interrupt();
+    assert!(handler.pages.lock().unwrap().is_empty() && rig.unit().wires().answered.is_empty());
+}
+
+#[test]
+fn answers_of_a_turn_go_to_the_hardware_together() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, STALL);
+    handle_with(&rig, &device, Some(pasid(5)), &handler(SUCCESS));
+    for tag in 0..10 {
+        rig.unit().ask(request(&device, Some(pasid(5)), 1, PageRequestKind::Stall(StallTag(tag))));
+    }
+    assert_eq!(rig.handle(), PageFaultWork::Done);
+    assert_eq!(rig.unit().wires().batches, [10]);
+}
+
+#[test]
+fn what_is_not_allowed_is_refused_and_counted() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &device, Some(pasid(5)), &handler);
+    let good = request(&device, Some(pasid(5)), 1, last(1));
+    rig.unit().ask(PageRequest { pasid: Some(pasid(6)), ..good });
+    rig.unit().ask(PageRequest { pasid: None, kind: last(2), ..good });
+    rig.unit().ask(PageRequest { access: Access::READ | Access::EXECUTE, kind: last(3), ..good });
+    rig.unit().ask(PageRequest { privilege: Privilege::Supervisor, kind: last(4), ..good });
+    rig.unit().ask(PageRequest { access: Access::empty(), kind: last(5), ..good });
+    // A part of the group has another PASID.
+    rig.unit().ask(PageRequest { pasid: Some(pasid(6)), kind: partial(6), ..good });
+    rig.unit().ask(PageRequest { kind: last(6), ..good });
+    // The right is missing in a request that is not the last.
+    rig.unit().ask(PageRequest { privilege: Privilege::Supervisor, kind: partial(7), ..good });
+    rig.unit().ask(PageRequest { kind: last(7), ..good });
+    let _done = rig.handle();
+    assert!(handler.pages.lock().unwrap().is_empty());
+    let stats = device.page_fault_stats().unwrap();
+    assert_eq!((stats.unknown, stats.rights, stats.malformed), (2, 3, 2));
+    {
+        let wires = rig.unit().wires();
+        assert!(wires.asked.is_empty());
+        assert!(wires.answered.iter().all(|answer| answer.response == PageResponse::Invalid));
+    }
+
+    let all = unsize_arc!(handler.clone() => dyn PageFaultHandler);
+    rig.iommu.set_page_fault_handler(&device, Some(pasid(5)), all, PageRights::all()).unwrap();
+    rig.unit().ask(PageRequest { privilege: Privilege::Supervisor, access: Access::EXECUTE, ..good });
+    let _done = rig.handle();
+    assert_eq!(handler.pages.lock().unwrap().len(), 1);
+}
+
+#[test]
+fn a_request_of_nobody_is_refused_too() {
+    let rig = Rig::new(1);
+    let device = rig.plain_device(0, 8);
+    rig.unit().ask(request(&device, Some(pasid(5)), 1, last(1)));
+    rig.unit().ask(request(&device, Some(pasid(5)), 1, partial(2)));
+    let _done = rig.handle();
+    assert!(rig.unit().wires().asked.is_empty());
+    assert_eq!(device.page_fault_stats(), None);
+    let nobody = rig.iommu.set_page_fault_handler(
+        &device,
+        None,
+        unsize_arc!(handler(SUCCESS) => dyn PageFaultHandler),
+        PageRights::empty(),
+    );
+    assert_eq!(nobody, Err(PageFaultError::NotEnabled));
+}
+
+#[test]
+fn a_handler_may_answer_later_on_another_thread_or_not_at_all() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(None);
+    handle_with(&rig, &device, Some(pasid(5)), &handler);
+    for group in 0..3 {
+        rig.unit().ask(request(&device, Some(pasid(5)), 1, last(group)));
+    }
+    assert_eq!(rig.handle(), PageFaultWork::Done);
+    assert_eq!(device.page_fault_stats().unwrap().owed, 3);
+    let mut kept = std::mem::take(&mut *handler.kept.lock().unwrap());
+    std::thread::scope(|scope| {
+        let group = kept.pop().unwrap();
+        scope.spawn(move || group.answer(PageResponse::Success));
+    });
+    drop(kept.pop());
+    let answered: Vec<_> = rig.unit().wires().answered.iter().map(|answer| answer.response).collect();
+    assert_eq!(answered, [PageResponse::Success, PageResponse::Invalid]);
+
+    // The third is taken back by a teardown; its handler comes too late.
+    rig.iommu.remove_page_fault_handler(&device, Some(pasid(5))).unwrap();
+    assert!(rig.unit().wires().asked.is_empty());
+    kept.pop().unwrap().answer(PageResponse::Success);
+    assert_eq!(rig.unit().wires().answered.len(), 3);
+}
+
+#[test]
+fn a_teardown_answers_what_the_hardware_and_the_queue_still_have() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &device, Some(pasid(5)), &handler);
+    handle_with(&rig, &device, Some(pasid(6)), &handler);
+    rig.unit().ask(request(&device, Some(pasid(6)), 1, last(1)));
+    rig.unit().ask(request(&device, Some(pasid(5)), 2, last(2)));
+    rig.interrupt();
+    rig.unit().hold(request(&device, Some(pasid(5)), 3, last(3)));
+    rig.iommu.remove_page_fault_handler(&device, Some(pasid(5))).unwrap();
+    let asked: Vec<_> = rig.unit().wires().asked.iter().map(|asked| asked.pasid).collect();
+    assert_eq!(asked, [Some(pasid(6))]);
+    let _done = rig.handle();
+    assert_eq!(*handler.pages.lock().unwrap(), [[1]]);
+}
+
+#[test]
+fn a_drain_that_fails_is_reported() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    handle_with(&rig, &device, None, &handler(SUCCESS));
+    rig.unit().wires().fails = "drain";
+    let failed = rig.iommu.remove_page_fault_handler(&device, None);
+    assert!(matches!(failed, Err(PageFaultError::Unit(_))));
+    assert!(rig.iommu.disable(&device, &rig::Obedient(PRI)).is_err());
+    rig.unit().wires().fails = "";
+    rig.iommu.disable(&device, &rig::Obedient(PRI)).unwrap();
+}
+
+#[test]
+fn a_flood_is_refused_and_delays_others_by_a_turn() {
+    let rig = Rig::new(1);
+    let (wild, tame) = (rig.device(0, 8, PRI), rig.device(0, 9, PRI));
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &wild, None, &handler);
+    handle_with(&rig, &tame, None, &handler);
+    let flood = PAGE_REQUEST_CAPACITY as u16 + 100;
+    for group in 0..flood {
+        rig.unit().ask(request(&wild, None, 1, last(group)));
+    }
+    rig.unit().ask(request(&tame, None, 99, last(0)));
+    rig.interrupt();
+    let _more = rig.iommu.handle_page_faults();
+    let place = rig.unit().wires().answered.iter().position(|answer| answer.endpoint == tame.endpoints()[0]);
+    assert!(place.is_some_and(|place| place <= 16), "{place:?}");
+    while rig.handle() == PageFaultWork::More {}
+    assert!(rig.unit().wires().asked.is_empty());
+    let stats = wild.page_fault_stats().unwrap();
+    assert_eq!((stats.flooded, stats.groups), (100, PAGE_REQUEST_CAPACITY as u64));
+    assert_eq!(tame.page_fault_stats().unwrap().flooded, 0);
+}
+
+#[test]
+fn a_flood_of_incomplete_groups_is_bounded_and_hurts_nobody_else() {
+    let rig = Rig::new(1);
+    let (wild, tame) = (rig.device(0, 8, PRI), rig.device(0, 9, PRI));
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &wild, None, &handler);
+    handle_with(&rig, &tame, None, &handler);
+    rig.unit().ask(request(&tame, None, 70, partial(3)));
+    let _done = rig.handle();
+    for group in 0..500 {
+        rig.unit().ask(request(&wild, None, 1, partial(group)));
+        let _done = rig.handle();
+    }
+    rig.unit().ask(request(&tame, None, 71, last(3)));
+    let _done = rig.handle();
+    assert_eq!(*handler.pages.lock().unwrap(), [[70, 71]]);
+    assert_eq!(wild.page_fault_stats().unwrap().dropped, 500 - 128);
+    // What had room is complete still, and what had not is resolved in part.
+    for group in [127, 128] {
+        rig.unit().ask(request(&wild, None, 2, last(group)));
+    }
+    let _done = rig.handle();
+    assert_eq!(handler.pages.lock().unwrap()[1..], [vec![1, 2], vec![2]]);
+}
+
+#[test]
+fn handlers_that_never_answer_stop_their_device_only() {
+    let rig = Rig::new(1);
+    let (slow, other) = (rig.device(0, 8, PRI), rig.device(0, 9, PRI));
+    let (keeps, resolves) = (handler(None), handler(SUCCESS));
+    handle_with(&rig, &slow, None, &keeps);
+    handle_with(&rig, &other, None, &resolves);
+    for round in 0..4_u16 {
+        for group in 0..100 {
+            rig.unit().ask(request(&slow, None, 1, last(round * 100 + group)));
+        }
+        while rig.handle() == PageFaultWork::More && slow.page_fault_stats().unwrap().owed < 256 {}
+    }
+    assert_eq!(slow.page_fault_stats().unwrap().owed, 256);
+    rig.unit().ask(request(&other, None, 5, last(0)));
+    assert_eq!(rig.handle(), PageFaultWork::More);
+    assert_eq!(*resolves.pages.lock().unwrap(), [[5]]);
+    *keeps.response.lock().unwrap() = SUCCESS;
+    keeps.kept.lock().unwrap().clear();
+    while rig.handle() == PageFaultWork::More {}
+    assert!(rig.unit().wires().asked.is_empty());
+}
+
+#[test]
+fn an_overflow_ends_incomplete_groups_of_its_unit() {
+    let rig = Rig::new(2);
+    let (here, there) = (rig.device(0, 8, PRI), rig.device(1, 8, PRI));
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &here, None, &handler);
+    handle_with(&rig, &there, None, &handler);
+    rig.units[0].ask(request(&here, None, 1, partial(1)));
+    rig.units[1].ask(request(&there, None, 2, partial(1)));
+    let _done = rig.handle();
+    rig.units[0].ask(request(&here, None, 3, partial(2)));
+    rig.units[0].wires().events.push(UnitEvent::PageRequestOverflow);
+    // The hardware answered the rest of the groups; their indices are used again.
+    rig.units[0].ask(request(&here, None, 4, last(1)));
+    rig.units[0].ask(request(&here, None, 5, last(2)));
+    rig.units[1].ask(request(&there, None, 6, last(1)));
+    let _done = rig.handle();
+    handler.pages.lock().unwrap().sort();
+    assert_eq!(*handler.pages.lock().unwrap(), [vec![2, 6], vec![4], vec![5]]);
+    assert_eq!(here.page_fault_stats().unwrap().dropped, 2);
+}
+
+#[test]
+fn a_stop_marker_ends_incomplete_groups_of_its_pasid_and_gets_no_answer() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(SUCCESS);
+    for number in [5, 6] {
+        handle_with(&rig, &device, Some(pasid(number)), &handler);
+        rig.unit().ask(request(&device, Some(pasid(number)), u64::from(number), partial(number as u16)));
+    }
+    rig.unit().ask(request(&device, Some(pasid(5)), 0, PageRequestKind::StopMarker));
+    for number in [5, 6] {
+        rig.unit().ask(request(&device, Some(pasid(number)), 9, last(number as u16)));
+    }
+    let _done = rig.handle();
+    assert_eq!(*handler.pages.lock().unwrap(), [vec![9], vec![6, 9]]);
+}
+
+#[test]
+fn to_disable_page_requests_answers_all_of_them() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(None);
+    handle_with(&rig, &device, Some(pasid(5)), &handler);
+    rig.unit().ask(request(&device, Some(pasid(5)), 1, last(1)));
+    let _done = rig.handle();
+    rig.unit().ask(request(&device, Some(pasid(5)), 1, partial(2)));
+    rig.unit().ask(request(&device, Some(pasid(6)), 1, last(3)));
+    rig.interrupt();
+    rig.unit().hold(request(&device, None, 1, last(4)));
+    rig.take_log();
+    rig.iommu.disable(&device, &rig::Obedient(PRI)).unwrap();
+    assert!(rig.unit().wires().asked.is_empty());
+    assert_eq!(rig.take_log(), ["drain 0x8", "permit 0x8 0"]);
+    handler.kept.lock().unwrap().clear();
+    assert_eq!(rig.unit().wires().answered.len(), 3);
+}
+
+#[test]
+fn two_threads_share_the_work_and_no_group_is_torn_or_answered_twice() {
+    let rig = Rig::new(1);
+    let devices: Vec<_> = (8..12).map(|bdf| rig.device(0, bdf, PRI)).collect();
+    let handler = handler(SUCCESS);
+    devices.iter().for_each(|device| handle_with(&rig, device, None, &handler));
+    for round in 0..100_u16 {
+        for device in &devices {
+            for index in 0..8 {
+                let group = round * 8 % 512 + index;
+                rig.unit().ask(request(device, None, 1, partial(group)));
+                rig.unit().ask(request(device, None, 2, last(group)));
+            }
+        }
+        rig.interrupt();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| while rig.iommu.handle_page_faults() == PageFaultWork::More {});
+            }
+        });
+        assert!(rig.unit().wires().asked.is_empty());
+    }
+    assert!(handler.pages.lock().unwrap().iter().all(|pages| *pages == [1, 2]));
+    assert_eq!(rig.unit().wires().answered.len(), 3200);
+}
+
+/// Random requests, handlers and teardowns. The unit panics at an answer that nobody waits for.
+#[test]
+fn whatever_happens_every_request_is_answered_once() {
+    let runs = if cfg!(miri) { 2 } else { 200 };
+    let mut counts = [0_u64; 12];
+    for seed in 0..runs {
+        println!("seed {seed}");
+        random_run(&mut Random(seed), &mut counts);
+    }
+    println!("{counts:?}");
+    assert!(cfg!(miri) || counts.iter().all(|count| *count >= 100), "{counts:?}");
+}
+
+/// A group index, or a stall tag, that waits for no answer: of these there are 512. With all in use, a stop marker.
+fn next_kind(unit: &rig::FakeUnit, device: &Device, model: Permissions, next: &mut u16) -> PageRequestKind {
+    let endpoint = device.endpoints()[0];
+    loop {
+        *next = (*next + 1) % 512;
+        let (kind, to) = match model.requests.contains(Requests::STALL) {
+            true => (PageRequestKind::Stall(StallTag(*next)), Answered::Stall(StallTag(*next))),
+            false => (last(*next), Answered::Group(GroupIndex::new(*next))),
+        };
+        let wires = unit.wires();
+        if !wires.asked.iter().any(|asked| asked.endpoint == endpoint && asked.to == to) {
+            return kind;
+        }
+        if wires.asked.iter().filter(|asked| asked.endpoint == endpoint).count() == 512 {
+            return PageRequestKind::StopMarker;
+        }
+    }
+}
+
+fn random_run(random: &mut Random, counts: &mut [u64; 12]) {
+    let rig = Rig::new(2);
+    let models = [PRI, STALL, PRI];
+    let devices: Vec<_> =
+        models.iter().zip(8..).map(|(model, bdf)| rig.device(u16::from(bdf == 10), bdf, *model)).collect();
+    let handler = handler(SUCCESS);
+    let mut groups = [0_u16; 3];
+    for _ in 0..400 {
+        let which = random.below(3) as usize;
+        let device = &devices[which];
+        let unit = &rig.units[usize::from(device.unit().0)];
+        let whose = Pasid::new(random.below(4) as u32).ok();
+        let act = random.below(12) as usize;
+        counts[act] += 1;
+        match act {
+            0..=2 => {
+                let count = 1 + random.below(3);
+                let own = next_kind(unit, device, models[which], &mut groups[which]);
+                for at in 1..=count {
+                    let kind = match own {
+                        PageRequestKind::Stall(_) => {
+                            next_kind(unit, device, models[which], &mut groups[which])
+                        }
+                        PageRequestKind::Group(index, _) if at < count => {
+                            PageRequestKind::Group(index, InGroup::Partial)
+                        }
+                        own => own,
+                    };
+                    let access = Access::from_bits_truncate(random.below(8) as u8);
+                    let asks = PageRequest { access, ..request(device, whose, at, kind) };
+                    if random.below(8) == 0 { unit.hold(asks) } else { unit.ask(asks) }
+                }
+            }
+            3 => {
+                for _ in 0..random.below(500) {
+                    let kind = next_kind(unit, device, models[which], &mut groups[which]);
+                    unit.ask(request(device, whose, 1, kind));
+                }
+            }
+            4 => unit.wires().events.push(UnitEvent::PageRequestOverflow),
+            5 => unit.ask(request(device, whose, 0, PageRequestKind::StopMarker)),
+            6 => handle_with(&rig, device, whose, &handler),
+            7 => {
+                rig.iommu.remove_page_fault_handler(device, whose).unwrap();
+                let endpoint = device.endpoints()[0];
+                let theirs = |asked: &PageAnswer| asked.endpoint == endpoint && asked.pasid == whose;
+                assert!(!unit.wires().asked.iter().any(theirs));
+            }
+            8 => {
+                let mut kept = handler.kept.lock().unwrap();
+                if !kept.is_empty() {
+                    let at = random.below(kept.len() as u64) as usize;
+                    let group = kept.swap_remove(at);
+                    drop(kept);
+                    if random.below(2) == 0 { group.answer(PageResponse::Success) } else { drop(group) }
+                }
+            }
+            9 => {
+                *handler.response.lock().unwrap() =
+                    [None, SUCCESS, Some(PageResponse::Invalid)][random.below(3) as usize];
+            }
+            10 => {
+                let _more = rig.handle();
+            }
+            _ => {
+                let control = rig::Obedient(models[which]);
+                rig.iommu.disable(device, &control).unwrap();
+                let endpoint = device.endpoints()[0];
+                assert!(!unit.wires().asked.iter().any(|asked| asked.endpoint == endpoint));
+                rig.iommu.enable(device, &control, &models[which]).unwrap();
+            }
+        }
+    }
+    let control = rig::Obedient(PRI);
+    for device in &devices {
+        rig.iommu.disable(device, &control).unwrap();
+        let stats = device.page_fault_stats().unwrap();
+        assert_eq!((stats.owed, stats.undelivered), (0, 0));
+    }
+    handler.kept.lock().unwrap().clear();
+    assert!(rig.units.iter().all(|unit| unit.wires().asked.is_empty()));
+}
