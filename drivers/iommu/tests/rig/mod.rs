@@ -247,6 +247,7 @@ impl Rig {
                     table_coherency: WalkCoherency::Snooped,
                     identity: false,
                     nesting: false,
+                    abilities: Abilities::empty(),
                 };
                 let unit = FakeUnit { info, log: log.clone(), wires: Mutex::default() };
                 let unit = Arc::try_new(unit).unwrap();
