@@ -5,9 +5,12 @@
 
 #![cfg_attr(target_arch = "aarch64", expect(unsafe_code, reason = "barrier instructions"))]
 
+use crate::count::{self, Event};
+
 #[cfg(target_arch = "aarch64")]
 macro_rules! barrier {
     ($instruction:literal) => {
+        count::add(Event::Barrier, 1);
         // SAFETY: a barrier has no operands and no effect but order.
         unsafe { core::arch::asm!($instruction, options(nostack, preserves_flags)) }
     };
@@ -47,5 +50,6 @@ pub fn after_completion() {
 /// store against the read of who is attached, and the reverse.
 #[inline]
 pub fn store_then_load() {
+    count::add(Event::Barrier, 1);
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
 }

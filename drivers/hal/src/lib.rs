@@ -17,6 +17,7 @@ pub mod atomic128;
 pub mod barrier;
 #[cfg(feature = "loom")]
 pub mod checked;
+pub mod count;
 mod dma;
 mod frames;
 #[cfg(any(test, feature = "host"))]

@@ -16,6 +16,7 @@ use crate::format::{Format, Geometry, Kind, level_shift, level_size, low_bits};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use portcullis_hal::count::{self, Event};
 use portcullis_hal::{FrameChain, FrameOrder, Frames, Gather, Hal, OutOfMemory, PhysAddr, TableWrites};
 
 /// A root and all tables below it.
@@ -207,6 +208,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     /// `entry` was read in this tree in the walk `'w`, at this level, and is a table entry.
     #[inline]
     unsafe fn follow<'w>(&self, entry: u64) -> Table<'w> {
+        count::add(Event::Table, 1);
         Table {
             entries: self.hal.phys_to_virt(F::table_address(entry)).cast(),
             mask: low_bits(F::STRIDE) as usize,
@@ -308,6 +310,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
 
     #[inline]
     fn root_table(&self) -> Table<'_> {
+        count::add(Event::Table, 1);
         Table {
             entries: self.hal.phys_to_virt(self.root.phys()).cast(),
             mask: self.root_mask,
