@@ -85,6 +85,7 @@ unsafe impl Hal for KernelHal {
     }
 
     fn clean_cache(&self, start: NonNull<u8>, len: usize) {
+        portcullis_hal::count::add_clean(start, len);
         cpu::clean_cache(start, len);
     }
 

@@ -1,20 +1,28 @@
-//! `cargo xtask bench`: instructions per operation, beside those that Linux takes on the same machines.
+//! `cargo xtask bench`: instructions per operation, beside those that Linux takes on the same machines, and what a count
+//! of instructions hides.
 //!
 //! The kernel's `job=bench` runs on machines whose clock ticks once per instruction, so the numbers do not depend on
-//! the host and come out the same each time, but for what the compiler does. The table is printed; `bench.json` and
-//! `bench.svg` in the build directory's `bench/` hold the same for programs and for people.
+//! the host and come out the same each time, but for what the compiler does. Each machine boots twice, and it is an error
+//! if the numbers differ. A third boot is of a kernel that also counts barriers, cleaned cache lines, page tables walked
+//! and accesses to the unit's registers; it takes more instructions, which are not looked at. The table is printed;
+//! `bench.json` and `bench.svg` in the build directory's `bench/` hold the same for programs and for people.
 //! How threads get through the drivers' queues is measured on the host, against a unit that is done at once.
 
+mod cost;
 mod json;
 mod linux;
 mod plot;
+mod rules;
 mod throughput;
 
+use std::collections::HashMap;
 use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::build::{self, Variant};
 use crate::console;
 use crate::profile::{Arch, Console, Iommu, Profile};
 use crate::protocol::{Event, Report};
@@ -23,41 +31,22 @@ use crate::session::{Input, Session};
 use crate::ui::{self, Style, paint};
 use crate::verdict::{self, Expected};
 use crate::workspace::Workspace;
+use cost::{Cost, Counts};
 use linux::Operation;
+use rules::Completion;
 
 /// How long one machine may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// What makes a machine count instructions: one nanosecond of its time for each, whether it sleeps or not.
 const COUNTING: [&str; 4] = ["-icount", "shift=0,sleep=off", "-smp", "1"];
 
-/// What one operation costs on one machine: medians over its repetitions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Cost {
-    instructions: u64,
-    doorbells: u64,
-    invalidations: u64,
-}
-
-impl Cost {
-    /// Reads what the kernel prints: `instructions=N doorbells=N invalidations=N`.
-    fn parse(text: &str) -> Option<Self> {
-        let field = |name: &str| {
-            let value = text.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
-            value.parse().ok()
-        };
-        Some(Self {
-            instructions: field("instructions")?,
-            doorbells: field("doorbells")?,
-            invalidations: field("invalidations")?,
-        })
-    }
-}
-
 /// An operation as measured.
 #[derive(Clone, Copy, Debug)]
 struct Row {
     operation: &'static Operation,
     cost: Cost,
+    /// From the kernel that counts.
+    counts: Counts,
     /// What Linux takes on such a machine, where that was measured.
     linux: Option<u64>,
 }
@@ -79,17 +68,23 @@ struct Measured {
     machine: String,
     about: String,
     rows: Vec<Row>,
+    /// What does not hold.
+    problems: Vec<String>,
 }
 
-/// Measures on one architecture's machines or on all. Says whether everything could be measured; a goal that is missed
-/// is a result like any other.
+/// Measures on one architecture's machines or on all. Says whether all [rules](rules) hold; a goal that is missed is a
+/// result like any other.
 pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
     let arches = arch.map_or_else(|| Arch::ALL.to_vec(), |arch| vec![arch]);
     let lab = Lab::prepare(workspace, &arches)?;
+    let counting =
+        |arch: &Arch| build::kernel(workspace, *arch, Variant::Counting).map(|kernel| (*arch, kernel));
+    let counting = arches.iter().map(counting).collect::<Result<HashMap<_, _>>>()?;
     let mut all = Vec::new();
     for profile in lab.profiles.select(arch, Iommu::Native) {
         ui::say(&format!("measuring on {}", profile.name));
-        all.push(measure(&lab, profile)?);
+        let counting = counting.get(&profile.arch).context("no counting kernel")?;
+        all.push(measure(&lab, profile, counting)?);
     }
     for measured in &all {
         println!("\n{}", paint(Style::Bold, &format!("{}: {}", measured.machine, measured.about)));
@@ -119,15 +114,42 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
     let reached = goals.iter().filter(|reached| **reached).count();
     println!("\n{reached} of {} goals reached. {}", goals.len(), lab.tools.describe());
     println!("{}", paint(Style::Dim, &format!("Written to {}.", directory.display())));
-    Ok(true)
+    let problems: Vec<_> = all.iter().flat_map(|measured| &measured.problems).collect();
+    for problem in &problems {
+        println!("{}", paint(Style::Bad, &format!("does not hold: {problem}")));
+    }
+    Ok(problems.is_empty())
 }
 
-/// Runs the kernel's benchmark on one machine.
-fn measure(lab: &Lab, profile: &Profile) -> Result<Measured> {
-    const JOB: &str = "bench";
-    let name = format!("{}-{JOB}", profile.name);
+/// Runs the benchmark on one machine: twice as it ships, and once counting.
+fn measure(lab: &Lab, profile: &Profile, counting: &Path) -> Result<Measured> {
+    let shipped = lab.kernel(profile.arch);
+    let first = costs(&boot(lab, profile, &shipped, "bench")?, &profile.name)?;
+    let again = costs(&boot(lab, profile, &shipped, "bench-again")?, &profile.name)?;
+    let counted = costs(&boot(lab, profile, counting, "bench-counting")?, &profile.name)?;
+    let mut measured = Measured {
+        machine: profile.name.clone(),
+        about: profile.about.clone(),
+        rows: vec![],
+        problems: vec![],
+    };
+    for (((operation, cost), again), counted) in linux::OPERATIONS.iter().zip(first).zip(again).zip(counted) {
+        let counts =
+            counted.counts.with_context(|| format!("{}: the kernel does not count", profile.name))?;
+        let row = Row { operation, cost, counts, linux: operation.linux_on(&profile.name) };
+        let problems = rules::problems(&row, &again, &counted, Completion::on(profile));
+        measured.problems.extend(problems.iter().map(|problem| format!("{}: {problem}", profile.name)));
+        measured.rows.push(row);
+    }
+    Ok(measured)
+}
+
+/// Runs a kernel's benchmark on one machine.
+fn boot(lab: &Lab, profile: &Profile, kernel: &Path, name: &str) -> Result<Report> {
+    let name = format!("{}-{name}", profile.name);
     let disk = lab.image.copy(&name)?;
-    let mut command = lab.command(profile, Console::Piped, disk.path(), JOB);
+    let qemu = lab.tools.qemu(profile.arch);
+    let mut command = lab.profiles.command(profile, qemu, Console::Piped, kernel, disk.path(), "bench");
     command.args(COUNTING);
     let log = lab.workspace.log_dir().join(format!("{name}.log"));
     let show_failure = |event: &Event| {
@@ -140,26 +162,35 @@ fn measure(lab: &Lab, profile: &Profile) -> Result<Measured> {
     if !problems.is_empty() {
         bail!("{}: {}; console: {}", profile.name, problems.join("; "), outcome.log.display());
     }
-    Ok(Measured {
-        machine: profile.name.clone(),
-        about: profile.about.clone(),
-        rows: rows(&outcome.report, &profile.name)?,
-    })
+    Ok(outcome.report)
 }
 
-/// The operations in the report, all of them.
-fn rows(report: &Report, machine: &str) -> Result<Vec<Row>> {
-    let row = |operation: &'static Operation| {
+/// What the report says of the operations, all of them in their order.
+fn costs(report: &Report, machine: &str) -> Result<Vec<Cost>> {
+    let cost = |operation: &Operation| {
         let key = format!("bench.{}", operation.key);
         let value = report.values(&key).next().with_context(|| format!("{machine}: no {key}"))?;
-        let cost = Cost::parse(value).with_context(|| format!("{machine}: {key} is {value:?}"))?;
-        Ok(Row { operation, cost, linux: operation.linux_on(machine) })
+        Cost::parse(value).with_context(|| format!("{machine}: {key} is {value:?}"))
     };
-    linux::OPERATIONS.iter().map(row).collect()
+    linux::OPERATIONS.iter().map(cost).collect()
 }
 
 fn table(measured: &Measured) -> Vec<Vec<String>> {
-    let heading = ["operation", "instructions", "Linux", "share", "goal", "", "doorbells", "invalidations"];
+    let heading = [
+        "operation",
+        "instructions",
+        "Linux",
+        "share",
+        "goal",
+        "",
+        "invalidations",
+        "doorbells",
+        "polls",
+        "reads",
+        "barriers",
+        "cleans",
+        "tables",
+    ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for row in &measured.rows {
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
@@ -170,8 +201,13 @@ fn table(measured: &Measured) -> Vec<Vec<String>> {
             or_dash(row.linux.map(|linux| ratio(row.cost.instructions, linux))),
             or_dash(row.goal().map(grouped)),
             verdict_of(row.reached()),
-            row.cost.doorbells.to_string(),
             row.cost.invalidations.to_string(),
+            row.cost.doorbells.to_string(),
+            row.counts.polls.to_string(),
+            row.counts.reads.to_string(),
+            grouped(row.counts.barriers),
+            grouped(row.counts.cleans),
+            grouped(row.counts.tables),
         ]);
     }
     rows
@@ -218,16 +254,34 @@ mod tests {
 
     fn lines() -> Vec<String> {
         let line = |operation: &Operation| {
-            format!("[data] bench.{} instructions=190 doorbells=1 invalidations=2", operation.key)
+            let counts = "cleans=0 barriers=0 tables=0 polls=0 reads=0 writes=0";
+            format!(
+                "[data] bench.{} instructions=190 doorbells=1 invalidations=2 rounds=5 unsteady=0 {counts}",
+                operation.key
+            )
         };
         linux::OPERATIONS.iter().map(line).collect()
     }
 
+    fn rows(machine: &str) -> Vec<Row> {
+        let costs = costs(&report(&lines()), machine).unwrap();
+        let row = |(operation, cost): (&'static Operation, Cost)| Row {
+            operation,
+            cost,
+            counts: cost.counts.unwrap(),
+            linux: operation.linux_on(machine),
+        };
+        linux::OPERATIONS.iter().zip(costs).map(row).collect()
+    }
+
     #[test]
     fn every_operation_is_read_and_held_against_linux() {
-        let rows = rows(&report(&lines()), "x86_64-first").unwrap();
+        let rows = rows("x86_64-first");
         assert_eq!(rows.len(), linux::OPERATIONS.len());
-        assert_eq!(rows[0].cost, Cost { instructions: 190, doorbells: 1, invalidations: 2 });
+        assert_eq!(
+            (rows[0].cost.instructions, rows[0].cost.doorbells, rows[0].cost.invalidations),
+            (190, 1, 2)
+        );
         assert_eq!((rows[0].linux, rows[0].goal(), rows[0].reached()), (Some(763), Some(190), Some(true)));
     }
 
@@ -235,9 +289,9 @@ mod tests {
     fn a_missing_or_unreadable_operation_is_an_error() {
         let mut some = lines();
         some.pop();
-        assert!(rows(&report(&some), "aarch64").unwrap_err().to_string().contains("no bench."));
+        assert!(costs(&report(&some), "aarch64").unwrap_err().to_string().contains("no bench."));
         some.push("[data] bench.detach instructions=few".to_owned());
-        assert!(rows(&report(&some), "aarch64").unwrap_err().to_string().contains("few"));
+        assert!(costs(&report(&some), "aarch64").unwrap_err().to_string().contains("few"));
     }
 
     #[test]
@@ -251,7 +305,8 @@ mod tests {
         let measured = Measured {
             machine: "aarch64".to_owned(),
             about: "a \"quoted\" <machine>".to_owned(),
-            rows: rows(&report(&lines()), "aarch64").unwrap(),
+            rows: rows("aarch64"),
+            problems: vec![],
         };
         let sample = throughput::Sample { threads: 8, per_second: 7, retries_ppm: 6, doorbells_ppm: 5 };
         let queue = throughput::Throughput { queue: "a queue", samples: vec![sample] };

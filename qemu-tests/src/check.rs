@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 
+use crate::build::KERNEL;
 use crate::no_panic;
 use crate::profile::Arch;
 use crate::setup::rustup;
@@ -107,6 +108,12 @@ fn steps(workspace: &Workspace) -> Result<Vec<Step>> {
         let bare = [&["clippy", "--quiet", "--workspace"][..], &exclude(&HOST_ONLY), &target].concat();
         step(format!("clippy for {}", arch.triple()), &bare, &deny);
     }
+    let counting = ["clippy", "--quiet", "--package", KERNEL, "--features", "count"];
+    step(
+        "clippy of the counting kernel".to_owned(),
+        &[&counting[..], &["--target", Arch::X86_64.triple()]].concat(),
+        &deny,
+    );
 
     let drivers = driver_packages(workspace)?;
     let packages: Vec<&str> = drivers.iter().flat_map(|package| ["--package", package]).collect();

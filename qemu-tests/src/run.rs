@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
-use crate::build;
+use crate::build::{self, Variant};
 use crate::console;
 use crate::disk::Image;
 use crate::profile::{Arch, Console, Iommu, Profile, Profiles};
@@ -79,7 +79,7 @@ impl Lab {
     /// Builds the kernel for `arch` unless it is built already.
     pub fn build(&mut self, arch: Arch) -> Result<()> {
         if !self.kernels.contains_key(&arch) {
-            self.kernels.insert(arch, build::kernel(&self.workspace, arch)?);
+            self.kernels.insert(arch, build::kernel(&self.workspace, arch, Variant::Shipped)?);
         }
         Ok(())
     }

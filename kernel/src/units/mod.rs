@@ -13,12 +13,30 @@ use portcullis_arch::interrupts;
 use portcullis_firmware::{
     Interrupt, Smmuv3Unit, Topology, Trigger, UnitIndex, UnitKind, VtdUnit, WalkCoherency,
 };
-use portcullis_hal::{Arc, EndpointId, FixedMapping, MmioRegion, unsize_arc};
+use portcullis_hal::{Arc, EndpointId, FixedMapping, MmioRegion, PhysRange, unsize_arc};
 use portcullis_iommu::{Unit, UnitId};
 use portcullis_smmuv3::Coherency;
 
-type SmmuSetup = portcullis_smmuv3::Setup<KernelHal, MmioRegion>;
-type VtdSetup = portcullis_vtd::Setup<KernelHal, MmioRegion>;
+/// A unit's registers, counted where the benchmark wants that.
+#[cfg(feature = "count")]
+type Registers = portcullis_hal::count::Counted<MmioRegion>;
+#[cfg(not(feature = "count"))]
+type Registers = MmioRegion;
+
+type SmmuSetup = portcullis_smmuv3::Setup<KernelHal, Registers>;
+type VtdSetup = portcullis_vtd::Setup<KernelHal, Registers>;
+
+/// The registers of a unit that says at the offset `poll` how far it has come, if it does.
+fn unit_registers(range: PhysRange, poll: Option<usize>) -> Result<Registers, String> {
+    let registers = machine::registers(range)?;
+    #[cfg(feature = "count")]
+    return Ok(Registers::new(registers, poll));
+    #[cfg(not(feature = "count"))]
+    {
+        let _ = poll;
+        Ok(registers)
+    }
+}
 
 /// A unit that is set up but does not translate yet.
 enum PreparedUnit {
@@ -74,14 +92,17 @@ fn prepare_smmu(unit: &Smmuv3Unit) -> Result<SmmuSetup, String> {
         WalkCoherency::NonCoherent => Coherency::NotSnooped,
         WalkCoherency::AsReported => Coherency::Detect,
     };
-    let registers = machine::registers(unit.registers)?;
+    /// SMMU_CMDQ_CONS.
+    const CONS: usize = 0x9c;
+    let registers = unit_registers(unit.registers, Some(CONS))?;
     SmmuSetup::new(KernelHal, registers, options).map_err(words)
 }
 
 fn prepare_vtd(unit: &VtdUnit, topology: &Topology) -> Result<VtdSetup, String> {
     let width = topology.dmar.as_ref().map_or(u16::MAX, |dmar| dmar.host_address_width);
     let options = portcullis_vtd::Options::new(u8::try_from(width).unwrap_or(u8::MAX));
-    let registers = machine::registers(unit.registers)?;
+    // It writes to memory how far it has come.
+    let registers = unit_registers(unit.registers, None)?;
     VtdSetup::new(&KernelHal, registers, options).map_err(words)
 }
 
@@ -115,8 +136,8 @@ impl PreparedUnit {
 
 /// A unit that translates and denies everything.
 enum Enabled {
-    Smmu(portcullis_smmuv3::Driver<KernelHal, MmioRegion>, Smmuv3Unit),
-    Vtd(portcullis_vtd::Driver<KernelHal, MmioRegion>),
+    Smmu(portcullis_smmuv3::Driver<KernelHal, Registers>, Smmuv3Unit),
+    Vtd(portcullis_vtd::Driver<KernelHal, Registers>),
     Virtio(virtio::Enabled),
 }
 

@@ -1,5 +1,6 @@
 //! The results as JSON.
 
+use super::cost::Counts;
 use super::throughput::{Sample, Throughput};
 use super::{Measured, Row};
 
@@ -44,9 +45,11 @@ fn machine(measured: &Measured) -> String {
 
 fn row(row: &Row) -> String {
     let number = |value: Option<u64>| value.map_or_else(|| "null".to_owned(), |value| value.to_string());
+    let Counts { cleans, barriers, tables, polls, reads, writes } = row.counts;
     format!(
         "        {{ \"operation\": {}, \"instructions\": {}, \"doorbells\": {}, \"invalidations\": {}, \
-         \"linux\": {}, \"goal\": {} }}",
+         \"polls\": {polls}, \"reads\": {reads}, \"writes\": {writes}, \"barriers\": {barriers}, \
+         \"cleans\": {cleans}, \"tables\": {tables}, \"linux\": {}, \"goal\": {} }}",
         string(row.operation.key),
         row.cost.instructions,
         row.cost.doorbells,

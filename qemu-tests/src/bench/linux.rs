@@ -22,6 +22,11 @@ impl Operation {
         Self { key, name, vtd, smmu, share }
     }
 
+    /// Whether it ends in an invalidation that is waited for, of one range.
+    pub(super) fn is_strict_unmap(&self) -> bool {
+        self.key.ends_with(".unmap")
+    }
+
     /// Linux's instructions on the machine of this name.
     pub(super) fn linux_on(&self, machine: &str) -> Option<u64> {
         let instructions = match machine {

@@ -1,4 +1,5 @@
-//! The results as a bar chart: SVG, one panel per machine, instructions on a logarithmic scale.
+//! The results as a bar chart: SVG, one panel per machine, instructions on a logarithmic scale, and beside the bars what
+//! a count of instructions hides.
 
 use super::{Measured, Row, grouped};
 use std::fmt::Write;
@@ -6,6 +7,8 @@ use std::fmt::Write;
 const LABEL: f64 = 270.0;
 const BARS: f64 = 520.0;
 const FIGURES: f64 = 110.0;
+/// The width of a column beside the bars.
+const COLUMN: f64 = 66.0;
 const BAR: f64 = 9.0;
 const ROW: f64 = 28.0;
 const HEADING: f64 = 44.0;
@@ -16,9 +19,20 @@ const OURS: &str = "#2f6fb0";
 const LINUX: &str = "#b9b9b9";
 const GOAL: &str = "#c0392b";
 
+/// The columns beside the bars.
+const COLUMNS: [(&str, fn(&Row) -> u64); 7] = [
+    ("invalid.", |row| row.cost.invalidations),
+    ("doorbells", |row| row.cost.doorbells),
+    ("polls", |row| row.counts.polls),
+    ("reads", |row| row.counts.reads),
+    ("barriers", |row| row.counts.barriers),
+    ("cleans", |row| row.counts.cleans),
+    ("tables", |row| row.counts.tables),
+];
+
 /// A chart of all results.
 pub(super) fn document(all: &[Measured]) -> String {
-    let (width, legend) = (LABEL + BARS + FIGURES, 30.0);
+    let (width, legend) = (column(COLUMNS.len()), 30.0);
     let height: f64 = all.iter().map(panel_height).sum::<f64>() + legend;
     let mut svg = String::new();
     let mut top = legend;
@@ -42,6 +56,11 @@ pub(super) fn document(all: &[Measured]) -> String {
     svg
 }
 
+/// The right end of a column, or of what is left of the first.
+fn column(number: usize) -> f64 {
+    LABEL + BARS + FIGURES + COLUMN * number as f64
+}
+
 fn panel_height(measured: &Measured) -> f64 {
     HEADING + ROW * measured.rows.len() as f64 + 16.0
 }
@@ -55,6 +74,9 @@ fn panel(svg: &mut String, top: f64, measured: &Measured) {
         rectangle(svg, [x, first - 6.0, 1.0, height], "#e8e8e8");
         label(svg, x, first - 10.0, "middle", &format!("10^{}", decade + 1));
     }
+    for (number, (name, _)) in COLUMNS.iter().enumerate() {
+        label(svg, column(number + 1) - 8.0, first - 10.0, "end", name);
+    }
     for (index, row) in measured.rows.iter().enumerate() {
         bars(svg, first + ROW * index as f64, row);
     }
@@ -65,6 +87,9 @@ fn bars(svg: &mut String, top: f64, row: &Row) {
     rectangle(svg, [LABEL, top, length(row.cost.instructions), BAR], OURS);
     let right = LABEL + length(row.cost.instructions.max(row.linux.unwrap_or(0)));
     label(svg, right + 6.0, top + BAR, "start", &grouped(row.cost.instructions));
+    for (number, (_, value)) in COLUMNS.iter().enumerate() {
+        label(svg, column(number + 1) - 8.0, top + BAR + 3.0, "end", &grouped(value(row)));
+    }
     if let Some(linux) = row.linux {
         rectangle(svg, [LABEL, top + BAR + 1.0, length(linux), BAR], LINUX);
     }
