@@ -69,6 +69,13 @@ const COMMANDS: &[Command] = &[
         run: pasids::permit,
     },
     Command {
+        name: "enable",
+        arguments: "DEVICE PASID-BITS [ats] [pri]",
+        purpose: "switches PASIDs, ATS and page requests on, in the unit and in the device, which may master the bus then",
+        run: pasids::enable,
+    },
+    Command { name: "disable", arguments: "DEVICE", purpose: "switches all that off", run: pasids::disable },
+    Command {
         name: "attach-pasid",
         arguments: "DEVICE PASID DOMAIN",
         purpose: "attaches a PASID, replacing what was there",

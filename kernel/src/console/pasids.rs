@@ -3,11 +3,17 @@
 use super::Next;
 use super::commands::usage;
 use super::state::{State, number};
+use crate::machine::{Machine, PciDevice};
+use crate::memory::KernelHal;
 use crate::report::{text, words};
 use alloc::format;
 use alloc::string::String;
-use portcullis_hal::Pasid;
-use portcullis_iommu::{ControlError, DeviceControl, Permissions, Requests};
+use portcullis_hal::{MmioRegion, Pasid};
+use portcullis_iommu::{ControlError, Device, DeviceControl, Permissions, Requests};
+use portcullis_pci::FunctionControl;
+
+/// How many page requests a device may have outstanding.
+const PAGE_REQUESTS: u32 = 32;
 
 /// A device that is not told: what the console permits is only in the unit's tables, for people to look at.
 struct OnPaper;
@@ -61,6 +67,51 @@ pub(super) fn permit(state: &mut State, arguments: &[&str]) -> Result<Next, Stri
     }
     text(format_args!("permitted: pasid-bits={pasid_bits} ats={}", !requests.is_empty()));
     Ok(Next::Continue)
+}
+
+pub(super) fn enable(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let Some(([name, bits], requests)) = arguments.split_first_chunk() else {
+        return usage("enable");
+    };
+    let mut wanted =
+        Permissions { pasid_bits: u8::try_from(number(bits)?).map_err(words)?, requests: Requests::empty() };
+    for word in requests {
+        wanted.requests |= match *word {
+            "ats" => Requests::TRANSLATION,
+            "pri" => Requests::PAGE,
+            _ => return usage("enable"),
+        };
+    }
+    let device = state.device(name)?;
+    let function = function(state.machine, &device)?;
+    state.machine.iommu.enable(&device, &control(state.machine, function), &wanted).map_err(words)?;
+    state.machine.enable_bus_master(function.index);
+    Ok(Next::Continue)
+}
+
+pub(super) fn disable(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let [name] = arguments else { return usage("disable") };
+    let device = state.device(name)?;
+    let function = function(state.machine, &device)?;
+    state.machine.iommu.disable(&device, &control(state.machine, function)).map_err(words)?;
+    Ok(Next::Continue)
+}
+
+fn function<'a>(machine: &'a Machine, device: &Device) -> Result<&'a PciDevice, String> {
+    let function = machine.function_of(device.id()).ok_or("not a PCI device")?;
+    if machine.is_retired(function.index) {
+        return Err("its registers were given away".into());
+    }
+    Ok(function)
+}
+
+fn control<'a>(machine: &'a Machine, function: &'a PciDevice) -> FunctionControl<'a, KernelHal, MmioRegion> {
+    FunctionControl {
+        hal: &KernelHal,
+        config: &machine.config,
+        function: &function.function,
+        page_requests: PAGE_REQUESTS,
+    }
 }
 
 pub(super) fn attach(state: &mut State, arguments: &[&str]) -> Result<Next, String> {

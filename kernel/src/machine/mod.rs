@@ -196,6 +196,11 @@ impl Machine {
         self.devices.iter().find(|device| (device.function.vendor, device.function.device) == id)
     }
 
+    /// The PCI function behind a device.
+    pub(crate) fn function_of(&self, id: DeviceId) -> Option<&PciDevice> {
+        self.devices.iter().find(|known| known.device.id() == id)
+    }
+
     /// Lets a function, by its place in the enumeration, master the bus.
     /// Nothing happens for one whose registers another device may write.
     pub(crate) fn enable_bus_master(&self, index: usize) {
@@ -212,8 +217,7 @@ impl Machine {
     /// The window of a device, for another device to write to. Whoever writes its registers commands it, so from then on
     /// it may not master the bus: no DMA, no interrupts.
     pub(crate) fn window(&self, device: &Device, bar: u8) -> Result<PhysRange, String> {
-        let known =
-            self.devices.iter().find(|known| known.device.id() == device.id()).ok_or("not a PCI device")?;
+        let known = self.function_of(device.id()).ok_or("not a PCI device")?;
         if known.function.msix.is_some() || known.function.buses().is_some() {
             return Err("windows of this device are not to be mapped".to_string());
         }
@@ -229,8 +233,7 @@ impl Machine {
 
     /// A device's ids and class, for humans.
     pub(crate) fn what_is(&self, id: DeviceId) -> String {
-        let found = self.devices.iter().find(|device| device.device.id() == id);
-        found.map_or_else(|| "platform".to_string(), |device| what_is(&device.function))
+        self.function_of(id).map_or_else(|| "platform".to_string(), |device| what_is(&device.function))
     }
 
     /// Starts the second CPU.
