@@ -37,7 +37,7 @@ enum Action {
     Qemu(Machine),
     /// Runs every test on the host and in QEMU
     Test {
-        /// Only tests whose name contains this (`host/`, `differential/`, `qemu/` and `script/` begin the kinds)
+        /// Only tests whose name contains this (`host/`, `differential/`, `qemu/`, `pasid/` and `script/` begin the kinds)
         filter: Option<String>,
         /// Cases for each machine of the differential tests
         #[arg(long)]

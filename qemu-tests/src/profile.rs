@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::endpoint::Preload;
 use crate::qemu::Qemu;
 use crate::workspace::Workspace;
 
@@ -119,6 +120,32 @@ struct Common {
     optional: Vec<Optional>,
 }
 
+/// A device that gets PASIDs, ATS and page requests from a library.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Endpoint {
+    /// Its name in QEMU.
+    pub id: String,
+    /// Where the kernel finds it.
+    pub place: String,
+    args: Vec<String>,
+}
+
+/// What a machine is started with.
+#[derive(Clone, Copy, Debug)]
+pub struct Boot<'a> {
+    /// Where its serial port goes.
+    pub console: Console,
+    /// The kernel.
+    pub kernel: &'a Path,
+    /// The disk.
+    pub disk: &'a Path,
+    /// The kernel's job.
+    pub job: &'a str,
+    /// What makes the endpoints; without it they are not there.
+    pub preload: Option<&'a Preload>,
+}
+
 /// A machine whose CPUs never run.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -141,6 +168,8 @@ struct CommonFrozen {
 #[serde(deny_unknown_fields)]
 pub struct Profiles {
     common: Common,
+    #[serde(default)]
+    endpoint: Vec<Endpoint>,
     profile: Vec<Profile>,
     common_frozen: CommonFrozen,
     frozen: Vec<Frozen>,
@@ -206,34 +235,37 @@ impl Profiles {
         command
     }
 
-    /// The whole command that boots `kernel` on a machine.
-    pub fn command(
-        &self,
-        profile: &Profile,
-        qemu: &Qemu,
-        console: Console,
-        kernel: &Path,
-        disk: &Path,
-        job: &str,
-    ) -> Command {
-        let mut command = qemu.command(None);
+    /// The endpoints.
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoint
+    }
+
+    /// The whole command that boots a machine.
+    pub fn command(&self, profile: &Profile, qemu: &Qemu, boot: Boot<'_>) -> Command {
+        let mut command = qemu.command(boot.preload.map(|preload| preload.library.as_path()));
         let optional = self.common.optional.iter().filter(|optional| qemu.has_device(&optional.device));
-        let disk = disk.to_string_lossy().replace(',', ",,");
+        let disk = boot.disk.to_string_lossy().replace(',', ",,");
         // The machine's own devices come first, so that they get the slots that they ask for.
         for arg in
             profile.args.iter().chain(&self.common.args).chain(optional.flat_map(|optional| &optional.args))
         {
             command.arg(arg.replace("@DISK@", &disk));
         }
-        match console {
+        if let Some(preload) = boot.preload {
+            command.args(self.endpoint.iter().flat_map(|endpoint| &endpoint.args));
+            let ids: Vec<&str> = self.endpoint.iter().map(|endpoint| endpoint.id.as_str()).collect();
+            command.env("PORTCULLIS_ENDPOINTS", ids.join(","));
+            command.env("PORTCULLIS_ENDPOINT_SOCKET", &preload.socket);
+        }
+        match boot.console {
             Console::Piped => command.args(["-serial", "stdio"]),
             Console::Terminal => {
                 command.args(["-chardev", "stdio,id=console,mux=on,signal=off", "-serial", "chardev:console"])
             }
         };
-        command.arg("-kernel").arg(kernel);
+        command.arg("-kernel").arg(boot.kernel);
         let words: Vec<String> =
-            std::iter::once(format!("job={job}")).chain(profile.append.iter().cloned()).collect();
+            std::iter::once(format!("job={}", boot.job)).chain(profile.append.iter().cloned()).collect();
         command.arg("-append").arg(words.join(" "));
         command
     }

@@ -9,7 +9,8 @@ use anyhow::Result;
 use crate::build::{self, Variant};
 use crate::console;
 use crate::disk::Image;
-use crate::profile::{Arch, Console, Iommu, Profile, Profiles};
+use crate::endpoint::Preload;
+use crate::profile::{Arch, Boot, Console, Iommu, Profile, Profiles};
 use crate::protocol::{Check, Event, Status};
 use crate::session::{Input, Outcome, Session, TIME_LIMIT};
 use crate::setup::{self, Tools};
@@ -98,8 +99,25 @@ impl Lab {
         disk: &Path,
         job: &str,
     ) -> std::process::Command {
-        let qemu = self.tools.qemu(profile.arch);
-        self.profiles.command(profile, qemu, console, &self.kernel(profile.arch), disk, job)
+        let kernel = self.kernel(profile.arch);
+        self.boot(profile, Boot { console, kernel: &kernel, disk, job, preload: None })
+    }
+
+    /// The command for a machine whose console is piped, with endpoints.
+    pub fn command_with_endpoints(
+        &self,
+        profile: &Profile,
+        disk: &Path,
+        job: &str,
+        preload: &Preload,
+    ) -> std::process::Command {
+        let kernel = self.kernel(profile.arch);
+        let console = Console::Piped;
+        self.boot(profile, Boot { console, kernel: &kernel, disk, job, preload: Some(preload) })
+    }
+
+    fn boot(&self, profile: &Profile, boot: Boot<'_>) -> std::process::Command {
+        self.profiles.command(profile, self.tools.qemu(profile.arch), boot)
     }
 
     /// Runs a job to its end and judges it. `watch` sees every line, the host's checks included.

@@ -13,19 +13,14 @@
 //! two commands belongs to the second one's answer. After the last command the harness types `poweroff`.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use crate::profile::{Arch, Console, Iommu, Profile, Profiles};
-use crate::protocol::Event;
+use crate::prompt::Prompt;
 use crate::run::Lab;
-use crate::session::{Gone, Input, Line, Session};
+use crate::session::{Input, Session};
 use crate::workspace::Workspace;
-
-const BOOT_LIMIT: Duration = Duration::from_secs(60);
-const COMMAND_LIMIT: Duration = Duration::from_secs(20);
-const PROMPTS: [&str; 2] = ["portcullis> ", "> "];
 
 /// A script.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -153,87 +148,30 @@ impl Script {
         let disk = lab.image.copy(&name)?;
         let command = lab.command(profile, Console::Piped, disk.path(), "shell");
         let log = lab.workspace.log_dir().join(format!("{name}.log"));
-        let mut session = Session::start(command, Input::Commands, &log)?;
-        let ready = |event: &Event| *event == Event::ConsoleReady;
-        if let Err(why) = read_until(&mut session, Instant::now() + BOOT_LIMIT, ready) {
-            return Ok(vec![format!("the console did not come up: {why}")]);
-        }
+        let mut prompt = match Prompt::open(Session::start(command, Input::Commands, &log)?) {
+            Ok(prompt) => prompt,
+            Err(why) => return Ok(vec![why]),
+        };
         let mut problems = Vec::new();
         for step in &self.steps {
-            session.send(&step.command)?;
-            if step.command == "poweroff" {
-                break;
-            }
-            let closes =
-                |event: &Event| matches!(event, Event::Text(line) if is_closing(without_prompt(line)));
-            match read_until(&mut session, Instant::now() + COMMAND_LIMIT, closes) {
-                Ok(lines) => problems.extend(step.judge(&lines)),
+            match prompt.ask(&step.command)? {
+                Ok(answer) => problems.extend(step.judge(&answer)),
                 Err(why) => {
                     problems.push(format!("line {}: `{}`: {why}", step.line, step.command));
                     return Ok(problems);
                 }
             }
         }
-        if self.steps.last().is_none_or(|step| step.command != "poweroff") {
-            session.send("poweroff")?;
-        }
-        let end = Instant::now() + COMMAND_LIMIT;
-        match session.finish(end)?.map(|status| status.code()) {
-            Some(Some(code)) if code == profile.arch.success_status() => {}
-            Some(code) => problems.push(format!("after `poweroff` QEMU ended with {code:?}")),
-            None => problems.push("`poweroff` did not end QEMU".to_owned()),
-        }
+        problems.extend(prompt.power_off(profile.arch.success_status())?);
         Ok(problems)
     }
-}
-
-/// Collects the console's lines up to one that satisfies `last`, that one included.
-fn read_until(
-    session: &mut Session,
-    deadline: Instant,
-    last: impl Fn(&Event) -> bool,
-) -> std::result::Result<Vec<String>, String> {
-    let mut lines = Vec::new();
-    loop {
-        match session.next(deadline) {
-            Ok(Some(Line::Console(line))) => {
-                let line = without_prompt(&line).to_owned();
-                let event = Event::parse(&line);
-                lines.push(line);
-                if let Event::Panic(text) = event {
-                    return Err(format!("the kernel panicked: {text}"));
-                }
-                if last(&event) {
-                    return Ok(lines);
-                }
-            }
-            Ok(Some(Line::Qemu(_))) => {}
-            Ok(None) => return Err("no answer in time".to_owned()),
-            Err(Gone) => return Err("QEMU ended".to_owned()),
-        }
-    }
-}
-
-fn without_prompt(line: &str) -> &str {
-    PROMPTS.iter().find_map(|prompt| line.strip_prefix(prompt)).unwrap_or(line)
-}
-
-fn is_closing(line: &str) -> bool {
-    line == "ok" || line.starts_with("error:")
 }
 
 impl Step {
     /// Holds an answer, its closing line last, against the expectations.
     fn judge(&self, answer: &[String]) -> Option<String> {
         let failed = |why: String| Some(format!("line {}: `{}`: {why}", self.line, self.command));
-        // The echo is not part of the answer.
-        let echo = answer.iter().position(|line| *line == self.command);
-        let lines: Vec<&str> = answer
-            .iter()
-            .enumerate()
-            .filter(|(index, _)| Some(*index) != echo)
-            .map(|(_, line)| line.as_str())
-            .collect();
+        let lines: Vec<&str> = answer.iter().map(String::as_str).collect();
         let closing = lines.last().copied().unwrap_or("");
         if closing != "ok" && !self.expects_error() {
             return failed(format!("answered `{closing}`"));
@@ -319,26 +257,18 @@ mod tests {
 
     #[test]
     fn the_default_expectation_is_ok() {
-        assert_eq!(judge("> units\n", &["units", "smmu0", "ok"]), None);
-        assert!(judge("> units\n", &["units", "error: no"]).is_some());
-        assert_eq!(judge("> bad\n~ error: no\n", &["bad", "error: no such thing"]), None);
+        assert_eq!(judge("> units\n", &["smmu0", "ok"]), None);
+        assert!(judge("> units\n", &["error: no"]).is_some());
+        assert_eq!(judge("> bad\n~ error: no\n", &["error: no such thing"]), None);
         assert_eq!(judge("> bad\n= error: no\n", &["error: no"]), None);
-        assert!(judge("> bad\n~ error: no\n", &["bad", "ok"]).is_some());
+        assert!(judge("> bad\n~ error: no\n", &["ok"]).is_some());
     }
 
     #[test]
-    fn expectations_hold_in_their_order_and_not_for_the_echo() {
-        assert_eq!(judge("> c\n~ one\n~ two\n", &["c", "one", "and two", "ok"]), None);
-        assert!(judge("> c\n~ two\n~ one\n", &["c", "one", "and two", "ok"]).is_some());
-        assert!(judge("> dump\n~ dump\n", &["dump", "ok"]).is_some());
-        assert!(judge("> c\n! fault\n", &["fault at 1", "c", "ok"]).is_some());
-        assert!(judge("> c\n= one\n", &["c", "one more", "ok"]).is_some());
-    }
-
-    #[test]
-    fn prompts_are_not_part_of_a_line() {
-        assert_eq!(without_prompt("> help"), "help");
-        assert_eq!(without_prompt("portcullis> ok"), "ok");
-        assert!(is_closing("ok") && is_closing("error: x") && !is_closing("okay"));
+    fn expectations_hold_in_their_order() {
+        assert_eq!(judge("> c\n~ one\n~ two\n", &["one", "and two", "ok"]), None);
+        assert!(judge("> c\n~ two\n~ one\n", &["one", "and two", "ok"]).is_some());
+        assert!(judge("> c\n! fault\n", &["fault at 1", "ok"]).is_some());
+        assert!(judge("> c\n= one\n", &["one more", "ok"]).is_some());
     }
 }

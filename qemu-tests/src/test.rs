@@ -11,6 +11,7 @@ use crate::build::KERNEL;
 use crate::differential::{self, Amount};
 use crate::host_tests::{self, Ended, Suite};
 use crate::no_panic::PROBE;
+use crate::pasid;
 use crate::profile::{Arch, Profile, Profiles};
 use crate::protocol::{Counts, Status};
 use crate::run::Lab;
@@ -30,7 +31,32 @@ const HOST_LIMIT: Duration = Duration::from_secs(1800);
 enum Scenario<'a> {
     Differential { machine: &'static str, profiles: &'a Profiles, amount: Amount },
     Job { profile: &'a Profile, job: String },
+    Pasid { profile: &'a Profile, test: &'static pasid::Test },
     Script { profile: &'a Profile, script: &'a Script },
+}
+
+/// How a test in QEMU ended.
+struct Finished {
+    status: Status,
+    remark: String,
+    problems: Vec<String>,
+}
+
+impl Finished {
+    fn new(problems: Vec<String>, remark: String) -> Self {
+        let status = if problems.is_empty() { Status::Passed } else { Status::Failed };
+        Self { status, remark, problems }
+    }
+}
+
+impl From<pasid::Outcome> for Finished {
+    fn from(outcome: pasid::Outcome) -> Self {
+        match outcome {
+            pasid::Outcome::Held => Self::new(Vec::new(), String::new()),
+            pasid::Outcome::Failed(problem) => Self::new(vec![problem], String::new()),
+            pasid::Outcome::Skipped(remark) => Self { status: Status::Skipped, remark, problems: Vec::new() },
+        }
+    }
 }
 
 impl Scenario<'_> {
@@ -38,6 +64,7 @@ impl Scenario<'_> {
         match self {
             Self::Differential { machine, .. } => format!("differential/{machine}"),
             Self::Job { profile, job } => format!("qemu/{}/{job}", profile.name),
+            Self::Pasid { profile, test } => format!("pasid/{}@{}", test.name, profile.name),
             Self::Script { profile, script } => format!("script/{}@{}", script.name, profile.name),
         }
     }
@@ -46,35 +73,40 @@ impl Scenario<'_> {
     fn arch(&self) -> Option<Arch> {
         match self {
             Self::Differential { .. } => None,
-            Self::Job { profile, .. } | Self::Script { profile, .. } => Some(profile.arch),
+            Self::Job { profile, .. } | Self::Pasid { profile, .. } | Self::Script { profile, .. } => {
+                Some(profile.arch)
+            }
         }
     }
 
-    /// Where its console is kept, or what QEMU said, as [`Lab::job`], [`Script::play`] and [`differential`] name it.
+    /// Where its console is kept, or what QEMU said, as [`Lab::job`], [`pasid::Test::run`], [`Script::play`] and [`differential`]
+    /// name it.
     fn log(&self) -> String {
         match self {
             Self::Differential { machine, .. } => differential::log(machine),
             Self::Job { profile, job } => format!("{}-{job}.log", profile.name),
+            Self::Pasid { profile, test } => format!("{}.log", test.log(profile)),
             Self::Script { profile, script } => format!("script-{}-{}.log", script.name, profile.name),
         }
     }
 
-    /// What is wrong, and a remark for the line.
-    fn run(&self, lab: &Lab) -> (Vec<String>, String) {
+    fn run(&self, lab: &Lab) -> Finished {
         let result = match self {
             Self::Differential { machine, profiles, amount } => {
                 differential::run(machine, &lab.workspace, &lab.tools, profiles, *amount)
+                    .map(|(problems, remark)| Finished::new(problems, remark))
             }
             Self::Job { profile, job } => lab.job(profile, job, |_| {}).map(|judged| {
                 let remark =
                     format!("{} checks", judged.count(Status::Passed) + judged.count(Status::Failed));
-                (judged.problems, remark)
+                Finished::new(judged.problems, remark)
             }),
+            Self::Pasid { profile, test } => test.run(lab, profile).map(Finished::from),
             Self::Script { profile, script } => {
-                script.play(lab, profile).map(|problems| (problems, String::new()))
+                script.play(lab, profile).map(|problems| Finished::new(problems, String::new()))
             }
         };
-        result.unwrap_or_else(|error| (vec![format!("{error:#}")], String::new()))
+        result.unwrap_or_else(|error| Finished::new(vec![format!("{error:#}")], String::new()))
     }
 }
 
@@ -94,7 +126,7 @@ pub fn command(workspace: &Workspace, filter: Option<&str>, amount: Amount) -> R
         add(&mut counts, qemu(workspace, &tools, scenarios)?);
     }
     if counts == Counts::default() {
-        println!("no test matches");
+        println!("nothing was tested");
     }
     println!("{counts}");
     Ok(counts.failed == 0 && counts.passed > 0)
@@ -107,11 +139,12 @@ fn add(sum: &mut Counts, more: Counts) {
 
 /// Host tests are left out when the filter can only mean others.
 fn wants_host(filter: Option<&str>) -> bool {
-    let others = ["differential", "qemu/", "script/"];
+    let others = ["differential", "pasid/", "qemu/", "script/"];
     filter.is_none_or(|filter| !others.iter().any(|other| filter.starts_with(other)))
 }
 
-/// The differential tests, every machine's main job, every further job that has a list of checks, and every script.
+/// The differential tests, every machine's main job, every further job that has a list of checks, the tests with PASIDs,
+/// and every script.
 fn scenarios<'a>(
     workspace: &Workspace,
     profiles: &'a Profiles,
@@ -133,6 +166,9 @@ fn scenarios<'a>(
                 .and_then(|name| name.strip_prefix(&profile.name)?.strip_prefix('.'));
             scenarios.extend(job.map(|job| Scenario::Job { profile, job: job.to_owned() }));
         }
+    }
+    for (profile, test) in pasid::tests(profiles) {
+        scenarios.push(Scenario::Pasid { profile, test });
     }
     for script in scripts {
         let profiles = script.profiles(profiles)?;
@@ -233,18 +269,19 @@ fn qemu(workspace: &Workspace, tools: &setup::Tools, mut scenarios: Vec<Scenario
             scope.spawn(|| {
                 while let Some(scenario) = take() {
                     let started = Instant::now();
-                    let (problems, remark) = scenario.run(&lab);
+                    let Finished { status, remark, problems } = scenario.run(&lab);
                     // Held while printing, so that a test's lines stay together.
                     let Ok(mut counts) = counts.lock() else { return };
-                    if problems.is_empty() {
-                        counts.passed += 1;
-                        line(Status::Passed, &scenario.name(), &remark, started.elapsed());
-                    } else {
-                        counts.failed += 1;
-                        line(Status::Failed, &scenario.name(), &remark, started.elapsed());
-                        for problem in problems {
-                            println!("       {problem}");
-                        }
+                    line(status, &scenario.name(), &remark, started.elapsed());
+                    match status {
+                        Status::Passed => counts.passed += 1,
+                        Status::Failed => counts.failed += 1,
+                        Status::Skipped => {}
+                    }
+                    for problem in &problems {
+                        println!("       {problem}");
+                    }
+                    if status == Status::Failed {
                         println!("       console: {}", workspace.log_dir().join(scenario.log()).display());
                     }
                 }
@@ -264,6 +301,7 @@ mod tests {
         assert!(wants_host(Some("disk")));
         assert!(wants_host(Some("host/")));
         assert!(!wants_host(Some("qemu/x86_64")));
+        assert!(!wants_host(Some("pasid/ats")));
         assert!(!wants_host(Some("script/")));
         assert!(!wants_host(Some("differential")));
     }
