@@ -66,7 +66,7 @@ fn hz_from_cpuid() -> Option<u64> {
     None
 }
 
-/// The best of three measurements: a delay between the PIT and the read of the counter only adds ticks.
+/// The best of three measurements: a delay anywhere only adds ticks.
 fn hz_from_pit() -> Option<u64> {
     let ticks = (0..3).filter_map(|_| ticks_per_pit_run()).min()?;
     let hz = u128::from(ticks) * u128::from(PIT_HZ) / u128::from(PIT_COUNT);
@@ -86,9 +86,12 @@ fn ticks_per_pit_run() -> Option<u64> {
         gate.write(old & !0b10 | 0b01);
         command.write(0b1011_0000);
         channel2.write(low);
-        channel2.write(high);
     }
+    // Before the count starts, not after: a virtual CPU may lose its turn in between, and the clock would run ahead by
+    // as much as the measurement is too short.
     let start = ticks();
+    // SAFETY: as above; the high byte starts the count.
+    unsafe { channel2.write(high) };
     // SAFETY: as above; bit 5 is the channel's output, which goes high when the count is over.
     let finished = (0..MAX_POLLS).any(|_| unsafe { gate.read() } & 1 << 5 != 0);
     finished.then(|| ticks().saturating_sub(start))
