@@ -63,16 +63,13 @@ impl Rig {
             return Ok(Started::Unusable(why));
         }
         let prompt = Prompt::open(session).map_err(anyhow::Error::msg)?;
-        let mut rig = Self {
+        Ok(Started::Ready(Box::new(Self {
             prompt,
             link,
             endpoints: lab.profiles.endpoints().to_vec(),
             success_status: profile.arch.success_status(),
             _disk: disk,
-        };
-        // Start-up provokes faults of its own.
-        rig.take_faults()?;
-        Ok(Started::Ready(Box::new(rig)))
+        })))
     }
 
     /// Switches off, and says what is wrong with that.
@@ -155,10 +152,14 @@ impl Rig {
         self.ask(&format!("detach-pasid {place} {pasid:#x}")).map(drop)
     }
 
-    /// Takes the faults out of the log.
-    pub(super) fn take_faults(&mut self) -> Result<Vec<String>> {
+    /// Takes the faults out of the log, and gives those of the endpoints.
+    fn take_faults(&mut self) -> Result<Vec<String>> {
         let lines = self.ask("faults")?;
-        Ok(lines.iter().filter_map(|line| line.strip_prefix("fault: ")).map(str::to_owned).collect())
+        let names_endpoint = |fault: &&str| {
+            self.endpoints.iter().any(|endpoint| fault.contains(&format!(" 0000:{} ", endpoint.place)))
+        };
+        let faults = lines.iter().filter_map(|line| line.strip_prefix("fault: ")).filter(names_endpoint);
+        Ok(faults.map(str::to_owned).collect())
     }
 
     /// Nothing was refused.
