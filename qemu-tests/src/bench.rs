@@ -24,7 +24,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::build::{self, Variant};
 use crate::console;
-use crate::profile::{Arch, Console, Iommu, Profile};
+use crate::profile::{Arch, Boot, Console, Iommu, Profile};
 use crate::protocol::{Event, Report};
 use crate::run::Lab;
 use crate::session::{Input, Session};
@@ -149,7 +149,8 @@ fn boot(lab: &Lab, profile: &Profile, kernel: &Path, name: &str) -> Result<Repor
     let name = format!("{}-{name}", profile.name);
     let disk = lab.image.copy(&name)?;
     let qemu = lab.tools.qemu(profile.arch);
-    let mut command = lab.profiles.command(profile, qemu, Console::Piped, kernel, disk.path(), "bench");
+    let boot = Boot { console: Console::Piped, kernel, disk: disk.path(), job: "bench", preload: None };
+    let mut command = lab.profiles.command(profile, qemu, boot);
     command.args(COUNTING);
     let log = lab.workspace.log_dir().join(format!("{name}.log"));
     let show_failure = |event: &Event| {
