@@ -78,6 +78,7 @@
 
 mod format;
 mod map;
+mod protect;
 mod replace;
 mod single;
 pub mod spec;
@@ -91,6 +92,7 @@ mod walk;
 mod x86;
 
 pub use format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Levels, Replacement};
+pub use protect::ProtectError;
 pub use table::PageTable;
 pub use vmsa::{
     BbmLevel, Descriptors, Layout, Lpa2, MAIR, Plain, Stage, Stage1, Stage2, Vmsa, VmsaStage1,

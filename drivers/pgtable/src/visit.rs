@@ -10,13 +10,13 @@ use portcullis_hal::{
 };
 
 /// One leaf, or a run of them under the contiguous hint.
-struct Unit<'w> {
-    slots: &'w [AtomicU64],
+pub(crate) struct Unit<'w> {
+    pub(crate) slots: &'w [AtomicU64],
     /// One of its leaves.
-    leaf: u64,
-    level: u32,
+    pub(crate) leaf: u64,
+    pub(crate) level: u32,
     /// Where it begins.
-    iova: u64,
+    pub(crate) iova: u64,
 }
 
 impl<H: Hal, F: Format> PageTable<H, F> {
@@ -94,7 +94,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// Calls `act` for the units that map something in `range`.
-    fn units<'w, B>(
+    pub(crate) fn units<'w, B>(
         &self,
         cursor: &mut Cursor<'w, '_, H, F>,
         range: &IovaRange,
