@@ -9,6 +9,7 @@
 #![no_std]
 
 mod boot_info;
+mod user_exit;
 
 #[cfg(target_arch = "aarch64")]
 #[path = "aarch64/mod.rs"]
@@ -19,4 +20,5 @@ mod imp;
 
 pub use boot_info::{BootInfo, Firmware, MemoryMap};
 #[cfg(target_os = "none")]
-pub use imp::{console, cpu, interrupts, paging, power, smp, time};
+pub use imp::{console, cpu, interrupts, paging, power, smp, time, tlb, user};
+pub use user_exit::{Call, CpuSet, Exception, Exit, PageFault, UserTables};

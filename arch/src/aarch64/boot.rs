@@ -6,10 +6,10 @@
 
 #![expect(unsafe_code, reason = "entry code, linker symbols")]
 
-use super::paging::{Attributes, KERNEL_OFFSET};
+use super::paging::{Attributes, KERNEL_OFFSET, MAIR};
 use super::{console, cpu, device_tree, paging, power, psci, smp, trap};
 use crate::{BootInfo, Firmware};
-use aarch64_cpu::registers::{CPACR_EL1, HCR_EL2, MAIR_EL1, SCTLR_EL1, TCR_EL1};
+use aarch64_cpu::registers::{CPACR_EL1, HCR_EL2, SCTLR_EL1, TCR_EL1};
 use core::arch::global_asm;
 use core::fmt::Write;
 use portcullis_hal::PhysAddr;
@@ -58,11 +58,6 @@ const TCR: u64 = TCR_EL1::T0SZ.val(16).value
     | TCR_EL1::ORGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
     | TCR_EL1::IRGN1::WriteBack_ReadAlloc_WriteAlloc_Cacheable.value
     | TCR_EL1::AS::ASID16Bits.value;
-
-/// The memory types that [`Attributes`] index.
-const MAIR: u64 = MAIR_EL1::Attr0_Device::nonGathering_nonReordering_noEarlyWriteAck.value
-    | MAIR_EL1::Attr1_Normal_Outer::WriteBack_NonTransient_ReadWriteAlloc.value
-    | MAIR_EL1::Attr1_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc.value;
 
 /// The bits of `SCTLR` that read as one where the features behind them are missing (Arm ARM, SCTLR_EL1).
 const SCTLR_RES1: u64 = 0x30d0_0980;

@@ -5,7 +5,7 @@
 use super::paging;
 use aarch64_cpu::asm::{self, barrier};
 use aarch64_cpu::registers::{
-    CurrentEL, DAIF, ID_AA64MMFR0_EL1, MIDR_EL1, MPIDR_EL1, Readable, TPIDR_EL2, Writeable,
+    CurrentEL, DAIF, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, MIDR_EL1, MPIDR_EL1, Readable, TPIDR_EL2, Writeable,
 };
 use core::arch::asm;
 use core::fmt;
@@ -81,6 +81,20 @@ pub fn clean_cache(start: NonNull<u8>, len: usize) {
         at = at.saturating_add(line);
     }
     barrier::dsb(barrier::SY);
+}
+
+/// Makes code that was written through `start` executable on all CPUs.
+pub fn publish_code(start: NonNull<u8>, len: usize) {
+    // To the point of coherency, which is beyond where instruction fetches look.
+    clean_cache(start, len);
+    // SAFETY: instruction caches hold nothing that is not in memory.
+    unsafe { asm!("ic ialluis", "dsb ish", "isb", options(nostack, preserves_flags)) };
+}
+
+/// Whether the CPU can keep the kernel from user pages (FEAT_PAN).
+pub(super) fn has_pan() -> bool {
+    // Bits 23:20 of the register.
+    ID_AA64MMFR1_EL1.get() >> 20 & 0xf != 0
 }
 
 /// Sleeps forever.

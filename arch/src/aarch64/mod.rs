@@ -15,4 +15,6 @@ pub mod power;
 mod psci;
 pub mod smp;
 pub mod time;
+pub mod tlb;
 mod trap;
+pub mod user;

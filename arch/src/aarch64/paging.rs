@@ -1,15 +1,15 @@
 //! The kernel's own translation: the image, a direct map of RAM, and device registers (Arm ARM, D8).
 //!
 //! The top half (TTBR1) holds both: the direct map of physical memory from `DIRECT_MAP` up, and the image in the
-//! last 2 GiB. The bottom half (TTBR0) is off once boot code is done; user address spaces go there.
+//! last 2 GiB. The bottom half (TTBR0) is off once boot code is done, and on while a CPU runs in a user address space.
 
 #![expect(unsafe_code, reason = "translation tables")]
 
 use super::device_tree::{DeviceTree, covering_pages};
 use super::lock::InterruptLock;
-use crate::MemoryMap;
+use crate::{MemoryMap, UserTables};
 use aarch64_cpu::asm::barrier;
-use aarch64_cpu::registers::{ReadWriteable, Readable, TCR_EL1};
+use aarch64_cpu::registers::{MAIR_EL1, ReadWriteable, Readable, TCR_EL1, TTBR0_EL1, Writeable};
 use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -36,6 +36,15 @@ const VALID: u64 = 1;
 const TABLE_OR_PAGE: u64 = 2;
 const OUTPUT: u64 = 0x0000_ffff_ffff_f000;
 
+/// MAIR_EL2: the memory types that leaves index. Normal write-back, normal non-cacheable, Device-nGnRE and
+/// Device-nGnRnE. User address spaces are under the same, so their tables are made for it.
+pub const MAIR: u64 = MAIR_EL1::Attr0_Normal_Outer::WriteBack_NonTransient_ReadWriteAlloc.value
+    | MAIR_EL1::Attr0_Normal_Inner::WriteBack_NonTransient_ReadWriteAlloc.value
+    | MAIR_EL1::Attr1_Normal_Outer::NonCacheable.value
+    | MAIR_EL1::Attr1_Normal_Inner::NonCacheable.value
+    | MAIR_EL1::Attr2_Device::nonGathering_nonReordering_EarlyWriteAck.value
+    | MAIR_EL1::Attr3_Device::nonGathering_nonReordering_noEarlyWriteAck.value;
+
 /// The attribute bits of a leaf (Arm ARM, D8, "Translation table descriptor formats"): everything but the output address and the type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attributes(u64);
@@ -50,8 +59,8 @@ impl Attributes {
     const PRIVILEGED_NO_EXECUTE: u64 = 1 << 53;
     const USER_NO_EXECUTE: u64 = 1 << 54;
 
-    /// Index 1 of `MAIR`: normal, write-back.
-    const MEMORY: u64 = 1 << 2 | Self::INNER_SHAREABLE | Self::ACCESSED | Self::USER_NO_EXECUTE;
+    /// Index 0 of `MAIR`: normal, write-back.
+    const MEMORY: u64 = Self::INNER_SHAREABLE | Self::ACCESSED | Self::USER_NO_EXECUTE;
 
     /// Code.
     pub(super) const TEXT: Self = Self(Self::MEMORY | Self::READ_ONLY_BIT);
@@ -59,8 +68,8 @@ impl Attributes {
     pub(super) const READ_ONLY: Self = Self(Self::MEMORY | Self::READ_ONLY_BIT | Self::PRIVILEGED_NO_EXECUTE);
     /// Data.
     pub(super) const READ_WRITE: Self = Self(Self::MEMORY | Self::PRIVILEGED_NO_EXECUTE);
-    /// Registers: index 0 of `MAIR`, Device-nGnRnE.
-    const DEVICE: Self = Self(Self::ACCESSED | Self::PRIVILEGED_NO_EXECUTE | Self::USER_NO_EXECUTE);
+    /// Registers: index 3 of `MAIR`, Device-nGnRnE.
+    const DEVICE: Self = Self(3 << 2 | Self::ACCESSED | Self::PRIVILEGED_NO_EXECUTE | Self::USER_NO_EXECUTE);
 
     /// A block entry with these attributes and output address 0.
     pub(super) const fn block(self) -> u64 {
@@ -132,6 +141,11 @@ struct Table([AtomicU64; ENTRIES]);
 static POOL: [Table; POOL_PAGES] = [const { Table([const { AtomicU64::new(0) }; ENTRIES]) }; POOL_PAGES];
 static POOL_USED: AtomicUsize = AtomicUsize::new(0);
 
+/// The last physical address that was mapped.
+static HIGHEST: AtomicU64 = AtomicU64::new(0);
+/// The largest `TCR.IPS` that is to be used.
+static IPS_LIMIT: AtomicU64 = AtomicU64::new(5);
+
 /// Held while entries are made. Entries are never taken back.
 static MAPPER: InterruptLock<Mapper> = InterruptLock::new(Mapper(()));
 
@@ -185,6 +199,7 @@ impl Mapper {
         if range.last().get() >= reach() {
             return Err(MapDeviceError::OutOfReach(range));
         }
+        HIGHEST.fetch_max(range.last().get(), Ordering::Relaxed);
         let end = range.last().get() + 1;
         let mut at = range.start().get();
         while at < end {
@@ -245,7 +260,7 @@ impl Mapper {
 
 /// Where physical addresses end for the direct map and for this CPU.
 fn reach() -> u64 {
-    DIRECT_MAP_SIZE.min(1 << output_bits())
+    DIRECT_MAP_SIZE.min(1 << output_bits().min(address_bits(IPS_LIMIT.load(Ordering::Relaxed))))
 }
 
 /// The number of address bits that a `PARange` or `IPS` field stands for.
@@ -268,6 +283,66 @@ pub(super) const fn address_bits(encoding: u64) -> u32 {
 /// An address space that is shared with a device needs a width that its IOMMU respects too.
 pub fn output_bits() -> u32 {
     address_bits(TCR_EL1.read(TCR_EL1::IPS))
+}
+
+/// Confines translations to physical addresses of `bits` bits, which an IOMMU can reach too: `TCR.IPS` becomes that on
+/// each CPU that [`activate`]s a user address space, and nothing beyond is mapped any more.
+///
+/// # Errors
+///
+/// If the kernel has something beyond mapped already.
+pub fn limit_output_bits(bits: u32) -> Result<(), MapDeviceError> {
+    // The largest width that the field can hold and that is no more than wanted.
+    let encoding = (0..=5).rev().find(|&encoding| address_bits(encoding) <= bits).unwrap_or(0);
+    let highest = PhysAddr::new(HIGHEST.load(Ordering::Relaxed));
+    if highest.get() >> address_bits(encoding) != 0 {
+        return Err(MapDeviceError::OutOfReach(PhysRange::block(highest, 1)));
+    }
+    IPS_LIMIT.fetch_min(encoding, Ordering::Relaxed);
+    confine();
+    Ok(())
+}
+
+/// Applies [`limit_output_bits`] to this CPU.
+fn confine() {
+    let limit = IPS_LIMIT.load(Ordering::Relaxed);
+    if TCR_EL1.read(TCR_EL1::IPS) > limit {
+        TCR_EL1.modify(TCR_EL1::IPS.val(limit));
+        barrier::isb(barrier::SY);
+    }
+}
+
+/// Makes the kernel part of a user address space: nothing to do, since it has the top half for itself.
+///
+/// # Safety
+///
+/// None of its own; on other architectures, see there.
+pub unsafe fn adopt(_tables: &UserTables) -> Result<(), MapDeviceError> {
+    Ok(())
+}
+
+/// Lets this CPU use a user address space in the bottom half.
+///
+/// # Safety
+///
+/// The tables stay until [`deactivate`], map for user code only what it may reach, are made for [`MAIR`] and for input
+/// addresses of 48 bits, and the ASID is theirs alone.
+pub unsafe fn activate(tables: &UserTables) {
+    confine();
+    TTBR0_EL1.set(tables.root.get() | u64::from(tables.asid.get()) << 48);
+    barrier::isb(barrier::SY);
+    TCR_EL1.modify(TCR_EL1::EPD0::EnableTTBR0Walks);
+    // The tables are visible to the walker before it looks.
+    barrier::dsb(barrier::ISHST);
+    barrier::isb(barrier::SY);
+}
+
+/// Takes the user address space from this CPU. What its TLB still knows is under an ASID that it does not use any more.
+pub fn deactivate() {
+    TCR_EL1.modify(TCR_EL1::EPD0::DisableTTBR0Walks);
+    barrier::isb(barrier::SY);
+    TTBR0_EL1.set(0);
+    barrier::isb(barrier::SY);
 }
 
 /// Ends the identity map that entry code ran in: the bottom half is empty from now on. Called once per CPU.

@@ -11,6 +11,7 @@ use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 /// The whole state of the interrupted code, so that it can be resumed, inspected or changed.
+#[derive(Clone, Debug)]
 #[repr(C, align(16))]
 pub(super) struct TrapFrame {
     /// x0 to x30.
@@ -28,6 +29,43 @@ pub(super) struct TrapFrame {
     fpcr: u64,
     fpsr: u64,
     q: [u128; 32],
+}
+
+impl TrapFrame {
+    /// The state of user code before its first instruction: interrupts on, and nothing of the kernel's in registers.
+    pub(super) fn of_user(entry: u64, stack: u64, argument: u64) -> Self {
+        let mut x = [0; 31];
+        let [x0, ..] = &mut x;
+        *x0 = argument;
+        let spsr = if cpu::has_pan() { SPSR_PAN } else { 0 };
+        Self { x, sp: stack, elr: entry, spsr, esr: 0, far: 0, fpcr: 0, fpsr: 0, q: [0; 32] }
+    }
+}
+
+/// SPSR.PAN, which stays with the CPU when it comes back to the kernel: no access to user pages by accident.
+const SPSR_PAN: u64 = 1 << 22;
+
+/// What brought the CPU from user code to the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UserTrap {
+    Synchronous,
+    Interrupt,
+    /// It has nothing to do with the code that was interrupted, and nobody expects it.
+    Fatal,
+}
+
+/// What the number of a vector says that [`super::user`] got.
+pub(super) fn from_user(number: u64) -> UserTrap {
+    match Vector::from_number(number) {
+        Vector::Synchronous(Source::User64) => UserTrap::Synchronous,
+        Vector::Irq(Source::User64) => UserTrap::Interrupt,
+        _ => UserTrap::Fatal,
+    }
+}
+
+/// Ends the machine for an exception that came while user code ran.
+pub(super) fn die_in_user(number: u64, frame: &TrapFrame) -> ! {
+    die(Vector::from_number(number), frame)
 }
 
 const FRAME_SIZE: usize = size_of::<TrapFrame>();
@@ -54,6 +92,9 @@ enum Source {
 
 /// The number that entry code gives to an overflow of the kernel's stack; 0 to 15 are the vectors.
 const STACK_OVERFLOW: u64 = 16;
+
+/// The first of the four vectors of 64-bit user code.
+const USER_FIRST: u64 = 8;
 
 /// How far below the stack pointer an access counts as an overflow of the stack.
 const OVERFLOW_SHIFT: u64 = 16;
@@ -179,12 +220,17 @@ trap_entry:
     stp     q26, q27, [x8, #416]
     stp     q28, q29, [x8, #448]
     stp     q30, q31, [x8, #480]
+    sub     x1, x0, #{user_first}
+    cmp     x1, #4
+    b.lo    user_leave
     mov     x1, sp
     stp     x29, x2, [sp, #-16]!            // a frame record, so that backtraces go on
     mov     x29, sp
     bl      handle_trap
     add     sp, sp, #16
 
+    .global trap_return
+trap_return:
     add     x8, sp, #{q}
     ldp     q0, q1, [x8, #0]
     ldp     q2, q3, [x8, #32]
@@ -252,6 +298,7 @@ stack_overflow:
     fpcr = const offset_of!(TrapFrame, fpcr),
     q = const offset_of!(TrapFrame, q),
     overflow_shift = const OVERFLOW_SHIFT,
+    user_first = const USER_FIRST,
     stack_overflow = const STACK_OVERFLOW,
 );
 
@@ -315,11 +362,21 @@ fn report(out: &mut impl Write, vector: Vector, frame: &TrapFrame) -> fmt::Resul
 
 /// `ESR`, for people (Arm ARM, ESR_EL2).
 #[derive(Clone, Copy)]
-struct Syndrome(u64);
+pub(super) struct Syndrome(pub(super) u64);
 
 impl Syndrome {
-    const fn class(self) -> u64 {
+    pub(super) const fn class(self) -> u64 {
         self.0 >> 26 & 0x3f
+    }
+
+    /// Whether an abort says that the tables do not translate the address, or do not allow the access.
+    pub(super) const fn is_page_fault(self) -> bool {
+        matches!(self.0 & 0x3f, 0x04..=0x0f)
+    }
+
+    /// Whether a data abort was a write.
+    pub(super) const fn writes(self) -> bool {
+        self.0 & ESR_WRITE != 0
     }
 
     /// The status code of an abort.
@@ -339,7 +396,7 @@ impl Syndrome {
         }
     }
 
-    const fn class_name(self) -> &'static str {
+    pub(super) const fn class_name(self) -> &'static str {
         match self.class() {
             0x00 => "undefined instruction",
             0x01 => "trapped WFI or WFE",
@@ -373,7 +430,7 @@ impl fmt::Display for Syndrome {
         match self.class() {
             0x20 | 0x21 => write!(f, " ({})", self.abort_reason()),
             0x24 | 0x25 => {
-                let access = if self.0 & ESR_WRITE == 0 { "read" } else { "write" };
+                let access = if self.writes() { "write" } else { "read" };
                 write!(f, " ({access}, {})", self.abort_reason())
             }
             0x15..=0x17 | 0x3c => write!(f, " #{:#x}", self.0 & 0xffff),

@@ -50,6 +50,11 @@ pub(super) enum Command {
         /// Physical address divided by 4096.
         page: u8,
     },
+    /// Raises an interrupt.
+    Interrupt {
+        /// The vector.
+        vector: u8,
+    },
 }
 
 impl Command {
@@ -58,6 +63,7 @@ impl Command {
         match self {
             Self::Init => 0b101 << 8 | ASSERT,
             Self::StartUp { page } => 0b110 << 8 | ASSERT | u32::from(page),
+            Self::Interrupt { vector } => ASSERT | u32::from(vector),
         }
     }
 }
@@ -131,7 +137,8 @@ impl LocalApic {
         }
     }
 
-    /// Sends an interrupt command to the APIC `id`, once the one before is on its way.
+    /// Sends an interrupt command to the APIC `id`, once the one before is on its way. Interrupts are masked, or no
+    /// handler sends any.
     pub(super) fn send(&self, id: u32, command: Command) -> Result<(), CommandPending> {
         match self {
             Self::Memory(_) => {
@@ -148,7 +155,8 @@ impl LocalApic {
                 // (SDM vol. 3, 12.12.3).
                 // SAFETY: barriers only.
                 unsafe { asm!("mfence", "lfence", options(nostack, preserves_flags)) };
-                // SAFETY: the command register takes all 64 bits in one write; INIT and start-up go to other CPUs.
+                // SAFETY: the command register takes all 64 bits in one write; INIT and start-up go to other CPUs, and
+                // vectors have handlers.
                 unsafe { msr(Register::CommandLow).write(value) };
             }
         }

@@ -6,7 +6,7 @@ use super::paging::{self, KERNEL_OFFSET};
 use super::percpu::PerCpu;
 use super::power::{self, Outcome};
 use super::pvh::{self, COMMAND_LINE_SIZE, StartInfo};
-use super::{console, interrupts, time, trap};
+use super::{console, cpu, interrupts, time, trap};
 use crate::{BootInfo, Firmware};
 use core::arch::global_asm;
 use core::cell::UnsafeCell;
@@ -200,6 +200,7 @@ fn boot_info(start_info: u32) -> Result<BootInfo, BootError> {
         pvh::read(&copy_physical, u64::from(start_info))?;
     // SAFETY: called once, on the boot tables, with the loader's memory map.
     let mut memory = unsafe { paging::init(&ram)? };
+    cpu::guard_against_user_code();
     // The first MiB has firmware's data and the trampoline of further CPUs. The loader's structures were copied.
     memory.remove(PhysRange::block(PhysAddr::new(0), 1 << 20));
     memory.remove(paging::image()?);

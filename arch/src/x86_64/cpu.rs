@@ -9,6 +9,7 @@ use core::ptr::NonNull;
 use portcullis_hal::InterruptMask;
 use spin::Once;
 use x86_64::instructions::interrupts;
+use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
 
 /// `InterruptMask` of a CPU that took interrupts.
 const WERE_ENABLED: u64 = 1;
@@ -36,6 +37,9 @@ pub fn restore_interrupts(mask: InterruptMask) {
         interrupts::enable();
     }
 }
+
+/// Makes code just written executable: nothing to do, since instruction caches are coherent here.
+pub fn publish_code(_start: NonNull<u8>, _len: usize) {}
 
 /// Unmasks interrupts.
 pub fn enable_interrupts() {
@@ -99,6 +103,24 @@ pub fn clean_cache(start: NonNull<u8>, len: usize) {
     }
     // SAFETY: a barrier, which waits for the write-backs (SDM vol. 2, CLWB).
     unsafe { asm!("mfence", options(nostack, preserves_flags)) };
+}
+
+/// Keeps the kernel from user code on this CPU: nothing of user memory is executed or reached by accident, and there is
+/// no floating-point state that one process could leave to another.
+pub(super) fn guard_against_user_code() {
+    let leaf = if __cpuid(0).eax >= 7 { Some(__cpuid_count(7, 0)) } else { None };
+    let (ebx, ecx) = leaf.map_or((0, 0), |leaf| (leaf.ebx, leaf.ecx));
+    let has = |register: u32, bit: u32| register >> bit & 1 != 0;
+    // SAFETY: the kernel reaches user memory through the direct map only, which supervisor pages make, and the target
+    // has no floating-point instructions.
+    unsafe {
+        Cr4::update(|cr4| {
+            cr4.set(Cr4Flags::SUPERVISOR_MODE_EXECUTION_PROTECTION, has(ebx, 7));
+            cr4.set(Cr4Flags::SUPERVISOR_MODE_ACCESS_PREVENTION, has(ebx, 20));
+            cr4.set(Cr4Flags::USER_MODE_INSTRUCTION_PREVENTION, has(ecx, 2));
+        });
+        Cr0::update(|cr0| cr0.insert(Cr0Flags::EMULATE_COPROCESSOR));
+    }
 }
 
 /// The width of physical addresses in bits (CPUID leaf 0x8000_0008).

@@ -4,6 +4,7 @@
 
 use super::apic::{self, SPURIOUS_VECTOR};
 use super::paging::MapDeviceError;
+use super::tlb;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use portcullis_hal::{Hal, MsiMessage, PhysAddr};
 use spin::Once;
@@ -82,12 +83,14 @@ const MESSAGE_BASE: u64 = 0xfee0_0000;
 /// Sets up the boot CPU's local APIC. `hal` is for architectures whose controller needs memory.
 pub fn init<H: Hal>(_hal: &H, config: &Config) -> Result<(), InitError> {
     apic::init(config.local_apic)?;
+    tlb::join();
     Ok(())
 }
 
 /// Sets up the local APIC of a further CPU, which [`smp::start`](super::smp::start) does for those it starts.
 pub fn init_secondary() -> Result<(), InitError> {
     apic::local().ok_or(InitError::NotInitialized)?.enable();
+    tlb::join();
     Ok(())
 }
 

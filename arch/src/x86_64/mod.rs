@@ -4,7 +4,7 @@
 //!
 //! | from | what |
 //! |---|---|
-//! | `0x0000_0000_0000_0000` | free for user address spaces |
+//! | `0x0000_0000_0000_0000` | user address spaces; each root has a copy of the kernel's upper half |
 //! | `0xffff_8000_0000_0000` | direct map: RAM write-back, device windows uncached, firmware tables read-only |
 //! | `0xffff_ffff_8000_0000` | the kernel's image, at its physical address plus this offset |
 //!
@@ -26,9 +26,15 @@
 //! GS.base points. All share one IDT, whose stubs save a complete [`trap::TrapFrame`]. The target has no SSE and no
 //! x87 state to save.
 //!
+//! # User mode
+//!
+//! Ring 3 enters through the same stubs, whose frame then lies in [`user::Context`]. GS.base is swapped on the way, and
+//! user code has neither ports nor a floating-point unit.
+//!
 //! # Interrupts
 //!
 //! The 8259s are masked and the I/O APIC is not used: devices interrupt by MSI, one vector (0x30 to 0xef) each.
+//! The vectors above are for calls of user code and for CPUs that ask each other to flush their TLBs.
 
 #[cfg(target_os = "none")]
 mod apic;
@@ -53,4 +59,8 @@ pub mod smp;
 #[cfg(target_os = "none")]
 pub mod time;
 #[cfg(target_os = "none")]
+pub mod tlb;
+#[cfg(target_os = "none")]
 mod trap;
+#[cfg(target_os = "none")]
+pub mod user;

@@ -3,7 +3,7 @@
 #![expect(unsafe_code, reason = "builds the CPU's page tables")]
 
 use super::cpu;
-use crate::MemoryMap;
+use crate::{MemoryMap, UserTables};
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 use portcullis_hal::{PAGE_SIZE, PhysAddr, PhysRange};
@@ -11,6 +11,7 @@ use spin::Mutex;
 use thiserror::Error;
 use x86_64::registers::control::{Cr3, Cr3Flags, Cr4, Cr4Flags};
 use x86_64::structures::paging::mapper::{MapToError, MappedFrame, TranslateResult};
+use x86_64::structures::paging::page_table::PageTableEntry;
 use x86_64::structures::paging::{
     FrameAllocator, Mapper, OffsetPageTable, Page, PageSize, PageTable, PageTableFlags, PhysFrame, Size1GiB,
     Size2MiB, Size4KiB, Translate,
@@ -21,6 +22,8 @@ use x86_64::{PhysAddr as X86PhysAddr, VirtAddr};
 const DIRECT_MAP: u64 = 0xffff_8000_0000_0000;
 /// The size of the direct map: all of the top half but the last 512 GiB, where the image is.
 const DIRECT_MAP_SIZE: u64 = 255 << 39;
+/// Entries of a table.
+const ENTRIES: usize = 512;
 /// From physical to linked addresses of the image.
 pub(super) const KERNEL_OFFSET: u64 = 0xffff_ffff_8000_0000;
 
@@ -45,6 +48,9 @@ pub enum MapDeviceError {
     /// The pool of page tables is used up.
     #[error("no page table left")]
     NoTable,
+    /// It would need an entry of the root table, of which user address spaces have copies already.
+    #[error("{0} is too far from what is mapped to be added now")]
+    Late(PhysAddr),
 }
 
 unsafe extern "C" {
@@ -90,6 +96,8 @@ struct Tables {
     root: PhysFrame,
     pool: PoolFrames,
     gigabyte_pages: bool,
+    /// User address spaces have a copy of the upper half of the root.
+    copied: bool,
 }
 
 static TABLES: Mutex<Option<Tables>> = Mutex::new(None);
@@ -161,7 +169,7 @@ pub(super) unsafe fn init(ram: &MemoryMap) -> Result<MemoryMap, MapDeviceError> 
     let table = phys_to_virt(PhysAddr::new(root.start_address().as_u64())).cast::<PageTable>();
     // SAFETY: the frame was just taken from the pool, is zero, and is in reach of the boot tables' direct map.
     let mapper = unsafe { OffsetPageTable::new(&mut *table.as_ptr(), VirtAddr::new(DIRECT_MAP)) };
-    let mut tables = Tables { mapper, root, pool, gigabyte_pages: cpu::has_gigabyte_pages() };
+    let mut tables = Tables { mapper, root, pool, gigabyte_pages: cpu::has_gigabyte_pages(), copied: false };
     tables.map_image()?;
     let mut mapped = MemoryMap::new();
     for range in ram.iter() {
@@ -181,6 +189,63 @@ pub(super) unsafe fn init(ram: &MemoryMap) -> Result<MemoryMap, MapDeviceError> 
 /// The root of the kernel's tables, in the first 4 GiB.
 pub(super) fn root() -> Option<PhysAddr> {
     with_tables(|tables| PhysAddr::new(tables.root.start_address().as_u64()))
+}
+
+/// Makes the kernel part of a user address space: copies the upper half of the kernel's root to the root of `tables`.
+///
+/// # Errors
+///
+/// Before the kernel's own tables stand.
+///
+/// # Safety
+///
+/// The root is a frame of the direct map whose upper half nobody else uses.
+pub unsafe fn adopt(tables: &UserTables) -> Result<(), MapDeviceError> {
+    let target = phys_to_virt(tables.root).cast::<PageTable>();
+    with_tables(|kernel| {
+        kernel.copied = true;
+        let half = ENTRIES / 2;
+        // SAFETY: a frame in the direct map, as the caller says, which nobody else reaches in this half.
+        let upper = unsafe { target.cast::<PageTableEntry>().add(half) };
+        for (index, entry) in kernel.mapper.level_4_table().iter().skip(half).enumerate() {
+            // SAFETY: 256 entries from the middle of the table.
+            unsafe { upper.add(index).write_volatile(entry.clone()) };
+        }
+    })
+    .ok_or(MapDeviceError::NoTable)?;
+    cpu::clean_cache(target.cast(), PAGE_SIZE as usize);
+    Ok(())
+}
+
+/// Lets this CPU use a user address space in the bottom half.
+///
+/// # Safety
+///
+/// The tables were [`adopt`]ed, stay until [`deactivate`], and map for user code only what it may reach.
+pub unsafe fn activate(tables: &UserTables) {
+    let frame = PhysFrame::containing_address(X86PhysAddr::new_truncate(tables.root.get()));
+    // SAFETY: the upper half is the kernel's, as the caller says.
+    unsafe { Cr3::write(frame, Cr3Flags::empty()) };
+}
+
+/// Takes the user address space from this CPU, with all that its TLB knows of it.
+pub fn deactivate() {
+    if let Some(root) = root() {
+        let frame = PhysFrame::containing_address(X86PhysAddr::new_truncate(root.get()));
+        // SAFETY: the kernel's own tables.
+        unsafe { Cr3::write(frame, Cr3Flags::empty()) };
+    }
+}
+
+/// The widest physical address that the CPU's tables can hold, in bits.
+pub fn output_bits() -> u32 {
+    cpu::physical_bits()
+}
+
+/// Confines translations to physical addresses of `bits` bits, which an IOMMU can reach too. Here only the tables' owner
+/// can do that: the CPU has no such setting.
+pub fn limit_output_bits(_bits: u32) -> Result<(), MapDeviceError> {
+    Ok(())
 }
 
 /// Whether the direct map holds `phys`.
@@ -245,6 +310,9 @@ impl Tables {
         let mut done = 0;
         while done < len {
             let (virt, phys) = (VirtAddr::new(virt + done), X86PhysAddr::new(phys + done));
+            if self.copied && self.mapper.level_4_table()[virt.p4_index()].is_unused() {
+                return Err(MapDeviceError::Late(PhysAddr::new(phys.as_u64())));
+            }
             done += match self.mapper.translate(virt) {
                 TranslateResult::NotMapped => self.map_largest(virt, phys, len - done, flags)?,
                 TranslateResult::Mapped { frame, offset, flags: found }

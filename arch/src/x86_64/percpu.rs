@@ -11,6 +11,15 @@ use x86_64::registers::segmentation::{CS, DS, ES, SS, Segment, SegmentSelector};
 use x86_64::structures::gdt::{Descriptor, GlobalDescriptorTable};
 use x86_64::structures::tss::TaskStateSegment;
 
+/// The selectors of user code and data, by the order in which [`PerCpu::install`] fills the GDT, at privilege level 3.
+pub(super) const USER_DATA: u16 = 3 << 3 | 3;
+/// See [`USER_DATA`].
+pub(super) const USER_CODE: u16 = 4 << 3 | 3;
+
+/// Where in a CPU's block is the stack pointer on which it enters the kernel from user code (TSS.RSP0).
+pub(super) const TRAP_STACK: usize =
+    offset_of!(PerCpu, tss) + offset_of!(TaskStateSegment, privilege_stack_table);
+
 /// An entry of the interrupt stack table: an exception that may not trust the stack it interrupts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Emergency {
@@ -69,6 +78,8 @@ impl PerCpu {
         let base = VirtAddr::from_ptr(self);
         let code = self.gdt.append(Descriptor::kernel_code_segment());
         let data = self.gdt.append(Descriptor::kernel_data_segment());
+        self.gdt.append(Descriptor::user_data_segment());
+        self.gdt.append(Descriptor::user_code_segment());
         let tss = self.gdt.append(Descriptor::tss_segment(&self.tss));
         self.gdt.load();
         // SAFETY: the selectors are those of the table just loaded, which lives for ever; FS and GS are used by

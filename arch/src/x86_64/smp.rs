@@ -4,7 +4,7 @@
 
 use super::apic::{self, Command, CommandPending};
 use super::percpu::PerCpu;
-use super::{boot, interrupts, paging, time, trap};
+use super::{boot, cpu, interrupts, paging, time, trap};
 use core::arch::global_asm;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -245,6 +245,7 @@ extern "C" fn arrive(start: *mut Start) -> ! {
     unsafe { block.install() };
     trap::load();
     paging::keep_global_entries();
+    cpu::guard_against_user_code();
     // It cannot fail: the boot CPU's is set up, or there would have been no IPI.
     let _ = interrupts::init_secondary();
     ARRIVED.store(true, Ordering::Release);

@@ -5,16 +5,17 @@
 use super::boot::Console;
 use super::percpu::Emergency;
 use super::power::{self, Outcome};
-use super::{console, cpu, interrupts};
+use super::{console, cpu, interrupts, tlb, user};
 use core::arch::global_asm;
 use core::fmt::{self, Write};
+use core::mem::offset_of;
 use core::sync::atomic::{AtomicBool, Ordering};
 use spin::Once;
-use x86_64::VirtAddr;
 use x86_64::registers::control::Cr2;
 use x86_64::structures::idt::{
     ExceptionVector, InterruptDescriptorTable, PageFaultErrorCode, SelectorErrorCode,
 };
+use x86_64::{PrivilegeLevel, VirtAddr};
 
 // One stub per vector, 16 bytes apart: each pushes an error code, where the CPU did not (SDM vol. 3, table 7-1), and
 // its vector, so that all frames look alike.
@@ -36,7 +37,10 @@ trap_stubs:
     .endr
 
 trap_common:
-    cld
+    testb $3, 24(%rsp)          /* CS: from user code? */
+    jz 1f
+    swapgs
+1:  cld
     pushq %rax
     pushq %rcx
     pushq %rdx
@@ -52,8 +56,19 @@ trap_common:
     pushq %r13
     pushq %r14
     pushq %r15
-    movq %rsp, %rdi
+    testb $3, {cs}(%rsp)
+    jz 2f
+    /* NMI, double fault and machine check have stacks of their own: they end here, wherever they came from. */
+    movq {vector}(%rsp), %rax
+    movl $(1 << 2 | 1 << 8 | 1 << 18), %ecx
+    cmpq $32, %rax
+    jae user_leave
+    btl %eax, %ecx
+    jnc user_leave
+2:  movq %rsp, %rdi
     call {trap}
+    .global trap_return
+trap_return:
     popq %r15
     popq %r14
     popq %r13
@@ -70,9 +85,14 @@ trap_common:
     popq %rcx
     popq %rax
     addq $16, %rsp
-    iretq
+    testb $3, 8(%rsp)           /* CS: to user code? */
+    jz 3f
+    swapgs
+3:  iretq
     "#,
     trap = sym trap,
+    cs = const offset_of!(TrapFrame, cs),
+    vector = const offset_of!(TrapFrame, vector),
     options(att_syntax)
 );
 
@@ -84,10 +104,10 @@ unsafe extern "C" {
 const STUB_SIZE: u64 = 16;
 
 /// The first vector that is no exception.
-const FIRST_INTERRUPT: u8 = 32;
+pub(super) const FIRST_INTERRUPT: u8 = 32;
 
 /// All registers of the interrupted code, as the entry stubs push them.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub(super) struct TrapFrame {
     pub(super) r15: u64,
@@ -158,7 +178,10 @@ fn build() -> InterruptDescriptorTable {
     }
     for vector in FIRST_INTERRUPT..=u8::MAX {
         // SAFETY: as above.
-        unsafe { table[vector].set_handler_addr(stub(vector)) };
+        let options = unsafe { table[vector].set_handler_addr(stub(vector)) };
+        if vector == user::CALL_VECTOR {
+            options.set_privilege_level(PrivilegeLevel::Ring3);
+        }
     }
     table
 }
@@ -167,12 +190,17 @@ fn build() -> InterruptDescriptorTable {
 extern "C" fn trap(frame: &mut TrapFrame) {
     let vector = frame.vector as u8;
     if vector >= FIRST_INTERRUPT {
-        interrupts::dispatch(vector);
+        interrupt(vector);
     } else if vector == ExceptionVector::Breakpoint as u8 {
         let _ = writeln!(Console, "breakpoint: cpu {} rip={:#x}", cpu::index(), frame.rip);
     } else {
         die(frame)
     }
+}
+
+/// Handles an interrupt.
+pub(super) fn interrupt(vector: u8) {
+    if vector == tlb::VECTOR { tlb::handle_request() } else { interrupts::dispatch(vector) }
 }
 
 /// Prints an exception that nobody expects, and ends the run.
@@ -190,7 +218,7 @@ fn die(frame: &TrapFrame) -> ! {
 
 impl TrapFrame {
     /// The exception's name (SDM vol. 3, table 7-1).
-    fn name(&self) -> &'static str {
+    pub(super) fn name(&self) -> &'static str {
         match self.vector {
             0 => "divide error #DE",
             1 => "debug exception #DB",
