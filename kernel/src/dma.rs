@@ -70,7 +70,8 @@ pub(crate) struct DmaSpace {
 impl DmaSpace {
     /// A paging domain fit for `device`, which stays as it is.
     pub(crate) fn new(iommu: &KernelIommu, device: &Device, stage: Option<Stage>) -> Result<Self, DmaError> {
-        let domain = iommu.new_domain(device, &DomainSpec::Paging(PagingSpec { stage, ..PagingSpec::default() }))?;
+        let domain =
+            iommu.new_domain(device, &DomainSpec::Paging(PagingSpec { stage, ..PagingSpec::default() }))?;
         let mut reserved = Vec::new();
         reserved.try_reserve(device.reserved().len()).map_err(|_| OutOfMemory)?;
         reserved.extend(device.reserved().iter().map(|region| region.range));

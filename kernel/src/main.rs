@@ -23,9 +23,15 @@ mod machine;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
+mod mm;
+#[cfg(target_os = "none")]
 mod report;
 #[cfg(target_os = "none")]
+mod second;
+#[cfg(target_os = "none")]
 mod units;
+#[cfg(target_os = "none")]
+mod user;
 
 /// The kernel is for bare metal; on a host there is nothing to do.
 #[cfg(not(target_os = "none"))]

@@ -7,6 +7,7 @@ mod kinds;
 mod processors;
 mod revocation;
 mod rogue;
+mod spaces;
 mod table;
 
 use crate::devices::edu::pause;
@@ -31,6 +32,7 @@ pub(crate) fn main(machine: &'static Machine, report: &mut Report) {
     revocation::run(machine, report);
     kinds::run(machine, report);
     processors::run(machine, report);
+    spaces::run(machine, report);
     table::run(machine, report);
 }
 

@@ -8,13 +8,14 @@ use crate::machine::{Machine, TestRig};
 use crate::memory::KernelHal;
 use crate::report::Report;
 use crate::report::words;
+use crate::second;
 use alloc::format;
 use alloc::string::{String, ToString};
 use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_arch::cpu;
 use portcullis_hal::{Arc, Attributes, FrameOrder, Hal, unsize_arc};
 use portcullis_iommu::{DomainSpec, Fault, FaultHandler};
-use spin::{Mutex, Once};
+use spin::Once;
 
 /// Transfers per CPU in the background, at least.
 const TRANSFERS: u32 = 5;
@@ -34,7 +35,7 @@ const ROUNDS: u32 = 150;
 /// How long the other CPU may take, in nanoseconds.
 const TIMEOUT_NS: u64 = 60_000_000_000;
 
-/// What the second CPU works with, once there is work.
+/// What both CPUs work with.
 static WORK: Once<Work> = Once::new();
 
 struct Work {
@@ -42,12 +43,11 @@ struct Work {
     /// The domain in which both CPUs map and unmap.
     common: DmaSpace,
     arrived: AtomicU32,
-    result: Mutex<Option<Outcome>>,
 }
 
 pub(super) fn run(machine: &'static Machine, report: &mut Report) {
     report.section("Two CPUs");
-    let started = machine.start_second_cpu(second_cpu);
+    let started = machine.start_second_cpu(second::serve);
     if !report.check("cpus.start", started) {
         return;
     }
@@ -60,38 +60,17 @@ pub(super) fn run(machine: &'static Machine, report: &mut Report) {
     super::drain_faults(machine.iommu);
 }
 
-fn second_cpu(_index: usize) -> ! {
-    cpu::enable_interrupts();
-    loop {
-        if let Some(work) = WORK.get() {
-            let outcome = share_of_work(work, 1);
-            *work.result.lock() = Some(outcome);
-            break;
-        }
-        KernelHal.relax();
-    }
-    loop {
-        cpu::wait_for_interrupt();
-    }
-}
-
 fn together(machine: &'static Machine) -> Result<[Outcome; 2], String> {
     let [rig, ..] = machine.test_devices.as_slice() else {
         return Err("no iommu-testdev".to_string());
     };
     let common = DmaSpace::new(machine.iommu, &rig.device, None).map_err(words)?;
-    let work =
-        WORK.call_once(|| Work { machine, common, arrived: AtomicU32::new(0), result: Mutex::new(None) });
+    let work = WORK.call_once(|| Work { machine, common, arrived: AtomicU32::new(0) });
+    let second = second::submit(|| share_of_work(work, 1))?;
     let first = share_of_work(work, 0);
-    let start = KernelHal.now_ns();
-    loop {
-        if let Some(second) = work.result.lock().take() {
-            return Ok([first, second]);
-        }
-        if KernelHal.now_ns() - start > TIMEOUT_NS {
-            return Err(format!("the second CPU did not finish; the first: {first:?}"));
-        }
-        KernelHal.relax();
+    match second.wait(TIMEOUT_NS) {
+        Some(second) => Ok([first, second]),
+        None => Err(format!("the second CPU did not finish; the first: {first:?}")),
     }
 }
 

@@ -1,0 +1,378 @@
+//! Address spaces of user code: what runs in them without privilege, and what it can and cannot reach.
+
+use super::Outcome;
+use crate::machine::Machine;
+use crate::memory::KernelHal;
+use crate::mm::{self, AddressSpace, PAGE, PageRange};
+use crate::report::Report;
+use crate::report::words;
+use crate::second::{self, Pending};
+use crate::user::{Ended, Order, Program, Thread};
+use alloc::format;
+use alloc::string::{String, ToString};
+use core::sync::atomic::Ordering;
+use portcullis_arch::PageFault;
+use portcullis_hal::{Access, FaultOutcome, Frames, Hal, Mm, MmFault, PinError};
+
+const READ_WRITE: Access = Access::READ.union(Access::WRITE);
+
+/// Where the checks have their memory.
+const HEAP: u64 = 0x10_0000_0000;
+
+/// How long the other CPU may take, in nanoseconds.
+const TIMEOUT_NS: u64 = 60_000_000_000;
+
+pub(super) fn run(_machine: &'static Machine, report: &mut Report) {
+    report.section("Address spaces");
+    let frames = mm::in_use();
+    report.check("space.program", program());
+    report.check("space.demand", demand());
+    report.check("space.fork", fork());
+    report.check("space.protect", protect());
+    report.check("space.unmap", unmap());
+    report.check("space.privilege", privilege());
+    report.check("space.fault", fault());
+    report.check("space.pin", pin());
+    report.check("space.exit", exit());
+    report.check("space.shoot-unmap", shoot_unmap());
+    report.check("space.shoot-protect", shoot_protect());
+    let left = mm::in_use() - frames;
+    report.check("space.frames", if left == 0 { Ok("all came back") } else { Err("some are lost") });
+}
+
+fn pages(index: u64, count: u64) -> Result<PageRange, String> {
+    PageRange::new(HEAP + index * PAGE, count * PAGE).map_err(words)
+}
+
+/// A servant with `count` pages from [`HEAP`] on.
+fn servant(count: u64) -> Result<Thread, String> {
+    let thread = Thread::new(Program::Servant, 0).map_err(words)?;
+    thread.space().map(pages(0, count)?, READ_WRITE).map_err(words)?;
+    Ok(thread)
+}
+
+fn execute(thread: &mut Thread, order: Order) -> Result<u64, String> {
+    thread.execute(order).map_err(|ended| format!("{order:?}: {ended}"))
+}
+
+/// Requires that an access ends the thread, at this address and for this reason.
+fn refused(thread: &mut Thread, order: Order, address: u64, access: Access) -> Result<String, String> {
+    match thread.execute(order) {
+        Err(ended) => denied(ended, address, access),
+        Ok(result) => Err(format!("{order:?} gave {result:#x}")),
+    }
+}
+
+fn denied(ended: Ended, address: u64, access: Access) -> Result<String, String> {
+    match ended {
+        Ended::Fault(PageFault { address: at, access: how, .. }, FaultOutcome::Denied)
+            if at == address && how == access =>
+        {
+            Ok(words(ended))
+        }
+        other => Err(format!("ended otherwise: {other}")),
+    }
+}
+
+fn first_word(memory: &Frames<KernelHal>) -> u64 {
+    memory.words().first().map_or(0, |word| word.load(Ordering::Acquire))
+}
+
+fn word_at(space: &AddressSpace, address: u64) -> Result<u64, String> {
+    Ok(first_word(space.frame_at(address).ok_or("no memory there")?.frames()))
+}
+
+/// A program that gets its memory as it runs.
+fn program() -> Outcome {
+    let mut thread = Thread::new(Program::Squares, HEAP).map_err(words)?;
+    thread.space().map(pages(0, Program::PAGES)?, READ_WRITE).map_err(words)?;
+    let before = thread.space().resident();
+    let ended = thread.run();
+    if ended != Ended::Exit(Program::SUM) {
+        return Err(words(ended));
+    }
+    let (resident, faults) = (thread.space().resident() - before, thread.space().faults());
+    // Its pages and one of the stack.
+    if resident as u64 != Program::PAGES + 1 {
+        return Err(format!("{resident} pages have memory"));
+    }
+    Ok(format!("{ended}; {resident} pages and {faults} faults"))
+}
+
+/// Untouched memory reads as zero, and each page has its own.
+fn demand() -> Outcome {
+    let mut thread = servant(2)?;
+    let space = thread.space().clone();
+    if space.frame_at(HEAP).is_some() {
+        return Err("memory before the first touch".to_string());
+    }
+    let (first, second) = (HEAP + 8, HEAP + PAGE + 8);
+    if execute(&mut thread, Order::Load(first))? != 0 {
+        return Err("not zero".to_string());
+    }
+    execute(&mut thread, Order::Store(first, 0x1111))?;
+    if execute(&mut thread, Order::Load(second))? != 0 {
+        return Err("the second page is not zero".to_string());
+    }
+    if execute(&mut thread, Order::Load(first))? != 0x1111 {
+        return Err("the word is lost".to_string());
+    }
+    let phys = |address| space.frame_at(address).map(|frame| frame.frames().phys());
+    match (phys(HEAP), phys(HEAP + PAGE)) {
+        (Some(one), Some(other)) if one != other => Ok(format!("zero at first, then {one} and {other}")),
+        other => Err(format!("{other:?}")),
+    }
+}
+
+/// Both sides of a fork see the same, until one of them writes.
+fn fork() -> Outcome {
+    let mut parent = servant(2)?;
+    execute(&mut parent, Order::Store(HEAP, 1))?;
+    execute(&mut parent, Order::Store(HEAP + PAGE, 2))?;
+    let frames = mm::in_use();
+    let mut child = parent.fork().map_err(words)?;
+    if mm::in_use() != frames {
+        return Err("the fork copied memory".to_string());
+    }
+    for thread in [&mut parent, &mut child] {
+        if execute(thread, Order::Load(HEAP))? != 1 || execute(thread, Order::Load(HEAP + PAGE))? != 2 {
+            return Err("not the same after the fork".to_string());
+        }
+    }
+    execute(&mut parent, Order::Store(HEAP, 3))?;
+    execute(&mut child, Order::Store(HEAP + PAGE, 4))?;
+    for (thread, expected) in [(&mut parent, [3, 2]), (&mut child, [1, 4])] {
+        let found = [execute(thread, Order::Load(HEAP))?, execute(thread, Order::Load(HEAP + PAGE))?];
+        if found != expected {
+            return Err(format!("{found:?} instead of {expected:?}"));
+        }
+    }
+    let copied = mm::in_use() - frames;
+    // The other side has its own by now: what is left is not copied again.
+    execute(&mut child, Order::Store(HEAP, 5))?;
+    if mm::in_use() - frames != copied || execute(&mut parent, Order::Load(HEAP))? != 3 {
+        return Err("the last owner copied, or wrote to the other's".to_string());
+    }
+    match child.execute(Order::Exit(copied as u64)) {
+        Err(Ended::Exit(pages)) => Ok(format!("{pages} pages copied by the first write")),
+        other => Err(format!("the child did not end by itself: {other:?}")),
+    }
+}
+
+/// Read-only memory refuses writes, keeps its contents, and takes writes again when it may.
+fn protect() -> Outcome {
+    let mut thread = servant(3)?;
+    let middle = HEAP + PAGE;
+    for page in 0..3 {
+        execute(&mut thread, Order::Store(HEAP + page * PAGE, 10 + page))?;
+    }
+    let space = thread.space().clone();
+    space.protect(pages(1, 1)?, Access::READ).map_err(words)?;
+    if execute(&mut thread, Order::Load(middle))? != 11 {
+        return Err("the contents are lost".to_string());
+    }
+    execute(&mut thread, Order::Store(HEAP, 20))?;
+    execute(&mut thread, Order::Store(HEAP + 2 * PAGE, 22))?;
+    let mut witness = thread.clone();
+    let line = refused(&mut thread, Order::Store(middle, 21), middle, Access::WRITE)?;
+    if word_at(&space, middle)? != 11 {
+        return Err("written all the same".to_string());
+    }
+    space.protect(pages(1, 1)?, READ_WRITE).map_err(words)?;
+    execute(&mut witness, Order::Store(middle, 31))?;
+    if word_at(&space, middle)? != 31 { Err("not written afterwards".to_string()) } else { Ok(line) }
+}
+
+/// What is unmapped is gone for the thread, and its neighbours are not.
+fn unmap() -> Outcome {
+    let mut thread = servant(3)?;
+    for page in 0..3 {
+        execute(&mut thread, Order::Store(HEAP + page * PAGE, 1))?;
+    }
+    let frames = mm::in_use();
+    let gone = thread.space().unmap(pages(1, 1)?).map_err(words)?;
+    if gone != 1 || mm::in_use() + 1 != frames {
+        return Err(format!("{gone} pages gone, {} frames freed", frames - mm::in_use()));
+    }
+    execute(&mut thread, Order::Load(HEAP))?;
+    execute(&mut thread, Order::Load(HEAP + 2 * PAGE))?;
+    refused(&mut thread, Order::Load(HEAP + PAGE), HEAP + PAGE, Access::READ)
+}
+
+/// What user code must not do ends it, each time with the reason.
+fn privilege() -> Outcome {
+    let mut thread = servant(1)?;
+    execute(&mut thread, Order::Store(HEAP, 0))?;
+    // The kernel's own memory, which is mapped while the thread runs.
+    let kernel = KernelHal.phys_to_virt(thread.space().table_root().root).addr().get() as u64;
+    let fresh = || servant(1);
+    refused(&mut fresh()?, Order::Load(kernel), kernel, Access::READ)?;
+    refused(&mut fresh()?, Order::Store(kernel, 0), kernel, Access::WRITE)?;
+    refused(&mut fresh()?, Order::Jump(kernel), kernel, Access::EXECUTE)?;
+    // Data is not code, and code is not data.
+    refused(&mut thread, Order::Jump(HEAP), HEAP, Access::EXECUTE)?;
+    refused(&mut fresh()?, Order::Store(0x40_0000, 0), 0x40_0000, Access::WRITE)?;
+    refused(&mut fresh()?, Order::Load(0), 0, Access::READ)?;
+    match fresh()?.execute(Order::Trespass) {
+        Err(Ended::Exception(exception)) => Ok(words(exception)),
+        Err(other) => Err(format!("ended otherwise: {other}")),
+        Ok(_) => Err("a privileged instruction was executed".to_string()),
+    }
+}
+
+/// A fault that a device reports is resolved or denied as one of the CPU is.
+fn fault() -> Outcome {
+    let mut thread = servant(2)?;
+    let space = thread.space().clone();
+    space.protect(pages(1, 1)?, Access::READ).map_err(words)?;
+    let ask = |address, access| space.handle_fault(MmFault { address, access });
+    for (address, access, expected) in [
+        (HEAP, Access::WRITE, FaultOutcome::Resolved),
+        (HEAP + PAGE, Access::WRITE, FaultOutcome::Denied),
+        (HEAP + PAGE, Access::READ, FaultOutcome::Resolved),
+        (HEAP + 2 * PAGE, Access::READ, FaultOutcome::Denied),
+        (HEAP, Access::EXECUTE, FaultOutcome::Denied),
+        (u64::MAX, Access::READ, FaultOutcome::Denied),
+    ] {
+        let found = ask(address, access);
+        if found != expected {
+            return Err(format!("{access} at {address:#x}: {found:?}"));
+        }
+    }
+    // What was made present for the device is there for the CPU.
+    let faults = space.faults();
+    execute(&mut thread, Order::Store(HEAP, 7))?;
+    space.end().map_err(words)?;
+    match ask(HEAP, Access::READ) {
+        FaultOutcome::Denied => Ok(format!("{faults} resolved, and none after the end")),
+        other => Err(format!("after the end: {other:?}")),
+    }
+}
+
+/// Pinned pages are there before they are touched, and keep their memory and their permissions over a fork.
+fn pin() -> Outcome {
+    let mut thread = servant(4)?;
+    let space = thread.space().clone();
+    let range = pages(0, 4)?;
+    let frames = mm::in_use();
+    let last = HEAP + 4 * PAGE - 1;
+    space.pin(HEAP, last, READ_WRITE).map_err(words)?;
+    if mm::in_use() != frames + 4 {
+        return Err("the pages have no memory".to_string());
+    }
+    let page = space.frame_at(HEAP).ok_or("no memory")?;
+    let child = thread.fork().map_err(words)?;
+    if child.space().resident() < 4 || mm::in_use() < frames + 8 {
+        return Err("the child shares pinned memory".to_string());
+    }
+    let faults = space.faults();
+    execute(&mut thread, Order::Store(HEAP, 0x9199))?;
+    if first_word(page.frames()) != 0x9199 || word_at(child.space(), HEAP)? != 0 {
+        return Err("the write went elsewhere".to_string());
+    }
+    // Read-only and back: the permission is there without a fault.
+    space.protect(range, Access::READ).map_err(words)?;
+    space.protect(range, READ_WRITE).map_err(words)?;
+    execute(&mut thread, Order::Store(HEAP + 3 * PAGE, 1))?;
+    // The thread's code is the only other page that it touched since.
+    if space.faults() > faults + 1 {
+        return Err("a pinned page faulted".to_string());
+    }
+    space.unpin(HEAP, last);
+    let outside = space.pin(HEAP + 2 * PAGE, last + PAGE, Access::READ);
+    if outside != Err(PinError::Denied(HEAP + 4 * PAGE)) {
+        return Err(format!("beyond the region: {outside:?}"));
+    }
+    Ok(format!("4 pages from {HEAP:#x} on, copied by the fork"))
+}
+
+/// The end gives back every frame, of memory and of tables, and stops the thread.
+fn exit() -> Outcome {
+    let (frames, bytes) = (mm::in_use(), crate::memory::usage().0);
+    let mut thread = servant(600)?;
+    for page in (0..600).step_by(3) {
+        execute(&mut thread, Order::Store(HEAP + page * PAGE, page))?;
+    }
+    let child = thread.fork().map_err(words)?;
+    let used = crate::memory::usage().0 - bytes;
+    let gone = thread.space().end().map_err(words)?;
+    let instruction = match thread.execute(Order::Load(HEAP)) {
+        Err(Ended::Fault(fault, FaultOutcome::Denied)) => fault,
+        other => return Err(format!("it still runs: {other:?}")),
+    };
+    if instruction.access != Access::EXECUTE {
+        return Err(format!("{instruction:?} instead of the next instruction"));
+    }
+    drop((thread, child));
+    let (frames, bytes) = (mm::in_use() - frames, crate::memory::usage().0 - bytes);
+    if frames != 0 || bytes != 0 {
+        return Err(format!("{frames} frames and {bytes} bytes are left"));
+    }
+    Ok(format!("{gone} pages, {} KiB with their tables", used / 1024))
+}
+
+/// A thread on the second CPU that executes one order until it ends.
+fn elsewhere(thread: &Thread, order: Order) -> Result<Pending<Ended>, String> {
+    let mut thread = thread.sibling();
+    second::submit(move || thread.execute(order).err().unwrap_or(Ended::Late))
+}
+
+/// Waits until the number that a thread on the other CPU writes to `counter` has grown, so that its TLB knows the page.
+fn await_progress(counter: &Frames<KernelHal>, word: usize) -> Result<(), String> {
+    let read = || counter.words().get(word).map_or(0, |word| word.load(Ordering::Acquire));
+    let start = KernelHal.now_ns();
+    let before = read();
+    while read() < before + 1000 {
+        if KernelHal.now_ns() - start > TIMEOUT_NS {
+            return Err("the other CPU makes no progress".to_string());
+        }
+        KernelHal.relax();
+    }
+    Ok(())
+}
+
+/// Where the other CPU reports.
+const REPORT: u64 = HEAP + PAGE;
+
+/// A page goes while a thread on the other CPU reads it all the time: once `unmap` has returned, it is read no more.
+fn shoot_unmap() -> Outcome {
+    const POISON: u64 = 0xdead_beef;
+    let mut thread = servant(2)?;
+    execute(&mut thread, Order::Store(HEAP, 0x600d))?;
+    execute(&mut thread, Order::Store(REPORT, 0))?;
+    let space = thread.space().clone();
+    let page = space.frame_at(HEAP).ok_or("no memory")?;
+    let report = space.frame_at(REPORT).ok_or("no memory")?;
+    let other = elsewhere(&thread, Order::Watch { address: HEAP, report: REPORT })?;
+    await_progress(report.frames(), 1)?;
+    space.unmap(pages(0, 1)?).map_err(words)?;
+    // Whoever reads the page now, reads this.
+    page.frames().words().iter().for_each(|word| word.store(POISON, Ordering::Release));
+    let ended = other.wait(TIMEOUT_NS).ok_or("the other CPU reads on")?;
+    let line = denied(ended, HEAP, Access::READ)?;
+    if first_word(report.frames()) != 0x600d {
+        return Err("the other CPU read the page after its unmap".to_string());
+    }
+    let rounds = report.frames().words().get(1).map_or(0, |word| word.load(Ordering::Relaxed));
+    Ok(format!("{line}, after {rounds} reads"))
+}
+
+/// A page becomes read-only while a thread on the other CPU writes to it all the time.
+fn shoot_protect() -> Outcome {
+    let mut thread = servant(2)?;
+    execute(&mut thread, Order::Store(HEAP, 0))?;
+    execute(&mut thread, Order::Store(REPORT, 0))?;
+    let space = thread.space().clone();
+    let page = space.frame_at(HEAP).ok_or("no memory")?;
+    let report = space.frame_at(REPORT).ok_or("no memory")?;
+    let other = elsewhere(&thread, Order::Count { address: HEAP, report: REPORT })?;
+    await_progress(report.frames(), 0)?;
+    space.protect(pages(0, 1)?, Access::READ).map_err(words)?;
+    let last = first_word(page.frames());
+    let ended = other.wait(TIMEOUT_NS).ok_or("the other CPU writes on")?;
+    let line = denied(ended, HEAP, Access::WRITE)?;
+    if first_word(page.frames()) != last {
+        return Err("the other CPU wrote after the page was read-only".to_string());
+    }
+    Ok(format!("{line}, after {last} writes"))
+}
