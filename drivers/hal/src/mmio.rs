@@ -54,6 +54,7 @@ impl MmioRegion {
         self.len
     }
 
+    #[inline]
     fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
         let end = offset.checked_add(size_of::<T>())?;
         if end > self.len || !offset.is_multiple_of(align_of::<T>()) {
@@ -66,11 +67,13 @@ impl MmioRegion {
 
 // SAFETY: `new` vouched for the registers, and each access is one access to them.
 unsafe impl Mmio for MmioRegion {
+    #[inline]
     fn read32(&self, offset: usize) -> u32 {
         // SAFETY: `register` gives aligned registers inside the region.
         self.register(offset).map_or(0, |register| unsafe { access::read32(register) })
     }
 
+    #[inline]
     fn write32(&self, offset: usize, value: u32) {
         if let Some(register) = self.register(offset) {
             // SAFETY: `register` gives aligned registers inside the region.
@@ -78,11 +81,13 @@ unsafe impl Mmio for MmioRegion {
         }
     }
 
+    #[inline]
     fn read64(&self, offset: usize) -> u64 {
         // SAFETY: `register` gives aligned registers inside the region.
         self.register(offset).map_or(0, |register| unsafe { access::read64(register) })
     }
 
+    #[inline]
     fn write64(&self, offset: usize, value: u64) {
         if let Some(register) = self.register(offset) {
             // SAFETY: `register` gives aligned registers inside the region.
@@ -100,6 +105,7 @@ mod access {
 
     macro_rules! accessors {
         ($read:ident, $write:ident, $ty:ty, $reg:literal) => {
+            #[inline]
             pub(super) unsafe fn $read(register: NonNull<$ty>) -> $ty {
                 let value;
                 // SAFETY: the caller gives a register that may be read.
@@ -110,6 +116,7 @@ mod access {
                 value
             }
 
+            #[inline]
             pub(super) unsafe fn $write(register: NonNull<$ty>, value: $ty) {
                 // SAFETY: the caller gives a register that may be written.
                 unsafe {
@@ -130,11 +137,13 @@ mod access {
 
     macro_rules! accessors {
         ($read:ident, $write:ident, $ty:ty) => {
+            #[inline]
             pub(super) unsafe fn $read(register: NonNull<$ty>) -> $ty {
                 // SAFETY: the caller gives a register that may be read.
                 unsafe { VolatilePtr::new(register) }.read()
             }
 
+            #[inline]
             pub(super) unsafe fn $write(register: NonNull<$ty>, value: $ty) {
                 // SAFETY: the caller gives a register that may be written.
                 unsafe { VolatilePtr::new(register) }.write(value);

@@ -6,12 +6,12 @@
 //!    place and the limit up to which the consumer is known to have made room, so the addition returns both, and its
 //!    result says whether there was room. An addition that runs past the limit closes the ring: until the word is put
 //!    right, every other addition fails as well. The one that closed it knows the true next place, and puts it back at
-//!    once together with a new limit. So nobody ever holds a place that is not free: there is nothing to wait for after
+//!    once together with a new limit, which may have room for its own batch. So nobody ever holds a place that is not free: there is nothing to wait for after
 //!    the reservation, and who gives up for lack of room leaves no hole.
 //! 2. The producer writes its slots. Nobody else does.
-//! 3. [`publish`](Producers::publish) marks the batch as finished and makes all finished batches visible to the
-//!    consumer, in the order of their places, with one doorbell. Whoever finds another CPU at that leaves its batch to
-//!    it. Whoever finds a batch ahead of its own unfinished leaves its own to that batch's producer. Nobody waits.
+//! 3. [`publish`](Producers::publish) makes all finished batches visible to the consumer, in the order of their places,
+//!    with one doorbell. Whoever finds another CPU at that marks its batch as finished and leaves it to it. Whoever finds a
+//!    batch ahead of its own unfinished leaves its own to that batch's producer. Nobody waits.
 //!
 //! Nothing here is retried by comparing and exchanging. A reservation fails only if the ring is full, or if another one
 //! is taking notice that there is room again, which happens once per limit.
@@ -80,32 +80,41 @@ impl Gate {
         Self { next: Position((word >> 32) as u32), limit: Position(word as u32) }
     }
 
-    fn fits(self, count: u32) -> bool {
-        self.room().is_some_and(|room| room >= count)
+    /// Whether so many places are free. None are if the ring is closed, since somebody has run past the limit.
+    #[inline]
+    const fn fits(self, count: u32) -> bool {
+        let room = self.limit.since(self.next);
+        room < 1 << 31 && room >= count
     }
 
-    /// How many places are free; `None` if the ring is closed, since somebody has run past the limit.
-    fn room(self) -> Option<u32> {
-        self.limit.has_reached(self.next).then(|| self.limit.since(self.next))
+    const fn is_closed(self) -> bool {
+        !self.limit.has_reached(self.next)
     }
 }
 
-/// Words of different CPUs' interest, in cache lines of their own.
-#[repr(align(64))]
+/// Words of different CPUs' interest, away from each other's cache lines and from the next ones, which some CPUs fetch
+/// along.
+#[repr(align(128))]
 struct Line<T>(T);
+
+/// What the publisher writes.
+struct Publisher<W> {
+    /// How many calls nobody has attended to: to look at the marks (bits 31:0), and to ring the doorbell whether there is
+    /// something new or not (63:32). Who makes it differ from zero is the publisher until it is zero again.
+    calls: W,
+    /// The place up to which all is published.
+    published: W,
+}
+
+const LOOK: u64 = 1;
+const RING_AGAIN: u64 = 1 << 32;
 
 /// The producers' side of a ring. Which memory the ring is, and how its consumer is told, is the caller's business.
 pub struct Producers<W = AtomicU64> {
     gate: Line<W>,
-    /// How many calls of [`publish`](Self::publish) nobody has attended to. Who makes it one is the publisher until it is
-    /// zero again.
-    calls: Line<W>,
-    /// The place up to which all is published; the publisher's.
-    published: W,
-    /// Not zero if the doorbell is to be rung whether there is something new or not.
-    again: W,
-    /// By slot: length (bits 31:0) and weight (63:32) of the batch that begins there, if it is finished and not
-    /// published, or zero.
+    publisher: Line<Publisher<W>>,
+    /// By slot: length (bits 31:0) and weight (63:32) of the batch that begins there, if it is finished and somebody has
+    /// yet to see that, or zero.
     finished: Vec<W>,
     slots: u32,
 }
@@ -127,9 +136,7 @@ impl<W: Word> Producers<W> {
         let gate = Gate { next: Position(0), limit: Position(slots - 1) };
         Ok(Self {
             gate: Line(W::new(gate.word())),
-            calls: Line(W::new(0)),
-            published: W::new(0),
-            again: W::new(0),
+            publisher: Line(Publisher { calls: W::new(0), published: W::new(0) }),
             finished,
             slots,
         })
@@ -155,17 +162,29 @@ impl<W: Word> Producers<W> {
             return None;
         }
         let before = Gate::of(self.gate.0.fetch_add(u64::from(count) << 32, Ordering::AcqRel));
-        if before.room()? >= count {
+        if before.fits(count) {
             return Some(before.next);
         }
-        // This addition closed the ring: whatever was added to the word since has failed, and may be overwritten.
-        self.gate.0.swap(self.renewed(before, consumed()).word(), Ordering::AcqRel);
-        None
+        if before.is_closed() {
+            return None;
+        }
+        self.open(before, count, consumed())
+    }
+
+    /// Opens the ring again, with the limit that `consumed` allows, and takes `count` places if there is room now. The
+    /// caller's addition to `before` closed it: whatever was added since has failed, and may be overwritten.
+    #[cold]
+    fn open(&self, before: Gate, count: u32, consumed: Position) -> Option<Position> {
+        let renewed = self.renewed(before, consumed);
+        let taken = if renewed.fits(count) { count } else { 0 };
+        let gate = Gate { next: renewed.next.plus(taken), ..renewed };
+        self.gate.0.swap(gate.word(), Ordering::AcqRel);
+        (taken == count).then_some(before.next)
     }
 
     /// The same place with the limit that `consumed` allows. It is never taken back, and never farther off than the ring
     /// is long, whatever a consumer may say.
-    #[inline]
+    #[cold]
     fn renewed(&self, gate: Gate, consumed: Position) -> Gate {
         let limit = consumed.plus(self.capacity());
         let sane = limit.has_reached(gate.limit) && limit.since(gate.next) <= self.capacity();
@@ -179,52 +198,85 @@ impl<W: Word> Producers<W> {
     /// A CPU that publishes goes on as long as others finish batches meanwhile: at most the ring's capacity, before
     /// they have to wait for the consumer.
     #[inline]
-    pub fn publish(&self, first: Position, count: u32, weight: u32, ring: impl FnMut(Run)) {
-        if let Some(mark) = self.mark(first) {
-            mark.store(u64::from(weight) << 32 | u64::from(count), Ordering::Release);
+    pub fn publish(&self, first: Position, count: u32, weight: u32, mut ring: impl FnMut(Run)) {
+        let Publisher { calls, published } = &self.publisher.0;
+        if calls.load(Ordering::Relaxed) != 0 || calls.fetch_add(LOOK, Ordering::AcqRel) != 0 {
+            // Whoever is at it may have looked already.
+            self.mark(first, count, weight);
+            return self.call(LOOK, ring);
         }
-        self.attend(ring);
+        let so_far = Position(published.load(Ordering::Relaxed) as u32);
+        let run = Run { tail: first.plus(count), batches: 1, weight: weight.into() };
+        if so_far != first || self.is_marked(run.tail) {
+            self.mark(first, count, weight);
+            return self.attend(LOOK, so_far, ring);
+        }
+        // Nobody else has to learn that the batch is finished.
+        published.store(u64::from(run.tail.0), Ordering::Release);
+        ring(run);
+        let seen = calls.fetch_add(LOOK.wrapping_neg(), Ordering::AcqRel);
+        if seen != LOOK {
+            self.attend(seen.wrapping_sub(LOOK), run.tail, ring);
+        }
     }
 
     /// Calls `ring` for what is finished, and if that is nothing, with what is already published; for consumers that
     /// have to be told again.
     pub fn ring_again(&self, ring: impl FnMut(Run)) {
-        self.again.store(1, Ordering::Release);
-        self.attend(ring);
+        self.call(RING_AGAIN, ring);
     }
 
     /// Whether somebody is publishing: who reserves now is likely to be published by him, or after him.
+    #[inline]
     pub fn is_publishing(&self) -> bool {
-        self.calls.0.load(Ordering::Relaxed) != 0
+        self.publisher.0.calls.load(Ordering::Relaxed) != 0
     }
 
     /// Up to where all is published.
     pub fn published(&self) -> Position {
-        Position(self.published.load(Ordering::Acquire) as u32)
+        Position(self.publisher.0.published.load(Ordering::Acquire) as u32)
     }
 
-    #[inline]
-    fn mark(&self, at: Position) -> Option<&W> {
-        self.finished.get((at.0 & (self.slots - 1)) as usize)
-    }
-
-    /// Each call is attended to by a look at the marks that begins after it was made.
-    #[inline]
-    fn attend(&self, mut ring: impl FnMut(Run)) {
-        if self.calls.0.fetch_add(1, Ordering::AcqRel) != 0 {
-            return;
+    /// Marks a batch as finished.
+    fn mark(&self, first: Position, count: u32, weight: u32) {
+        if let Some(mark) = self.mark_at(first) {
+            mark.store(u64::from(weight) << 32 | u64::from(count), Ordering::Release);
         }
-        let mut seen = 1_u64;
+    }
+
+    /// Whether the batch that begins at `place` is finished, if there is one.
+    #[inline]
+    fn is_marked(&self, place: Position) -> bool {
+        self.mark_at(place).is_none_or(|mark| mark.load(Ordering::Relaxed) != 0)
+    }
+
+    #[inline]
+    fn mark_at(&self, place: Position) -> Option<&W> {
+        self.finished.get((place.0 & self.slots.wrapping_sub(1)) as usize)
+    }
+
+    /// Makes a call, and attends to it unless somebody else does.
+    #[inline(never)]
+    fn call(&self, what: u64, ring: impl FnMut(Run)) {
+        let Publisher { calls, published } = &self.publisher.0;
+        if calls.fetch_add(what, Ordering::AcqRel) == 0 {
+            self.attend(what, Position(published.load(Ordering::Relaxed) as u32), ring);
+        }
+    }
+
+    /// Attends to the calls that were `seen`, and to those that are made meanwhile, from the place up to which all is
+    /// published. Each is attended to by a look at the marks that begins after it was made.
+    #[inline(never)]
+    fn attend(&self, mut seen: u64, mut so_far: Position, mut ring: impl FnMut(Run)) {
+        let Publisher { calls, published } = &self.publisher.0;
         loop {
-            let again = self.again.load(Ordering::Acquire) != 0;
-            if again {
-                self.again.store(0, Ordering::Relaxed);
-            }
-            let run = self.advance();
-            if again || run.batches != 0 {
+            let run = self.finished_from(so_far);
+            so_far = run.tail;
+            if run.batches != 0 || seen >= RING_AGAIN {
+                published.store(u64::from(run.tail.0), Ordering::Release);
                 ring(run);
             }
-            seen = self.calls.0.fetch_add(seen.wrapping_neg(), Ordering::AcqRel).wrapping_sub(seen);
+            seen = calls.fetch_add(seen.wrapping_neg(), Ordering::AcqRel).wrapping_sub(seen);
             if seen == 0 {
                 return;
             }
@@ -232,11 +284,9 @@ impl<W: Word> Producers<W> {
     }
 
     /// Takes the marks of all finished batches in a row.
-    #[inline]
-    fn advance(&self) -> Run {
-        let mut run =
-            Run { tail: Position(self.published.load(Ordering::Relaxed) as u32), batches: 0, weight: 0 };
-        while let Some(mark) = self.mark(run.tail) {
+    fn finished_from(&self, place: Position) -> Run {
+        let mut run = Run { tail: place, batches: 0, weight: 0 };
+        while let Some(mark) = self.mark_at(run.tail) {
             let batch = mark.load(Ordering::Acquire);
             if batch == 0 {
                 break;
@@ -244,10 +294,9 @@ impl<W: Word> Producers<W> {
             // The slot is used again only after the consumer has read it, so after the doorbell.
             mark.store(0, Ordering::Relaxed);
             run.tail = run.tail.plus(batch as u32);
-            run.batches += 1;
-            run.weight += batch >> 32;
+            run.batches = run.batches.wrapping_add(1);
+            run.weight = run.weight.wrapping_add(batch >> 32);
         }
-        self.published.store(u64::from(run.tail.0), Ordering::Release);
         run
     }
 }

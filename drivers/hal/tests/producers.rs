@@ -249,23 +249,23 @@ fn places_go_round_at_two_to_the_thirty_second() {
     let producers = Producers::<AtomicU64>::new(slots).unwrap();
     let consumed = Cell::new(Position::new(0));
     let mut total = 0_u64;
-    let mut failed = 0;
+    let asked = Cell::new(0);
+    let look = || {
+        asked.set(asked.get() + 1);
+        consumed.get()
+    };
     while total < (1 << 32) + 5 * u64::from(slots) {
         let count = slots - 1 - (total % 7) as u32;
-        match producers.reserve(count, || consumed.get()) {
-            Some(first) => {
-                assert_eq!(first.get(), total as u32);
-                producers.publish(first, count, 3, |run| {
-                    assert_eq!((run.batches, run.weight), (1, 3));
-                    consumed.set(run.tail);
-                });
-                total += u64::from(count);
-                assert_eq!(consumed.get().get(), total as u32);
-            }
-            None => failed += 1,
-        }
+        let first = producers.reserve(count, look).unwrap();
+        assert_eq!(first.get(), total as u32);
+        producers.publish(first, count, 3, |run| {
+            assert_eq!((run.batches, run.weight), (1, 3));
+            consumed.set(run.tail);
+        });
+        total += u64::from(count);
+        assert_eq!(consumed.get().get(), total as u32);
     }
-    assert!(failed > 0, "the limit was renewed");
+    assert!(asked.get() > 0, "the limit was renewed");
     let before = Position::new(u32::MAX - 1);
     let after = before.plus(5);
     assert!(after.has_reached(before) && !before.has_reached(after) && before.has_reached(before));
@@ -297,13 +297,11 @@ fn room_that_was_once_known_is_not_taken_back() {
     };
     assert_eq!(take(7, &|| Position::new(0)), Some(0));
     // Somebody knows from elsewhere that all is read, and takes notice of it.
-    assert_eq!(take(1, &|| Position::new(7)), None);
     assert_eq!(take(2, &|| Position::new(7)), Some(7));
     // Who looks twice may find less at the second look.
     let found = Cell::new(9);
     assert_eq!(take(6, &|| Position::new(found.replace(0))), None);
     assert_eq!(take(5, &|| Position::new(0)), Some(9));
-    assert_eq!(take(7, &|| Position::new(14)), None);
     assert_eq!(take(7, &|| Position::new(14)), Some(14));
 }
 

@@ -96,6 +96,12 @@ impl Caches {
         Self { count: AtomicUsize::new(0), list: Mutex::new(Vec::new()) }
     }
 
+    /// Whether no device caches anything.
+    #[inline]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.count.load(Ordering::SeqCst) == 0
+    }
+
     /// Makes room for `more`. Only one CPU at a time changes the list.
     pub(crate) fn reserve(&self, hal: &impl Hal, more: usize) -> Result<(), OutOfMemory> {
         let wanted = self.count.load(Ordering::Relaxed) + more;
@@ -175,7 +181,7 @@ impl Caches {
         port: &Port<H, M>,
         range: Option<IovaRange>,
     ) -> Result<(), SyncError> {
-        let mut next = (self.count.load(Ordering::SeqCst) > 0).then_some(0);
+        let mut next = (!self.is_empty()).then_some(0);
         while let Some(from) = next {
             let mut batch = Batch::new();
             next = self.fill(port.hal(), from, range, &mut batch);

@@ -164,7 +164,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if !missing.is_empty() {
             return Err(AttachError::Incompatible { missing });
         }
-        if let Some(target) = domain.targets.find(domain.hal(), port) {
+        if let Some(target) = domain.targets.find(port) {
             return Ok(target);
         }
         let pool = match root.format {
@@ -201,7 +201,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             }
         };
         let target = Arc::try_new(Target::new(port.clone(), tag, translation))?;
-        domain.targets.add(port.hal(), &target)?;
+        domain.targets.add(&target)?;
         Ok(target)
     }
 
@@ -367,7 +367,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     fn leave(&mut self, port: &Port<H, M>, who: Cached, old: &Attachment<H, M>) {
         let Some(target) = &old.target else { return };
         if target.users() == 1 {
-            if let Err(error) = port.execute(&[Command::tlbi_tag(target.tag)]) {
+            if let Err(error) = port.execute_one(Command::tlbi_tag(target.tag)) {
                 log::error!("SMMUv3: {} and its tables are quarantined: {error}", target.tag);
                 core::mem::forget(old.clone());
                 return;

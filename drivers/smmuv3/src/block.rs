@@ -16,6 +16,7 @@ impl<H: Hal, M: Mmio> RegisterBlock<H, M> {
         Self { hal, mmio, timeout_ns }
     }
 
+    #[inline]
     pub(crate) fn read(&self, register: Register) -> u32 {
         self.mmio.read32(register.offset)
     }
@@ -24,6 +25,7 @@ impl<H: Hal, M: Mmio> RegisterBlock<H, M> {
         self.mmio.read64(register.offset)
     }
 
+    #[inline]
     pub(crate) fn write(&self, register: Register, value: u32) {
         self.mmio.write32(register.offset, value);
     }

@@ -16,8 +16,8 @@
 //!
 //! # Cost
 //!
-//! An undisturbed submission that waits takes one doorbell and one read of CMDQ_CONS, four atomic read-modify-writes,
-//! and no look at the clock.
+//! An undisturbed submission that waits takes one doorbell and one read of CMDQ_CONS, three atomic read-modify-writes,
+//! and no look at the clock. What the unit has consumed is looked up once per lap of the ring.
 
 use crate::command::Command;
 use crate::dma::{MessageWord, Ring};
@@ -31,7 +31,7 @@ use crate::wait::Wait;
 use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_hal::producers::Position;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
+use portcullis_hal::{Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
 /// The ring, its line and its indices.
 pub(crate) struct CommandQueue<H: Hal> {
@@ -133,10 +133,12 @@ impl<H: Hal> CommandQueue<H> {
         self.line.is_published(position).then_some(position)
     }
 
+    #[inline]
     fn at_or_after(&self, base: Position, index: u32) -> Option<Position> {
         self.size().position(base.get().into(), index).map(|position| Position::new(position as u32))
     }
 
+    #[inline]
     fn consumed(&self) -> Position {
         Position::new(self.consumed.load(Ordering::Acquire))
     }
@@ -153,7 +155,17 @@ impl<H: Hal> CommandQueue<H> {
         }
     }
 
+    /// The sync before the position `end`.
+    #[inline]
+    fn sync(&self, end: Position) -> Command {
+        match self.message.as_ref().and_then(MessageWord::phys) {
+            Some(address) => Command::sync_with_message(address, end.get()),
+            None => const { Command::sync() },
+        }
+    }
+
     /// Fills slots that are the caller's.
+    #[inline]
     fn fill(&self, first: Position, commands: impl Iterator<Item = Command>, tail: Tail) -> Position {
         let mut position = first;
         for command in commands {
@@ -162,11 +174,7 @@ impl<H: Hal> CommandQueue<H> {
         }
         if tail == Tail::Sync {
             let end = position.plus(1);
-            let sync = match self.message.as_ref().and_then(MessageWord::phys) {
-                Some(address) => Command::sync_with_message(address, end.get()),
-                None => Command::sync(),
-            };
-            self.ring.write(position.get().into(), sync.0);
+            self.ring.write(position.get().into(), self.sync(end).0);
             position = end;
         }
         // Another CPU may ring the doorbell.
@@ -176,6 +184,7 @@ impl<H: Hal> CommandQueue<H> {
 }
 
 impl<H: Hal, M: Mmio> Consumer for Port<H, M> {
+    #[inline]
     fn consumed(&self) -> Position {
         self.commands.consumed()
     }
@@ -184,6 +193,7 @@ impl<H: Hal, M: Mmio> Consumer for Port<H, M> {
         self.commands.fill(position, core::iter::empty(), Tail::Sync);
     }
 
+    #[inline]
     fn tell(&self, end: Position) {
         if self.health() == Health::Running {
             barrier::before_doorbell();
@@ -199,10 +209,85 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.complete(&ticket)
     }
 
+    /// Submits `command` and a sync, and waits for it, as [`execute`](Self::execute) does. What an undisturbed submission
+    /// need not do is not on the way.
+    pub(crate) fn execute_one(&self, command: Command) -> Result<(), SyncError> {
+        if self.health() != Health::Running {
+            return self.execute_disturbed(command);
+        }
+        let queue = &self.commands;
+        let failures_before = queue.recovery.failures();
+        let mask = self.hal().mask_interrupts();
+        let Some((first, tail)) = queue.line.reserve(1, self) else {
+            self.hal().restore_interrupts(mask);
+            return self.execute_disturbed(command);
+        };
+        if tail != Tail::Sync {
+            return self.share_sync(command, first, failures_before, mask);
+        }
+        let end = first.plus(2);
+        queue.ring.write(first.get().into(), command.0);
+        queue.ring.write(first.plus(1).get().into(), queue.sync(end).0);
+        barrier::publish_to_device();
+        queue.line.publish(first, 2, tail, self);
+        self.hal().restore_interrupts(mask);
+        if self.has_passed(end) {
+            barrier::after_completion();
+            if queue.recovery.failures() == failures_before {
+                return Ok(());
+            }
+        }
+        self.complete_disturbed(Batch { first, end, tail, failures_before })
+    }
+
+    /// The rest of [`execute_one`](Self::execute_one) where the queue is full, or the unit is not in service.
+    #[cold]
+    fn execute_disturbed(&self, command: Command) -> Result<(), SyncError> {
+        self.execute(&[command])
+    }
+
+    /// The rest of [`execute_one`](Self::execute_one) where somebody else publishes.
+    #[cold]
+    fn share_sync(
+        &self,
+        command: Command,
+        first: Position,
+        failures_before: u64,
+        mask: InterruptMask,
+    ) -> Result<(), SyncError> {
+        let tail = Tail::Command;
+        let end = self.commands.fill(first, core::iter::once(command), tail);
+        self.commands.line.publish(first, end.since(first), tail, self);
+        self.hal().restore_interrupts(mask);
+        self.complete(&Ticket(Some(Batch { first, end, tail, failures_before })))
+    }
+
+    /// The rest of [`execute_one`](Self::execute_one) where the unit is not yet done, or something failed.
+    #[cold]
+    fn complete_disturbed(&self, batch: Batch) -> Result<(), SyncError> {
+        self.complete(&Ticket(Some(batch)))
+    }
+
+    /// Whether the unit has just passed a sync of the caller's, by its own word, that ends at `end`.
+    ///
+    /// The unit is never more than a queueful short of the end of what is in the ring, so an index that is less than that
+    /// behind `end` is not short of it. Whoever was away for longer may be told no.
+    #[inline]
+    fn has_passed(&self, end: Position) -> bool {
+        let queue = &self.commands;
+        match &queue.message {
+            None => {
+                let cons = CmdqCons::from(self.block.read(registers::CMDQ_CONS));
+                queue.at_or_after(end, cons.rd()).is_some()
+            }
+            Some(message) => Position::new(message.read()).since(end) <= queue.line.capacity(),
+        }
+    }
+
     /// Makes the unit forget what `command` names and waits for it. A unit that refuses the command is asked once to
     /// forget everything.
     pub(crate) fn forget(&self, command: Command) -> Result<(), SyncError> {
-        match self.execute(&[command]) {
+        match self.execute_one(command) {
             Err(SyncError::Faulted) if self.health() == Health::Running => {
                 self.execute(&[Command::cfgi_all(), Command::tlbi_nsnh_all()])
             }
@@ -243,6 +328,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         most: usize,
     ) -> Result<Batch, SyncError> {
         let mut wait = Wait::new();
+        let mut unknowing = true;
         loop {
             if let Some(batch) = self.hal().critical(|| self.try_enqueue(commands, most)) {
                 return Ok(batch);
@@ -250,6 +336,10 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             let before = self.commands.consumed();
             let progress = self.progress(&wait);
             if progress.consumed != before {
+                // There may have been room all along.
+                if core::mem::take(&mut unknowing) {
+                    continue;
+                }
                 wait.encourage();
             }
             if wait.is_overdue() {

@@ -67,6 +67,7 @@ pub struct Level(u8);
 impl Level {
     /// `above` levels above the last one; `None` where TTL cannot say so: of 16 KiB and 64 KiB granules, the level whose
     /// leaves need larger addresses than the driver uses is reserved.
+    #[inline]
     pub const fn of_leaf(granule: Granule, above: u8) -> Option<Self> {
         match (granule, above) {
             (_, 0 | 1) | (Granule::Size4K, 2) => Some(Self(3 - above)),
@@ -75,9 +76,17 @@ impl Level {
     }
 
     /// TTL.
+    #[inline]
     pub const fn get(self) -> u8 {
         self.0
     }
+}
+
+/// A value in the field whose lowest bit is `unit`, where it fits: what a setter does, without its checks, on the way of
+/// every unmap.
+#[inline]
+fn field(value: impl Into<u64>, unit: u64) -> u64 {
+    value.into().wrapping_mul(unit)
 }
 
 impl Command {
@@ -125,34 +134,43 @@ impl Command {
     }
 
     /// TLBI_NH_ASID or TLBI_S12_VMALL: everything with this tag (4.4).
+    #[inline]
     pub fn tlbi_tag(tag: Tag) -> Self {
-        Self([Self::tagged(tag, Opcode::TLBI_NH_ASID, Opcode::TLBI_S12_VMALL).into(), 0])
+        Self([Self::tagged(tag, Opcode::TLBI_NH_ASID, Opcode::TLBI_S12_VMALL), 0])
     }
 
     /// TLBI_NH_VA or TLBI_S2_IPA: the entries with this tag that translate `span` (4.4).
+    #[inline]
     pub fn tlbi_span(tag: Tag, span: Span, scope: Scope) -> Self {
         let first = Self::tagged(tag, Opcode::TLBI_NH_VA, Opcode::TLBI_S2_IPA);
-        let second = Tlbi1::new().with_leaf(scope == Scope::Leaf);
+        const LEAF: u64 = Tlbi1::new().with_leaf(true).into_bits();
+        const ADDR: u64 = Tlbi1::new().with_addr(u64::MAX >> 12).into_bits();
+        let second = if scope == Scope::Leaf { LEAF } else { 0 };
         match span {
-            Span::Address(address) => Self([first.into(), second.with_addr(address >> 12).into()]),
+            Span::Address(address) => Self([first, second | address & ADDR]),
             Span::Granules { start, granule, num, scale, level } => {
-                let tg = match granule {
-                    Granule::Size4K => CommandGranule::SIZE_4K,
-                    Granule::Size16K => CommandGranule::SIZE_16K,
-                    Granule::Size64K => CommandGranule::SIZE_64K,
-                };
+                const NUM: u64 = Tlbi0::new().with_num(1).into_bits();
+                const SCALE: u64 = Tlbi0::new().with_scale(1).into_bits();
+                const TTL: u64 = Tlbi1::new().with_ttl(1).into_bits();
+                const TG: u64 = Tlbi1::new().with_tg(CommandGranule(1)).into_bits();
+                let (tg, ttl) = (CommandGranule::of(granule).into_bits(), level.map_or(0, Level::get));
                 Self([
-                    first.with_num(num & 0x1f).with_scale(scale & 0x1f).into(),
-                    second.with_tg(tg).with_ttl(level.map_or(0, Level::get)).with_addr(start >> 12).into(),
+                    first | field(num & 0x1f, NUM) | field(scale & 0x1f, SCALE),
+                    second | field(tg, TG) | field(ttl, TTL) | start & ADDR,
                 ])
             }
         }
     }
 
-    fn tagged(tag: Tag, stage_1: Opcode, stage_2: Opcode) -> Tlbi0 {
+    /// The first word of a TLB invalidation.
+    #[inline]
+    fn tagged(tag: Tag, stage_1: Opcode, stage_2: Opcode) -> u64 {
+        const OPCODE: u64 = Tlbi0::new().with_opcode(Opcode(1)).into_bits();
+        const ASID: u64 = Tlbi0::new().with_asid(1).into_bits();
+        const VMID: u64 = Tlbi0::new().with_vmid(1).into_bits();
         match tag {
-            Tag::Asid(asid) => Tlbi0::new().with_opcode(stage_1).with_asid(asid.get()),
-            Tag::Vmid(vmid) => Tlbi0::new().with_opcode(stage_2).with_vmid(vmid.get()),
+            Tag::Asid(asid) => field(stage_1.into_bits(), OPCODE) | field(asid.get(), ASID),
+            Tag::Vmid(vmid) => field(stage_2.into_bits(), OPCODE) | field(vmid.get(), VMID),
         }
     }
 
@@ -167,9 +185,9 @@ impl Command {
     }
 
     /// CMD_SYNC whose completion shows in CMDQ_CONS (4.7.3).
-    pub fn sync() -> Self {
+    pub const fn sync() -> Self {
         let word = Sync0::new().with_opcode(Opcode::SYNC).with_cs(CompletionSignal::NONE);
-        Self([word.into(), 0])
+        Self([word.into_bits(), 0])
     }
 
     /// CMD_SYNC that on completion also writes `data` to `address`, a multiple of 4 in memory that the unit snoops;

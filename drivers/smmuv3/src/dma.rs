@@ -66,11 +66,13 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
         }
     }
 
+    #[inline]
     fn offset(&self, position: u64) -> usize {
         self.size.slot(position) as usize * Self::ENTRY_BYTES
     }
 
     /// The entry at `position`; the frames are still there.
+    #[inline]
     fn entry(&self, position: u64) -> VolatilePtr<'_, [u64; WORDS]> {
         // SAFETY: the slot is below the number of entries, for which the frames were allocated, so the pointer is in
         // bounds and aligned to a word. The frames live as long as `self`, and nobody makes references into them. CPUs
@@ -80,6 +82,7 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     }
 
     /// Writes an entry; it is in memory before the next doorbell.
+    #[inline]
     pub(crate) fn write(&self, position: u64, entry: [u64; WORDS]) {
         let Some(frames) = &self.frames else { return };
         self.entry(position).write(entry);

@@ -3,15 +3,15 @@
 use crate::command::Scope;
 use crate::entry::missing_for;
 use crate::features::Features;
-use crate::invalidate::{Unmapped, invalidation};
+use crate::invalidate::Unmapped;
 use crate::tables::{Tables, marks, resize_level};
-use crate::targets::Targets;
+use crate::targets::{Target, Targets};
 use core::fmt;
 use core::ops::ControlFlow;
 use portcullis_hal::{
-    Attributes, Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
+    Arc, Attributes, Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
     PAGE_SIZE, PhysAddr, Progress, ResizeError, Resizes, SpaceKey, SyncError, TableFormat, TableRoot,
-    Translated, UnmapError, Usage, barrier,
+    Translated, UnmapError, Usage,
 };
 use portcullis_iommu::{Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Missing, Stage};
 use portcullis_pgtable::{AccessedDirty, BbmLevel};
@@ -21,6 +21,7 @@ pub struct SmmuDomain<H: Hal, M: Mmio> {
     hal: H,
     key: SpaceKey,
     body: Body<H>,
+    granule: Granule,
     aperture: IovaRange,
     abilities: Abilities,
     /// What a unit has to bear of changes of a leaf's size.
@@ -36,6 +37,26 @@ pub(crate) enum Body<H: Hal> {
     Identity,
     Tables(Tables<H>),
     Shared(TableRoot),
+}
+
+impl<H: Hal> Body<H> {
+    fn root(&self) -> Option<TableRoot> {
+        match self {
+            Self::Blocked | Self::Identity => None,
+            Self::Tables(tables) => Some(tables.root()),
+            Self::Shared(root) => Some(*root),
+        }
+    }
+
+    /// The granule of the tables.
+    fn granule(&self) -> Granule {
+        match self.root().map(|root| root.format) {
+            Some(TableFormat::VmsaStage1 { granule, .. } | TableFormat::VmsaStage2 { granule, .. }) => {
+                granule
+            }
+            _ => Granule::Size4K,
+        }
+    }
 }
 
 /// How many units are invalidated at the same time.
@@ -72,6 +93,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         Ok(Self {
             hal: hal.clone(),
             key: SpaceKey::new(),
+            granule: body.granule(),
             body,
             aperture,
             abilities,
@@ -111,11 +133,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
 
     /// The root of the domain's tables, if it has any.
     pub(crate) fn root(&self) -> Option<TableRoot> {
-        match &self.body {
-            Body::Blocked | Body::Identity => None,
-            Body::Tables(tables) => Some(tables.root()),
-            Body::Shared(root) => Some(*root),
-        }
+        self.body.root()
     }
 
     pub(crate) fn aperture_range(&self) -> IovaRange {
@@ -206,7 +224,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
     ///
     /// One of the units did not confirm. The others have.
     pub(crate) fn invalidate_gather(&self, gather: &mut Gather) -> Result<(), SyncError> {
-        let granule = self.granule();
+        let granule = self.granule;
         let (leaf_shift, scope) = match &self.body {
             Body::Blocked | Body::Identity => return Ok(()),
             Body::Tables(_) if gather.has_tables() => (gather.leaf_shift(), Scope::Walk),
@@ -217,48 +235,43 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             Body::Shared(_) => (granule.shift(), Scope::Walk),
         };
         // The table entries were stored before the set of units is read.
-        barrier::store_then_load();
+        let targets = self.targets.read();
         // What another gather changed the size of, a unit may hold as something larger.
         let range = gather.range().filter(|_| !self.resizes.concerns_others(gather));
         let unmapped = range.map(|range| Unmapped { range, leaf_shift, scope });
-        let targets = self.targets.snapshot(&self.hal);
+        match targets.as_slice() {
+            [target] => target.forget(granule, unmapped)?,
+            targets => Self::forget_everywhere(targets, granule, unmapped)?,
+        }
+        self.resizes.end(gather);
+        Ok(())
+    }
+
+    /// Makes several units forget a range at the same time.
+    #[cold]
+    fn forget_everywhere(
+        targets: &[Arc<Target<H, M>>],
+        granule: Granule,
+        unmapped: Option<Unmapped>,
+    ) -> Result<(), SyncError> {
         let mut result = Ok(());
         for group in targets.chunks(PARALLEL_UNITS) {
             let mut tickets = [const { None }; PARALLEL_UNITS];
             for (target, ticket) in group.iter().zip(&mut tickets) {
-                // A tag without users is one that the unit has forgotten.
-                if target.users() == 0 {
-                    continue;
-                }
-                let batch = invalidation(target.tag, granule, target.port.features.ranges, unmapped);
-                match target.port.submit(batch) {
-                    Ok(submitted) => *ticket = Some(submitted),
+                match target.submit(granule, unmapped) {
+                    Ok(submitted) => *ticket = submitted,
                     Err(error) => result = Err(error),
                 }
             }
             for (target, ticket) in group.iter().zip(&tickets) {
                 if let Some(ticket) = ticket
-                    && let Err(error) = target.port.complete(ticket).and_then(|()| {
-                        // Devices only now: they fill their caches from the TLB.
-                        target.caches.invalidate(&target.port, range)
-                    })
+                    && let Err(error) = target.complete(ticket, unmapped)
                 {
                     result = Err(error);
                 }
             }
         }
-        result?;
-        self.resizes.end(gather);
-        Ok(())
-    }
-
-    fn granule(&self) -> Granule {
-        match self.root().map(|root| root.format) {
-            Some(TableFormat::VmsaStage1 { granule, .. } | TableFormat::VmsaStage2 { granule, .. }) => {
-                granule
-            }
-            _ => Granule::Size4K,
-        }
+        result
     }
 
     fn stage(&self) -> Option<Stage> {
@@ -291,8 +304,7 @@ impl<H: Hal, M: Mmio + 'static> Domain for SmmuDomain<H, M> {
             writeln!(out, "input_bits: {}", root.input_bits)?;
             writeln!(out, "output_bits: {}", root.output_bits)?;
         }
-        let targets = self.targets.snapshot(&self.hal);
-        for target in targets.iter().filter(|target| target.users() > 0) {
+        for target in self.targets.read().iter().filter(|target| target.users() > 0) {
             writeln!(out, "tag: {} for {} endpoints", target.tag, target.users())?;
         }
         Ok(())

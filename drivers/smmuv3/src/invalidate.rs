@@ -71,6 +71,42 @@ pub fn invalidation(tag: Tag, granule: Granule, ranges: RangeInvalidation, what:
     Batch { tag, scope, pieces, left }
 }
 
+/// The only command of [`invalidation`], where it is plain that there is but one: the way of most unmaps.
+#[inline]
+pub fn single(
+    tag: Tag,
+    granule: Granule,
+    ranges: RangeInvalidation,
+    what: Option<&Unmapped>,
+) -> Option<Command> {
+    let Some(what) = what else { return Some(Command::tlbi_tag(tag)) };
+    if ranges == RangeInvalidation::Unsupported || what.scope == Scope::Walk {
+        return None;
+    }
+    let page = what.range.start().get() >> granule.shift();
+    let granules = (what.range.last().get() >> granule.shift()).wrapping_sub(page).wrapping_add(1);
+    let bits_per_level = granule.shift() - 3;
+    let above = match what.leaf_shift.checked_sub(granule.shift())? {
+        0 => 0,
+        // TTL of the level above is told only if the range is no more than one such leaf.
+        shift
+            if shift == bits_per_level
+                && granules == 1 << bits_per_level
+                && page.is_multiple_of(granules) =>
+        {
+            1
+        }
+        _ => return None,
+    };
+    let scale = granules.trailing_zeros() as u8;
+    let units = granules.checked_shr(scale.into())?;
+    let (start, num) = (page << granule.shift(), units.wrapping_sub(1) as u8);
+    let level = Level::of_leaf(granule, above);
+    let span = Span::Granules { start, granule, num, scale, level };
+    let few = granules < 1 << bits_per_level && units < MAX_UNITS;
+    (above == 1 || few).then(|| Command::tlbi_span(tag, span, Scope::Leaf))
+}
+
 fn by_address(granule: Granule, what: Unmapped) -> (Pieces, usize) {
     // One address per leaf is enough, and one per table that was cut off, which covers a granule's worth of entries.
     const WIDEST: u8 = 48;
@@ -169,7 +205,7 @@ impl ExactSizeIterator for Batch {}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_hal::{Asid, Iova};
+    use portcullis_hal::{Asid, Iova, Vmid};
 
     const TAG: Tag = Tag::Asid(Asid::new(5));
     const GRANULES: [Granule; 3] = [Granule::Size4K, Granule::Size16K, Granule::Size64K];
@@ -216,6 +252,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_plainly_one_command_is_the_one_that_the_batch_has() {
+        let mut found = 0;
+        for (granule, tag) in GRANULES.into_iter().flat_map(|g| [(g, TAG), (g, Tag::Vmid(Vmid::new(7)))]) {
+            let (page, per_table) = (1_u64 << granule.shift(), 1_u64 << (granule.shift() - 3));
+            let counts =
+                (1..70).chain([256, 300, per_table - 1, per_table, per_table + 1, 2 * per_table, 1 << 36]);
+            for (pages, first) in
+                counts.flat_map(|pages| [0, 1, 5, 64, per_table].map(|first| (pages, first)))
+            {
+                for shift in
+                    [granule.shift(), granule.shift() + 4, 2 * granule.shift() - 3, 3 * granule.shift() - 6]
+                {
+                    for scope in [Scope::Leaf, Scope::Walk] {
+                        let what = unmapped(first * page, pages * page, shift, scope);
+                        for ranges in [RangeInvalidation::Supported, RangeInvalidation::Unsupported] {
+                            let batch = invalidation(tag, granule, ranges, Some(what));
+                            if let Some(one) = single(tag, granule, ranges, Some(&what)) {
+                                assert_eq!(batch.collect::<Vec<_>>(), [one], "{granule:?} {what:?}");
+                                found += 1;
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        assert!(found > 1000, "{found}");
+        let page = unmapped(0x5000, 0x1000, 12, Scope::Leaf);
+        assert!(single(TAG, Granule::Size4K, RangeInvalidation::Supported, Some(&page)).is_some());
     }
 
     #[test]

@@ -55,24 +55,26 @@ pub(crate) struct Line<W = AtomicU64> {
 }
 
 /// What only whoever publishes writes.
-#[repr(align(64))]
+#[repr(align(128))]
 struct Book<W> {
-    /// The consumer was told of all before this position.
+    /// How many slots the consumer was told of: all before the position with the low bits of this number.
     told: W,
     /// The position behind the last sync that covers all before it.
     synced: W,
     /// Not zero if there are commands before `told` and no sync behind them.
     owed: W,
-    slots: W,
-    syncs: W,
     doorbells: W,
+    /// The syncs beyond one for each doorbell, modulo 2^64.
+    surplus: W,
 }
 
 impl<W: Word> Book<W> {
+    #[inline]
     fn position(word: &W, ordering: Ordering) -> Position {
         Position::new(word.load(ordering) as u32)
     }
 
+    #[inline]
     fn add(word: &W, count: u64) {
         word.store(word.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
     }
@@ -82,23 +84,18 @@ impl<W: Word> Line<W> {
     /// An empty line for a ring with so many slots, a power of two and at least two.
     pub(crate) fn new(slots: u32) -> Result<Self, OutOfMemory> {
         let zero = || W::new(0);
-        let book = Book {
-            told: zero(),
-            synced: zero(),
-            owed: zero(),
-            slots: zero(),
-            syncs: zero(),
-            doorbells: zero(),
-        };
+        let book = Book { told: zero(), synced: zero(), owed: zero(), doorbells: zero(), surplus: zero() };
         Ok(Self { producers: Producers::new(slots)?, book })
     }
 
     /// How many slots one batch can have.
+    #[inline]
     pub(crate) fn capacity(&self) -> u32 {
         self.producers.capacity()
     }
 
     /// Takes slots for `commands` commands and, unless it is to be shared, a sync. To be tried again if there is no room.
+    #[inline]
     pub(crate) fn reserve(&self, commands: u32, consumer: &impl Consumer) -> Option<(Position, Tail)> {
         let share = commands != 0 && (self.producers.is_publishing() || commands == self.capacity());
         let tail = if share { Tail::Command } else { Tail::Sync };
@@ -108,6 +105,7 @@ impl<W: Word> Line<W> {
 
     /// Publishes a reserved batch of `slots` slots, which are filled, or leaves that to whoever is publishing or has an
     /// unfinished batch ahead.
+    #[inline]
     pub(crate) fn publish(&self, first: Position, slots: u32, tail: Tail, consumer: &impl Consumer) {
         self.producers.publish(first, slots, tail.weight(), |run| self.attend(run, consumer));
     }
@@ -129,41 +127,51 @@ impl<W: Word> Line<W> {
     }
 
     /// Tells the consumer of what was published, with a sync behind it. Called by whoever publishes.
+    #[inline]
     fn attend(&self, run: Run, consumer: &impl Consumer) {
         let book = &self.book;
-        Book::add(&book.syncs, run.weight);
         let synced = Book::position(&book.synced, Ordering::Relaxed);
-        if run.batches != 0 && run.weight == run.batches && !synced.has_reached(run.tail) {
-            book.synced.store(run.tail.get().into(), Ordering::Release);
-            book.owed.store(0, Ordering::Relaxed);
-        } else if run.weight != run.batches && !synced.has_reached(run.tail) {
-            book.owed.store(1, Ordering::Relaxed);
+        if run.batches != 0 && !synced.has_reached(run.tail) {
+            let all_synced = run.weight == run.batches;
+            if all_synced {
+                book.synced.store(run.tail.get().into(), Ordering::Release);
+            }
+            book.owed.store(u64::from(!all_synced), Ordering::Relaxed);
         }
-        if book.owed.load(Ordering::Relaxed) != 0
-            && let Some(at) = self.producers.reserve(1, || consumer.consumed())
-        {
-            consumer.put_sync(at);
-            book.owed.store(0, Ordering::Relaxed);
-            book.synced.store(at.plus(1).get().into(), Ordering::Release);
-            // This is a call from within a publication: the sync is attended to next, and all before it with one
-            // doorbell. If a batch ahead of the sync is unfinished, its producer sees to all of that.
-            self.producers.publish(at, 1, Tail::Sync.weight(), |_| {});
-            return;
-        }
-        let told = Book::position(&book.told, Ordering::Relaxed);
-        if run.tail != told {
+        let told = book.told.load(Ordering::Relaxed);
+        let more = run.tail.since(Position::new(told as u32));
+        let rings = if book.owed.load(Ordering::Relaxed) != 0 && self.add_sync(consumer) || more == 0 {
+            0
+        } else {
             consumer.tell(run.tail);
-            book.told.store(run.tail.get().into(), Ordering::Relaxed);
-            Book::add(&book.slots, run.tail.since(told).into());
+            book.told.store(told.wrapping_add(more.into()), Ordering::Relaxed);
             Book::add(&book.doorbells, 1);
+            1
+        };
+        if run.weight != rings {
+            Book::add(&book.surplus, run.weight.wrapping_sub(rings));
         }
+    }
+
+    /// Puts a sync behind what has none, if there is room. Called by whoever publishes.
+    #[cold]
+    fn add_sync(&self, consumer: &impl Consumer) -> bool {
+        let book = &self.book;
+        let Some(at) = self.producers.reserve(1, || consumer.consumed()) else { return false };
+        consumer.put_sync(at);
+        book.owed.store(0, Ordering::Relaxed);
+        book.synced.store(at.plus(1).get().into(), Ordering::Release);
+        // This is a call from within a publication: the sync is attended to next, and all before it with one
+        // doorbell. If a batch ahead of the sync is unfinished, its producer sees to all of that.
+        self.producers.publish(at, 1, Tail::Sync.weight(), |_| {});
+        true
     }
 
     pub(crate) fn totals(&self) -> Totals {
         let get = |word: &W| word.load(Ordering::Relaxed);
-        let syncs = get(&self.book.syncs);
+        let syncs = get(&self.book.doorbells).wrapping_add(get(&self.book.surplus));
         Totals {
-            commands: get(&self.book.slots).saturating_sub(syncs),
+            commands: get(&self.book.told).saturating_sub(syncs),
             syncs,
             doorbells: get(&self.book.doorbells),
         }

@@ -28,6 +28,7 @@ pub(crate) enum Health {
 }
 
 impl Health {
+    #[inline]
     const fn from_bits(bits: u8) -> Self {
         match bits {
             0 => Self::Off,
@@ -115,10 +116,12 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         })
     }
 
+    #[inline]
     pub(crate) fn hal(&self) -> &H {
         &self.block.hal
     }
 
+    #[inline]
     pub(crate) fn health(&self) -> Health {
         Health::from_bits(self.health.load(Ordering::Acquire))
     }

@@ -74,6 +74,7 @@ impl Recovery {
     }
 
     /// How many commands have failed.
+    #[inline]
     pub(crate) fn failures(&self) -> u64 {
         self.failures.load(Ordering::Acquire)
     }

@@ -6,7 +6,8 @@
 /// The size of a queue, `2^log2` entries, at most `2^19`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RingSize {
-    log2: u8,
+    /// The bits of an index.
+    index_mask: u32,
 }
 
 impl RingSize {
@@ -15,39 +16,45 @@ impl RingSize {
 
     /// `2^log2` entries, or the architecture's largest queue if that is smaller.
     pub(crate) const fn new(log2: u8) -> Self {
-        Self { log2: if log2 > Self::MAX_LOG2 { Self::MAX_LOG2 } else { log2 } }
+        let log2 = if log2 > Self::MAX_LOG2 { Self::MAX_LOG2 } else { log2 };
+        Self { index_mask: (2 << log2) - 1 }
     }
 
     /// The size as a power of two.
     pub(crate) const fn log2(self) -> u8 {
-        self.log2
+        (self.index_mask >> 1).trailing_ones() as u8
     }
 
     /// The number of entries.
+    #[inline]
     pub(crate) const fn entries(self) -> u64 {
-        1 << self.log2
+        (self.index_mask >> 1) as u64 + 1
     }
 
     /// The bits of an index, wrap bit included.
+    #[inline]
     pub(crate) const fn index_mask(self) -> u32 {
-        (2 << self.log2) - 1
+        self.index_mask
     }
 
     /// The slot at `position`, below [`entries`](Self::entries).
+    #[inline]
     pub(crate) const fn slot(self, position: u64) -> u64 {
-        position & (self.entries() - 1)
+        position & (self.index_mask >> 1) as u64
     }
 
     /// The index at `position`, as the queue's registers hold it.
+    #[inline]
     pub(crate) const fn index(self, position: u64) -> u32 {
         position as u32 & self.index_mask()
     }
 
     /// The position with this index at or after `base`, where the other side of the queue can be at most one
     /// queueful ahead. `None` for an index that is further away, which no correct device shows.
+    #[inline]
     pub(crate) const fn position(self, base: u64, index: u32) -> Option<u64> {
         let ahead = index.wrapping_sub(base as u32) & self.index_mask();
-        if ahead as u64 > self.entries() { None } else { Some(base.wrapping_add(ahead as u64)) }
+        if ahead > (self.index_mask >> 1) + 1 { None } else { Some(base.wrapping_add(ahead as u64)) }
     }
 }
 

@@ -1,15 +1,18 @@
 //! Where a domain's translations may be cached: on each unit that it is attached to, under a tag of that unit.
 
 use crate::atc::Caches;
+use crate::cmdq::Ticket;
 use crate::command::Tag;
 use crate::entry::Stage2;
+use crate::invalidate::{Unmapped, invalidation, single};
 use crate::memory::Slot;
 use crate::port::Port;
 use crate::update::Entry;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
-use portcullis_hal::{Arc, Frames, Hal, Mmio, OutOfMemory, PhysAddr, list};
-use spin::{Mutex, RwLock};
+use portcullis_hal::snapshot::{Reading, Snapshot};
+use portcullis_hal::{Arc, Frames, Granule, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, list};
+use spin::Mutex;
 
 /// One unit that a domain is attached to.
 pub(crate) struct Target<H: Hal, M: Mmio> {
@@ -60,12 +63,57 @@ impl<H: Hal, M: Mmio> Target<H, M> {
         self.with_descriptor(|slot| slot.read())
     }
 
+    /// Makes the unit, and then the devices that cache translations themselves, forget what was unmapped; everything, if
+    /// that is not known. The caller has read the target from the set, after its stores to the tables.
+    #[inline]
+    pub(crate) fn forget(&self, granule: Granule, what: Option<Unmapped>) -> Result<(), SyncError> {
+        // A tag without users is one that the unit has forgotten.
+        if self.users() == 0 {
+            return Ok(());
+        }
+        match single(self.tag, granule, self.port.features.ranges, what.as_ref()) {
+            Some(command) => self.port.execute_one(command)?,
+            None => self.forget_piecewise(granule, what)?,
+        }
+        if self.caches.is_empty() {
+            return Ok(());
+        }
+        self.caches.invalidate(&self.port, what.map(|what| what.range))
+    }
+
+    /// Has the unit forget what does not fit one command.
+    fn forget_piecewise(&self, granule: Granule, what: Option<Unmapped>) -> Result<(), SyncError> {
+        let batch = invalidation(self.tag, granule, self.port.features.ranges, what);
+        self.port.complete(&self.port.submit(batch)?)
+    }
+
+    /// The first half of [`forget`](Self::forget): the commands for the unit are on their way. `None` if there is nothing
+    /// to wait for.
+    pub(crate) fn submit(
+        &self,
+        granule: Granule,
+        what: Option<Unmapped>,
+    ) -> Result<Option<Ticket>, SyncError> {
+        if self.users() == 0 {
+            return Ok(None);
+        }
+        self.port.submit(invalidation(self.tag, granule, self.port.features.ranges, what)).map(Some)
+    }
+
+    /// The second half: the unit has done it, and so have the devices.
+    pub(crate) fn complete(&self, ticket: &Ticket, what: Option<Unmapped>) -> Result<(), SyncError> {
+        self.port.complete(ticket)?;
+        // Devices only now: they fill their caches from the TLB.
+        self.caches.invalidate(&self.port, what.map(|what| what.range))
+    }
+
     /// Counts a user in, before its entry is published.
     pub(crate) fn add_user(&self) {
         self.users.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many use the tag.
+    #[inline]
     pub(crate) fn users(&self) -> u32 {
         self.users.load(Ordering::SeqCst)
     }
@@ -85,49 +133,41 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     }
 }
 
-type List<H, M> = Vec<Arc<Target<H, M>>>;
-
 /// A domain's targets, as a snapshot that is replaced when one is added.
 ///
 /// Unmap stores its table entries, then reads the snapshot; attach adds the target and its user, then publishes the
 /// entry; with a full fence in between on both sides, one of the two sees the other.
-pub(crate) struct Targets<H: Hal, M: Mmio> {
-    current: RwLock<Arc<List<H, M>>>,
-    /// Serialises changes.
-    changing: Mutex<()>,
-}
+pub(crate) struct Targets<H: Hal, M: Mmio>(Snapshot<Vec<Arc<Target<H, M>>>>);
 
 impl<H: Hal, M: Mmio> Targets<H, M> {
     pub(crate) fn new() -> Result<Self, OutOfMemory> {
-        Ok(Self { current: RwLock::new(Arc::try_new(Vec::new())?), changing: Mutex::new(()) })
+        Snapshot::new(Vec::new()).map(Self)
     }
 
-    /// The targets now; some may have no users any more.
-    pub(crate) fn snapshot(&self, hal: &H) -> Arc<List<H, M>> {
-        hal.critical(|| self.current.read().clone())
+    /// The targets now; some may have no users any more. A full fence stands before the look.
+    #[inline]
+    pub(crate) fn read(&self) -> Reading<'_, Vec<Arc<Target<H, M>>>> {
+        self.0.read()
     }
 
     /// The target on this unit, if the domain is attached there.
-    pub(crate) fn find(&self, hal: &H, port: &Arc<Port<H, M>>) -> Option<Arc<Target<H, M>>> {
+    pub(crate) fn find(&self, port: &Arc<Port<H, M>>) -> Option<Arc<Target<H, M>>> {
         let here = |target: &&Arc<Target<H, M>>| Arc::ptr_eq(&target.port, port) && target.users() > 0;
-        self.snapshot(hal).iter().find(here).cloned()
+        self.read().iter().find(here).cloned()
     }
 
     /// Adds a target, and forgets those without users. Called with the lock of the target's unit held.
-    pub(crate) fn add(&self, hal: &H, target: &Arc<Target<H, M>>) -> Result<(), OutOfMemory> {
-        let _turn = self.changing.lock();
-        let old = self.snapshot(hal);
-        let mut targets = Vec::new();
-        targets.try_reserve_exact(old.len() + 1).map_err(|_| OutOfMemory)?;
+    pub(crate) fn add(&self, target: &Arc<Target<H, M>>) -> Result<(), OutOfMemory> {
         // Targets of other units may be prepared and not yet in use, so only those of this unit can be judged.
         let keep = |other: &&Arc<Target<H, M>>| other.users() > 0 || !Arc::ptr_eq(&other.port, &target.port);
-        for other in old.iter().filter(keep) {
-            list::push(&mut targets, other.clone())?;
-        }
-        list::push(&mut targets, target.clone())?;
-        let new = Arc::try_new(targets)?;
-        let replaced = hal.critical(|| core::mem::replace(&mut *self.current.write(), new));
-        drop(replaced);
-        Ok(())
+        self.0.replace(|old| {
+            let mut targets = Vec::new();
+            targets.try_reserve_exact(old.len() + 1).map_err(|_| OutOfMemory)?;
+            for other in old.iter().filter(keep) {
+                list::push(&mut targets, other.clone())?;
+            }
+            list::push(&mut targets, target.clone())?;
+            Ok(targets)
+        })
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{encoding, layout};
 use bitfield_struct::bitfield;
+use portcullis_hal::Granule;
 
 /// A command: two 64-bit words.
 pub const COMMAND_WORDS: usize = 2;
@@ -63,6 +64,18 @@ encoding! {
         SIZE_16K = 0b10,
         /// 64 KiB.
         SIZE_64K = 0b11,
+    }
+}
+
+impl CommandGranule {
+    /// The encoding of a granule.
+    #[inline]
+    pub const fn of(granule: Granule) -> Self {
+        match granule {
+            Granule::Size4K => Self::SIZE_4K,
+            Granule::Size16K => Self::SIZE_16K,
+            Granule::Size64K => Self::SIZE_64K,
+        }
     }
 }
 
