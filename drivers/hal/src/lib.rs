@@ -44,7 +44,7 @@ pub use frames::{FrameChain, FrameOrder, Frames, OutOfMemory};
 pub use id::{Asid, DomainId, EndpointId, IdError, Pasid, RequesterId, StreamId, Vmid};
 pub use leaves::{HarvestError, NoTables, Progress, ResizeError, Resizes, Usage};
 pub use mapped::{Mapped, QuarantineReason, Quarantined, Refused, Unsynced};
-pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier, MmSubscription, PinError};
+pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier, MmSubscription, PinError, SubscribeError};
 pub use mmio::{Mmio, MmioRegion};
 pub use table::{Granule, SharedTable, TableFormat, TableRoot, TableWrites};
 

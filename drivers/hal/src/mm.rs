@@ -28,7 +28,11 @@ pub unsafe trait Mm: Send + Sync {
     }
 
     /// Registers a notifier; it stays until [`unsubscribe`](Self::unsubscribe).
-    fn subscribe(&self, notifier: Arc<dyn MmNotifier>) -> Result<(), OutOfMemory>;
+    ///
+    /// # Errors
+    ///
+    /// [`SubscribeError::Released`] as soon as the tables may go without the notifier being told.
+    fn subscribe(&self, notifier: Arc<dyn MmNotifier>) -> Result<(), SubscribeError>;
 
     /// Removes a notifier; returns when none of its calls is running.
     fn unsubscribe(&self, notifier: &Arc<dyn MmNotifier>);
@@ -56,6 +60,17 @@ pub unsafe trait Mm: Send + Sync {
     }
 }
 
+/// Why a notifier was not registered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum SubscribeError {
+    /// The address space is gone, or going.
+    #[error("the address space is gone")]
+    Released,
+    /// No memory.
+    #[error(transparent)]
+    OutOfMemory(#[from] OutOfMemory),
+}
+
 /// Why pages were not made resident.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum PinError {
@@ -75,7 +90,8 @@ pub enum PinError {
 /// Called in thread context. A notifier must not subscribe or unsubscribe from inside a call.
 pub trait MmNotifier: Send + Sync {
     /// Entries in `first..=last` were removed or restricted; `u64::MAX` as last address means all from `first` on.
-    /// When this returns, no device uses the old ones.
+    /// The range covers every entry that changed as a whole, a large one too. When this returns, no device uses the old
+    /// ones.
     ///
     /// # Errors
     ///
@@ -98,7 +114,7 @@ pub struct MmSubscription {
 
 impl MmSubscription {
     /// Registers `notifier` with `mm`.
-    pub fn new(mm: Arc<dyn Mm>, notifier: Arc<dyn MmNotifier>) -> Result<Self, OutOfMemory> {
+    pub fn new(mm: Arc<dyn Mm>, notifier: Arc<dyn MmNotifier>) -> Result<Self, SubscribeError> {
         mm.subscribe(notifier.clone())?;
         Ok(Self { mm, notifier })
     }

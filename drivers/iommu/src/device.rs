@@ -2,6 +2,7 @@
 
 use crate::enable::Pasids;
 use crate::iopf::PageQueue;
+use crate::namespace::PasidOwner;
 use crate::{Domain, Fault, FaultHandler, Permissions, Unit, UnitId};
 use alloc::vec::Vec;
 use core::fmt;
@@ -110,6 +111,8 @@ pub struct Device {
     pub(crate) handler: Mutex<Option<Arc<dyn FaultHandler>>>,
     /// Held while the unit's entries of the device change together with what is noted here.
     pub(crate) changing: Mutex<()>,
+    /// Whose PASIDs it uses; changed while `changing` is held.
+    pub(crate) owner: Mutex<PasidOwner>,
     /// There since page requests were first enabled.
     page_queue: Once<Arc<PageQueue>>,
 }
@@ -123,6 +126,7 @@ impl Device {
             pasids: Mutex::new(Pasids::new()),
             handler: Mutex::new(None),
             changing: Mutex::new(()),
+            owner: Mutex::new(PasidOwner::System),
             page_queue: Once::new(),
         }
     }

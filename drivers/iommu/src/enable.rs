@@ -1,6 +1,7 @@
 //! PASIDs, page requests and ATS of a device: the orders in which unit and device learn of them.
 
 use crate::iopf::Whose;
+use crate::namespace::PasidOwner;
 use crate::{
     AttachError, Device, DeviceId, Domain, Iommu, Missing, PasidError, PasidSpace, Permissions, Requests,
     Transition,
@@ -164,7 +165,8 @@ impl<H: Hal> Iommu<H> {
     /// # Errors
     ///
     /// As for [`attach`](Self::attach). [`AttachError::GroupInUse`] for a device that is not alone in its group:
-    /// another one's requests could pass for its own.
+    /// another one's requests could pass for its own. [`AttachError::PasidsClaimed`] while a nesting domain has the
+    /// device's PASIDs.
     pub fn attach_pasid(
         &self,
         device: &Device,
@@ -180,6 +182,9 @@ impl<H: Hal> Iommu<H> {
         }
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
         let _changing = device.changing.lock();
+        if matches!(*device.owner.lock(), PasidOwner::Guest) {
+            return Err(AttachError::PasidsClaimed);
+        }
         device.pasids.lock().reserve()?;
         let result = unit.attach_pasid(device.endpoints(), pasid, domain);
         match result {
@@ -276,6 +281,35 @@ impl Device {
         attached.next().map(|(pasid, _)| *pasid)
     }
 
+    /// Any PASID in use.
+    pub(crate) fn any_pasid(&self) -> Option<Pasid> {
+        self.pasids.lock().0.first().map(|(pasid, _)| *pasid)
+    }
+
+    /// Whether a PASID is in use.
+    pub(crate) fn uses(&self, pasid: Pasid) -> bool {
+        self.pasids.lock().find(pasid).is_some()
+    }
+
+    /// Whether a PASID is in use for this domain.
+    pub(crate) fn uses_for(&self, pasid: Pasid, domain: &Arc<dyn Domain>) -> UsedFor {
+        match self.pasids.lock().find(pasid) {
+            Some(PasidUse::Attached(theirs)) if Arc::ptr_eq(theirs, domain) => UsedFor::Domain,
+            Some(PasidUse::Quarantined) => UsedFor::Quarantine,
+            Some(PasidUse::Attached(_)) | None => UsedFor::Other,
+        }
+    }
+
+    /// Notes to what a PASID that is in use was cut over, or that this was not confirmed.
+    pub(crate) fn note_cut(&self, pasid: Pasid, blocked: Option<Arc<dyn Domain>>) {
+        self.note(pasid, Some(blocked.map_or(PasidUse::Quarantined, PasidUse::Attached)));
+    }
+
+    /// Notes that a PASID that was just detached must not be used again.
+    pub(crate) fn quarantine(&self, pasid: Pasid) {
+        self.note(pasid, Some(PasidUse::Quarantined));
+    }
+
     fn note(&self, pasid: Pasid, usage: Option<PasidUse>) {
         let old = self.pasids.lock().set(pasid, usage);
         drop(old);
@@ -299,6 +333,13 @@ pub(crate) enum PasidUse {
     Attached(Arc<dyn Domain>),
     /// The unit did not confirm that it forgot the PASID.
     Quarantined,
+}
+
+/// What a PASID is in use for, seen from one domain.
+pub(crate) enum UsedFor {
+    Domain,
+    Quarantine,
+    Other,
 }
 
 /// A device's PASIDs in use, in ascending order.

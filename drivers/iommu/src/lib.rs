@@ -4,6 +4,8 @@
 //! - [`Domain`]: an I/O address space; [`DomainSpec`] states the intent when one is made, and a unit refuses there
 //!   what it cannot do.
 //! - [`Device`]: a requester with its unit, endpoint ids, isolation group and reserved regions.
+//! - [`Iommu::bind`]: a [device works on a process's addresses](Bond); its [page faults](PageFaultHandler) are resolved as
+//!   the CPU's are.
 //! - [`Iommu`]: the registry that a kernel keeps: it owns units and devices, enforces groups, prepares reserved
 //!   regions, and turns what units report into [`Fault`]s with an owner.
 //!
@@ -21,9 +23,11 @@ pub mod host;
 mod ids;
 mod iopf;
 mod iova;
+mod namespace;
 mod page_request;
 mod pasid;
 mod registry;
+mod sva;
 mod unit;
 
 pub use device::{Device, DeviceDescription, DeviceId, GroupId, PlatformName, ReservedKind, ReservedRegion};
@@ -36,12 +40,14 @@ pub use iopf::{
     PageFaultWork, PageRights,
 };
 pub use iova::{IovaAllocator, IovaError};
+pub use namespace::{PasidClaim, PasidNamespace};
 pub use page_request::{
     Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,
     StallTag,
 };
 pub use pasid::{GuestPasid, PasidError, PasidSetId, PasidSetSpec, PasidSpace};
 pub use registry::{AddDeviceError, Iommu};
+pub use sva::{BindError, Bond, ExitHandler, Feature, FeatureError, PinnedRange, UnbindError};
 pub use unit::{
     AttachError, Backend, FaultModels, Missing, Permissions, Requests, Stages, Transition, Unit, UnitId,
     UnitInfo, UnitStats, WalkCoherency,

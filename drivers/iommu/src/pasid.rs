@@ -122,7 +122,12 @@ impl PasidSpace {
 
     /// Takes a free PASID for a set.
     pub fn allocate(&mut self, set: PasidSetId) -> Result<Pasid, PasidError> {
-        self.take(set, None)
+        self.take(set, self.max, None)
+    }
+
+    /// Takes a free PASID for a set that a device with narrow PASIDs can use too.
+    pub fn allocate_up_to(&mut self, set: PasidSetId, max: Pasid) -> Result<Pasid, PasidError> {
+        self.take(set, max, None)
     }
 
     /// Takes a free PASID for a set, and notes the name that the set's guest has for it.
@@ -130,21 +135,21 @@ impl PasidSpace {
         if self.host_pasid(set, guest).is_some() {
             return Err(PasidError::GuestInUse(guest.0));
         }
-        self.take(set, Some(guest))
+        self.take(set, self.max, Some(guest))
     }
 
-    fn take(&mut self, id: PasidSetId, guest: Option<GuestPasid>) -> Result<Pasid, PasidError> {
+    fn take(&mut self, id: PasidSetId, max: Pasid, guest: Option<GuestPasid>) -> Result<Pasid, PasidError> {
         let set = self.sets.iter_mut().find(|set| set.id == id).ok_or(PasidError::UnknownSet)?;
         if set.held >= set.spec.quota {
             return Err(PasidError::Quota(set.spec.quota));
         }
         self.out.try_reserve(1).map_err(|_| OutOfMemory)?;
-        let (min, max) = (set.spec.min.get(), set.spec.max.get());
+        let (min, max) = (set.spec.min.get(), set.spec.max.min(max).get());
         let (pasid, at) = free(&self.out, set.hint, max)
-            .or_else(|| free(&self.out, min, set.hint.saturating_sub(1)))
+            .or_else(|| free(&self.out, min, set.hint.saturating_sub(1).min(max)))
             .ok_or(PasidError::Exhausted)?;
         set.held += 1;
-        set.hint = if pasid.get() == max { min } else { pasid.get() + 1 };
+        set.hint = if pasid == set.spec.max { min } else { pasid.get() + 1 };
         self.out.insert(at, Lease { pasid, set: id, guest });
         Ok(pasid)
     }
@@ -267,6 +272,18 @@ mod tests {
             (Err(PasidError::UnknownSet), Err(PasidError::UnknownSet))
         );
         assert_ne!(space.add_set(spec(1, 1, 1)).unwrap(), set);
+    }
+
+    #[test]
+    fn a_narrow_device_gets_a_narrow_pasid_wherever_the_search_stands() {
+        let mut space = PasidSpace::new(pasid(0xf_ffff));
+        let set = space.add_set(spec(1, 0xf_ffff, 100)).unwrap();
+        let first: Vec<_> = (0..5).map(|_| space.allocate(set).unwrap().get()).collect();
+        assert_eq!(first, [1, 2, 3, 4, 5]);
+        space.release(pasid(2)).unwrap();
+        assert_eq!(space.allocate_up_to(set, pasid(3)), Ok(pasid(2)));
+        assert_eq!(space.allocate_up_to(set, pasid(3)), Err(PasidError::Exhausted));
+        assert_eq!(space.allocate(set), Ok(pasid(6)));
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! The registry: units and devices, and the rules that concern several of them.
 
 use crate::iopf::Strays;
+use crate::namespace::PasidNamespace;
+use crate::sva::Entry;
 use crate::{
     AttachError, Device, DeviceDescription, DeviceId, Domain, DomainError, DomainKind, DomainSpec, Fault,
     FaultHandler, FaultLog, ReservedKind, Transition, Unit, UnitEvent, UnitId,
@@ -43,6 +45,10 @@ pub struct Iommu<H: Hal> {
     pub(crate) strays: Mutex<Strays>,
     /// With which device the next round of page faults begins.
     pub(crate) turn: AtomicUsize,
+    /// The PASIDs of devices that have none of their own.
+    pub(crate) system: PasidNamespace,
+    /// Address spaces in use. Not held in notifiers.
+    pub(crate) bound: Mutex<Vec<Entry>>,
 }
 
 /// At most one complaint about hardware goes to the log in this time: devices can cause them at will.
@@ -62,6 +68,8 @@ impl<H: Hal> Iommu<H> {
             swallowed: AtomicU64::new(0),
             strays: Mutex::new(Strays::new()),
             turn: AtomicUsize::new(0),
+            system: PasidNamespace::new(),
+            bound: Mutex::new(Vec::new()),
         }
     }
 

@@ -5,7 +5,7 @@ use bitflags::bitflags;
 use core::any::Any;
 use core::fmt;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Arc, EndpointId, MapError, OutOfMemory, Pasid, SyncError};
+use portcullis_hal::{Arc, EndpointId, MapError, OutOfMemory, Pasid, SyncError, TableRoot};
 use thiserror::Error;
 
 /// A unit's number in the registry.
@@ -243,6 +243,9 @@ pub enum AttachError {
     /// The endpoint was not permitted PASIDs of this width.
     #[error("pasid {0} is wider than the endpoint was permitted")]
     UnknownPasid(Pasid),
+    /// The device's PASIDs belong to a nesting domain.
+    #[error("the PASIDs of the device belong to a nesting domain")]
+    PasidsClaimed,
     /// The PASID is attached still, and has to be detached first.
     #[error("pasid {0} is attached")]
     PasidInUse(Pasid),
@@ -317,6 +320,12 @@ pub trait Unit: Any + Send + Sync {
 
     /// Makes a domain for devices behind this unit, and behind any other of the same kind that can do as much.
     fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError>;
+
+    /// What the unit lacks to walk foreign tables; nothing if [`DomainSpec::Shared`] can be made of them.
+    fn missing_for(&self, root: &TableRoot) -> Missing {
+        let _ = root;
+        Missing::SHARED_TABLES
+    }
 
     /// Replaces the translation of all `endpoints` of one device, for requests without a PASID. They go together: on an error none has changed,
     /// except as [`AttachError::Timeout`] and [`AttachError::Lost`] say. At no moment does the device use mappings of a third domain.

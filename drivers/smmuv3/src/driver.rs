@@ -2,6 +2,7 @@
 
 use crate::attach::Attachments;
 use crate::domain::SmmuDomain;
+use crate::entry::missing_for;
 use crate::evtq::Found;
 use crate::fault;
 use crate::features::Features;
@@ -11,9 +12,11 @@ use crate::setup::share;
 use crate::spec::registers::{self, Gerror, IrqCtrl};
 use core::fmt;
 use portcullis_hal::wait::Register;
-use portcullis_hal::{Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, StreamId, unsize_arc};
+use portcullis_hal::{
+    Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, StreamId, TableRoot, unsize_arc,
+};
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, Permissions, Transition, Unit, UnitEvent, UnitInfo,
+    AttachError, Domain, DomainError, DomainSpec, Missing, Permissions, Transition, Unit, UnitEvent, UnitInfo,
     UnitStats,
 };
 use spin::Mutex;
@@ -219,6 +222,11 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
 
     fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
         self.inner.new_domain(spec)
+    }
+
+    fn missing_for(&self, root: &TableRoot) -> Missing {
+        let (_, missing) = missing_for(root, &self.inner.port.features);
+        missing
     }
 
     fn attach(&self, endpoints: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {

@@ -320,11 +320,12 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     }
 
     /// Returns when no unit holds a translation that the gather recorded. For tables of somebody else, who does not
-    /// tell what has changed, that is all of them.
+    /// tell whether tables have changed, that is what was cached of tables in the range too, and everything if no range
+    /// was recorded.
     pub(crate) fn invalidate(&self, gather: &mut Gather) -> Result<(), SyncError> {
-        let changed = if gather.has_tables() { Changed::Tables } else { Changed::Leaves };
-        let range = gather.range();
         let shared = self.kind() == DomainKind::Shared;
+        let changed = if gather.has_tables() || shared { Changed::Tables } else { Changed::Leaves };
+        let range = gather.range();
         if range.is_none() && changed == Changed::Leaves && !shared {
             return Ok(());
         }
@@ -332,7 +333,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         barrier::store_then_load();
         // What another gather changed the size of, a unit may hold as something larger, which takes a larger
         // invalidation (6.5.2.3).
-        let whole = shared || self.resizes.concerns_others(gather);
+        let whole = self.resizes.concerns_others(gather);
         self.targets.invalidate(range.filter(|_| !whole), changed)?;
         self.resizes.end(gather);
         Ok(())

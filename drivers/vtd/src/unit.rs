@@ -17,9 +17,11 @@ use core::any::Any;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, SyncError, unsize_arc};
+use portcullis_hal::{
+    Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, SyncError, TableRoot, unsize_arc,
+};
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, IdPool, PageAnswer, Permissions, Transition, Unit,
+    AttachError, Domain, DomainError, DomainSpec, IdPool, Missing, PageAnswer, Permissions, Transition, Unit,
     UnitEvent, UnitInfo, UnitStats,
 };
 use spin::{Mutex, Once};
@@ -221,6 +223,10 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
 
     fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
         self.inner.new_domain(spec)
+    }
+
+    fn missing_for(&self, root: &TableRoot) -> Missing {
+        self.inner.features.missing_for(root)
     }
 
     fn attach(&self, endpoints: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {

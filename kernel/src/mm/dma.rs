@@ -5,7 +5,7 @@
 use super::space::Life;
 use super::{AddressSpace, MmError, PageRange};
 use portcullis_hal::{
-    Access, Arc, Asid, FaultOutcome, MapError, Mm, MmFault, MmNotifier, OutOfMemory, PinError, TableRoot,
+    Access, Arc, Asid, FaultOutcome, MapError, Mm, MmFault, MmNotifier, PinError, SubscribeError, TableRoot,
     list,
 };
 
@@ -22,15 +22,12 @@ unsafe impl Mm for AddressSpace {
         cfg!(target_arch = "aarch64").then_some(self.tables.asid)
     }
 
-    fn subscribe(&self, notifier: Arc<dyn MmNotifier>) -> Result<(), OutOfMemory> {
+    fn subscribe(&self, notifier: Arc<dyn MmNotifier>) -> Result<(), SubscribeError> {
         let mut state = self.state.lock();
-        if state.life == Life::Ended
-            && let Err(error) = notifier.release()
-        {
-            // It came too late to have given the tables to anyone.
-            log::warn!("a device that came to an address space after its end: {error}");
+        if state.life == Life::Ended {
+            return Err(SubscribeError::Released);
         }
-        list::push(&mut state.notifiers, notifier)
+        Ok(list::push(&mut state.notifiers, notifier)?)
     }
 
     fn unsubscribe(&self, notifier: &Arc<dyn MmNotifier>) {

@@ -5,7 +5,7 @@ use core::fmt;
 use portcullis_hal::host::HostHal;
 use portcullis_hal::{
     Access, Arc, EndpointId, Gather, IoSpace, Iova, IovaRange, MapError, Mapping, PAGE_SIZE, Pasid,
-    RequesterId, SyncError, SyncProof, Translated, UnmapError, unsize_arc,
+    RequesterId, SyncError, SyncProof, TableRoot, TableWrites, Translated, UnmapError, unsize_arc,
 };
 use portcullis_iommu::*;
 use std::sync::{Mutex, MutexGuard};
@@ -67,6 +67,8 @@ pub(crate) struct Wires {
     pub(crate) batches: Vec<usize>,
     /// The call that fails.
     pub(crate) fails: &'static str,
+    /// The answer to attachments of PASIDs.
+    pub(crate) refuses: Option<AttachError>,
     domains: u32,
 }
 
@@ -120,12 +122,23 @@ impl Unit for FakeUnit {
         let mut wires = self.wires();
         let kind = match spec {
             DomainSpec::Blocked => DomainKind::Blocked,
-            DomainSpec::Shared(_) => DomainKind::Shared,
+            DomainSpec::Shared(table) => match self.missing_for(table.root()) {
+                missing if missing.is_empty() => DomainKind::Shared,
+                missing => return Err(DomainError::Unsupported { missing }),
+            },
             _ => DomainKind::Paging,
         };
         wires.domains += 1;
         let domain = FakeDomain { kind, number: wires.domains, log: self.log.clone() };
         Ok(unsize_arc!(Arc::try_new(domain)? => dyn Domain))
+    }
+    fn missing_for(&self, root: &TableRoot) -> Missing {
+        let mut missing = Missing::empty();
+        let cached = root.writes == TableWrites::Cached;
+        missing
+            .set(Missing::COHERENT_WALKS, cached && self.info.table_coherency == WalkCoherency::NotSnooped);
+        missing.set(Missing::OUTPUT_WIDTH, root.output_bits > self.info.output_bits);
+        missing
     }
     fn attach(&self, ids: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
         self.note(format!("attach {} {}", ids[0], domain.info().kind))?;
@@ -144,6 +157,9 @@ impl Unit for FakeUnit {
         pasid: Pasid,
         domain: &Arc<dyn Domain>,
     ) -> Result<Transition, AttachError> {
+        if let Some(error) = self.wires().refuses {
+            return Err(error);
+        }
         self.note(format!("attach {}.{pasid} {}", ids[0], domain.info().kind))?;
         Ok(Transition::Hitless)
     }
@@ -231,11 +247,15 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(units: usize) -> Self {
+        Self::of(units, |_| {})
+    }
+
+    pub(crate) fn of(units: usize, tune: impl Fn(&mut UnitInfo)) -> Self {
         let log = Log::default();
         let iommu = Iommu::new(HostHal::new());
         let units = (0..units)
             .map(|_| {
-                let info = UnitInfo {
+                let mut info = UnitInfo {
                     backend: Backend::VtdScalable,
                     stages: Stages::STAGE_1,
                     page_sizes: PAGE_SIZE,
@@ -249,6 +269,7 @@ impl Rig {
                     nesting: false,
                     abilities: Abilities::empty(),
                 };
+                tune(&mut info);
                 let unit = FakeUnit { info, log: log.clone(), wires: Mutex::default() };
                 let unit = Arc::try_new(unit).unwrap();
                 iommu.add_unit(unsize_arc!(unit.clone() => dyn Unit)).unwrap();
@@ -267,7 +288,7 @@ impl Rig {
             id: DeviceId::Pci(RequesterId::from_bdf(unit, bdf)),
             unit: UnitId(unit),
             endpoints: vec![EndpointId::new(u32::from(bdf))],
-            group: GroupId(u32::from(bdf)),
+            group: GroupId(u32::from(unit) << 16 | u32::from(bdf)),
             reserved: vec![],
         };
         self.iommu.add_device(description).unwrap()
