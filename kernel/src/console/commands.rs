@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "maps memory that the console keeps for ever")]
 
 use super::Next;
+use super::pages;
 use super::pasids;
 use super::state::{State, length, number, range};
 use crate::devices::edu::{Completion, Direction};
@@ -86,6 +87,30 @@ const COMMANDS: &[Command] = &[
         arguments: "DEVICE PASID",
         purpose: "detaches a PASID",
         run: pasids::detach,
+    },
+    Command {
+        name: "pager",
+        arguments: "DEVICE PASID DOMAIN IOVA LEN r|rw [later]",
+        purpose: "maps pages when the device asks for them; `later` leaves the answer to you",
+        run: pages::pager,
+    },
+    Command {
+        name: "no-pager",
+        arguments: "DEVICE PASID",
+        purpose: "ends that; what was asked is refused",
+        run: pages::no_pager,
+    },
+    Command {
+        name: "answer",
+        arguments: "success|invalid|failure",
+        purpose: "answers what waits for it, the newest first",
+        run: pages::answer,
+    },
+    Command {
+        name: "page-faults",
+        arguments: "DEVICE",
+        purpose: "shows what became of a device's page requests",
+        run: pages::page_faults,
     },
     Command {
         name: "dma",

@@ -4,6 +4,7 @@
 //! console allocated, and windows of devices that cannot harm the kernel, can be mapped.
 
 mod commands;
+mod pages;
 mod pasids;
 mod state;
 
@@ -32,7 +33,7 @@ pub(crate) fn serve(machine: &'static Machine) -> ! {
     report::text(format_args!("console ready, try `help`"));
     loop {
         report::prompt("> ");
-        let line = read_line();
+        let line = read_line(&state);
         match commands::run(&mut state, &line) {
             Ok(Next::Continue) => report::text(format_args!("ok")),
             Ok(Next::PowerOff) => {
@@ -44,11 +45,12 @@ pub(crate) fn serve(machine: &'static Machine) -> ! {
     }
 }
 
-/// Reads a line, echoing it. What is longer than a line is dropped.
-fn read_line() -> String {
+/// Reads a line, echoing it. What is longer than a line is dropped. Page requests are served meanwhile.
+fn read_line(state: &State) -> String {
     let mut line = String::new();
     loop {
         let Some(byte) = portcullis_arch::console::read_byte() else {
+            pages::service(state);
             KernelHal.relax();
             continue;
         };

@@ -150,7 +150,7 @@ pub(super) fn dump(state: &mut State, arguments: &[&str]) -> Result<Next, String
     Ok(Next::Continue)
 }
 
-fn pasid(text: &str) -> Result<Pasid, String> {
+pub(super) fn pasid(text: &str) -> Result<Pasid, String> {
     let number = u32::try_from(number(text)?).map_err(words)?;
     Pasid::new(number).map_err(words)
 }
