@@ -261,35 +261,61 @@ static void take_response(IOMMUPRINotifier *notifier, IOMMUPRIResponse *response
     pthread_mutex_unlock(&endpoint_reports_lock);
 }
 
-enum outcome endpoint_request_page(struct endpoint *endpoint, const struct page_request *request)
+/* Whether the endpoint may request pages in the address space of `pasid`; it hears of the responses then. */
+static enum outcome may_request(struct endpoint *endpoint, uint32_t pasid)
 {
-    if (may_issue(endpoint, request->pasid) != DONE)
+    if (may_issue(endpoint, pasid) != DONE)
         return REFUSED;
     if (!qemu.pcie_pri_enabled(endpoint->device))
         return refuse("page requests are off");
-    if (endpoint->outstanding_sum >= qemu.pcie_pri_get_req_alloc(endpoint->device))
-        return refuse("as many page requests as are allowed are outstanding");
-    struct space *space = space_of(endpoint, request->pasid);
+    struct space *space = space_of(endpoint, pasid);
     if (!space)
         return refuse("too many PASIDs were used");
     if (!space->hears_responses) {
         space->responses.notify = take_response;
-        if (qemu.pci_pri_register_notifier(endpoint->device, request->pasid, &space->responses))
+        if (qemu.pci_pri_register_notifier(endpoint->device, pasid, &space->responses))
             return refuse("the unit does not pass responses on");
         space->hears_responses = true;
     }
+    return DONE;
+}
+
+static enum outcome send_request(struct endpoint *endpoint, const struct page_request *request)
+{
     uint16_t *outstanding = &endpoint->outstanding[request->group % 512];
-    /* Counted first: the answer may come before the call returns. */
-    *outstanding += 1;
-    endpoint->outstanding_sum += 1;
     int error = qemu.pci_pri_request_page(endpoint->device, request->pasid, request->privileged, request->execute,
                                           request->address & -PAGE, request->last, request->group, request->is_read,
                                           request->is_write);
-    if (error && *outstanding) {
-        *outstanding -= 1;
-        endpoint->outstanding_sum -= 1;
+    if (error)
+        return FAULT;
+    /* A stop marker gets no response. The responses of others come later: they take QEMU's lock. */
+    if (request->is_read || request->is_write || !request->last) {
+        *outstanding += 1;
+        endpoint->outstanding_sum += 1;
     }
-    return error ? FAULT : DONE;
+    return DONE;
+}
+
+enum outcome endpoint_request_page(struct endpoint *endpoint, const struct page_request *request)
+{
+    if (may_request(endpoint, request->pasid) != DONE)
+        return REFUSED;
+    if (endpoint->outstanding_sum >= qemu.pcie_pri_get_req_alloc(endpoint->device))
+        return refuse("as many page requests as are allowed are outstanding");
+    return send_request(endpoint, request);
+}
+
+enum outcome endpoint_flood(struct endpoint *endpoint, struct page_request request, uint64_t count, uint64_t *taken)
+{
+    *taken = 0;
+    if (may_request(endpoint, request.pasid) != DONE)
+        return REFUSED;
+    for (uint64_t i = 0; i < count; i++) {
+        request.group = i % 512;
+        *taken += send_request(endpoint, &request) == DONE;
+        request.address += PAGE;
+    }
+    return DONE;
 }
 
 /* Runs without QEMU's lock and takes it for each write. */

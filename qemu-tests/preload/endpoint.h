@@ -11,7 +11,8 @@
 
 #define MAX_SPACES 64
 #define CACHE_SIZE 64
-#define LIST_SIZE 256
+/* More than a flood brings. */
+#define LIST_SIZE 1024
 
 struct endpoint;
 
@@ -115,6 +116,10 @@ struct page_request {
 
 /* A page request. FAULT is one that the unit could not take. */
 enum outcome endpoint_request_page(struct endpoint *endpoint, const struct page_request *request);
+
+/* As many page requests at once, each of a page and a group of its own, whatever the allocation is: as an endpoint does
+   that keeps to no rules. Tells how many the unit took. */
+enum outcome endpoint_flood(struct endpoint *endpoint, struct page_request request, uint64_t count, uint64_t *taken);
 
 /* Starts writing 1, 2, 3 ... as eight-byte words, in turn to the eight words from `address` on. */
 enum outcome endpoint_start_writes(struct endpoint *endpoint, uint32_t pasid, uint64_t address);

@@ -21,7 +21,7 @@
 #define DEVICES_VARIABLE "PORTCULLIS_ENDPOINTS"
 
 #define MAX_ENDPOINTS 4
-#define MAX_LINE 16384
+#define MAX_LINE 65536
 #define MAX_DATA 4096
 #define MAX_WORDS 12
 
@@ -235,6 +235,21 @@ static bool command_page_request(struct endpoint *endpoint, char **words)
     return true;
 }
 
+static bool command_flood(struct endpoint *endpoint, char **words)
+{
+    struct page_request request = {.is_read = true, .is_write = true, .last = true};
+    uint64_t count, taken;
+    if (!parse_pasid(words[0], &request.pasid) || !parse_number(words[1], &request.address) ||
+        !parse_number(words[2], &count) || count > LIST_SIZE)
+        return false;
+    /* In one go: nobody reads the queue meanwhile. */
+    qemu_lock();
+    if (say_outcome(endpoint_flood(endpoint, request, count, &taken)))
+        say(" taken=%" PRIu64, taken);
+    qemu_unlock();
+    return true;
+}
+
 /* Waits for a response, with a limit; takes all that are there. */
 static bool command_responses(struct endpoint *endpoint, char **words)
 {
@@ -302,6 +317,7 @@ static const struct command {
     {"cached-write", 3, command_cached_write},
     {"invalidations", 0, command_invalidations},
     {"page-request", 5, command_page_request},
+    {"flood", 3, command_flood},
     {"responses", 1, command_responses},
     {"start-writes", 2, command_start_writes},
     {"stop-writes", 0, command_stop_writes},

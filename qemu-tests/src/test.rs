@@ -167,7 +167,7 @@ fn scenarios<'a>(
             scenarios.extend(job.map(|job| Scenario::Job { profile, job: job.to_owned() }));
         }
     }
-    for (profile, test) in pasid::tests(profiles) {
+    for (profile, test) in pasid::tests(profiles)? {
         scenarios.push(Scenario::Pasid { profile, test });
     }
     for script in scripts {

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 /// Only a QEMU that hangs takes this long to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// A longer line is a mistake.
-const MAX_LINE: u64 = 64 * 1024;
+const MAX_LINE: u64 = 128 * 1024;
 
 /// Where the harness listens for a QEMU that is about to start. Goes with the value.
 #[derive(Debug)]
@@ -319,6 +319,12 @@ impl Link {
         let PageRequest { tag, address, access, group, last } = request;
         let place = if last { "last" } else { "more" };
         self.command(&format!("page-request {endpoint} {tag} {address:#x} {access} {group} {place}"), nothing)
+    }
+
+    /// Requests `count` pages from `address` on for writing, at once, beyond what is allowed: group n for page n, up to
+    /// 512. Gives how many the unit took.
+    pub fn flood(&mut self, endpoint: &str, tag: Tag, address: u64, count: u16) -> Result<Answer<u16>> {
+        self.command(&format!("flood {endpoint} {tag} {address:#x} {count}"), |rest| field(rest, "taken"))
     }
 
     /// Takes the list of responses; waits for the first up to `limit`.

@@ -6,6 +6,7 @@
 
 mod ats;
 mod dma;
+mod pages;
 mod replace;
 mod rig;
 mod tables;
@@ -14,7 +15,7 @@ use std::env;
 
 use anyhow::Result;
 
-use crate::profile::{Arch, Iommu, Profile, Profiles};
+use crate::profile::{Profile, Profiles};
 use crate::run::Lab;
 use rig::{Rig, Started};
 
@@ -22,17 +23,25 @@ use rig::{Rig, Started};
 pub struct Test {
     /// Its name.
     pub name: &'static str,
+    machines: &'static [&'static str],
     play: fn(&mut Rig) -> Result<()>,
 }
 
-static TESTS: [Test; 7] = [
-    Test { name: "switches", play: dma::switches },
-    Test { name: "dma", play: dma::dma },
-    Test { name: "two-endpoints", play: dma::two_endpoints },
-    Test { name: "translations", play: ats::translations },
-    Test { name: "invalidations", play: ats::invalidations },
-    Test { name: "replace", play: replace::replace },
-    Test { name: "tables", play: tables::tables },
+/// The machines with a VT-d; the first one takes page requests.
+const BOTH: &[&str] = &["x86_64-first", "x86_64-second"];
+const FIRST: &[&str] = &["x86_64-first"];
+
+static TESTS: [Test; 10] = [
+    Test { name: "switches", machines: BOTH, play: dma::switches },
+    Test { name: "dma", machines: BOTH, play: dma::dma },
+    Test { name: "two-endpoints", machines: BOTH, play: dma::two_endpoints },
+    Test { name: "translations", machines: BOTH, play: ats::translations },
+    Test { name: "invalidations", machines: BOTH, play: ats::invalidations },
+    Test { name: "replace", machines: BOTH, play: replace::replace },
+    Test { name: "tables", machines: BOTH, play: tables::tables },
+    Test { name: "page-requests", machines: FIRST, play: pages::page_requests },
+    Test { name: "late-answers", machines: FIRST, play: pages::late_answers },
+    Test { name: "flood", machines: FIRST, play: pages::flood },
 ];
 
 /// How a test ended.
@@ -46,10 +55,10 @@ pub enum Outcome {
     Skipped(String),
 }
 
-/// Every test, on each machine with a VT-d.
-pub fn tests(profiles: &Profiles) -> Vec<(&Profile, &'static Test)> {
-    let machines = profiles.select(Some(Arch::X86_64), Iommu::Native);
-    machines.into_iter().flat_map(|profile| TESTS.iter().map(move |test| (profile, test))).collect()
+/// Every test, on each of its machines.
+pub fn tests(profiles: &Profiles) -> Result<Vec<(&Profile, &'static Test)>> {
+    let pairs = TESTS.iter().flat_map(|test| test.machines.iter().map(move |machine| (*machine, test)));
+    pairs.map(|(machine, test)| Ok((profiles.named(machine)?, test))).collect()
 }
 
 impl Test {

@@ -115,12 +115,20 @@ impl Rig {
 
     /// Maps a fresh frame, zeroed.
     pub(super) fn map(&mut self, domain: &str, address: u64, access: &str) -> Result<Frame> {
-        let lines = self.ask(&format!("map {domain} {address:#x} alloc 4K {access}"))?;
-        let words =
-            lines.iter().find_map(|line| line.strip_prefix("mapped: ")).context("nothing is mapped")?;
-        let phys = words.split(' ').find_map(|word| word.strip_prefix("phys=0x"));
-        let phys = u64::from_str_radix(phys.context("no address is told")?, 16)?;
-        Ok(Frame { name: words.split(' ').next().unwrap_or_default().to_owned(), phys })
+        frame(&self.ask(&format!("map {domain} {address:#x} alloc 4K {access}"))?)
+    }
+
+    /// Sets memory aside whose pages the kernel maps when they are asked for.
+    pub(super) fn pager(
+        &mut self,
+        place: &str,
+        pasid: u32,
+        domain: &str,
+        address: u64,
+        size: u64,
+        access: &str,
+    ) -> Result<Frame> {
+        frame(&self.ask(&format!("pager {place} {pasid:#x} {domain} {address:#x} {size:#x} {access}"))?)
     }
 
     /// Unmaps a page.
@@ -218,6 +226,14 @@ impl Rig {
         ensure!(read == bytes, "{address:#x} with {tag}: {bytes:x?} are in memory, {read:x?} were read");
         Ok(())
     }
+}
+
+/// The frame that the console speaks of: `WORD: NAME phys=ADDRESS ...`.
+fn frame(lines: &[String]) -> Result<Frame> {
+    let words = lines.iter().find_map(|line| line.split_once(": f")).context("no frame is named")?.1;
+    let phys = words.split(' ').find_map(|word| word.strip_prefix("phys=0x"));
+    let phys = u64::from_str_radix(phys.context("no address is told")?, 16)?;
+    Ok(Frame { name: format!("f{}", words.split(' ').next().unwrap_or_default()), phys })
 }
 
 /// What was done, or an error that says what was not.
