@@ -10,7 +10,7 @@ use crate::transport::{NotTaken, QueueIndex, Transport, Vectors};
 use core::any::Any;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::{Arc, EndpointId, Hal, Iova, unsize_arc};
+use portcullis_hal::{Arc, EndpointId, Hal, Iova, OutOfMemory, unsize_arc};
 use portcullis_iommu::{
     Abilities, AttachError, Backend, Domain, DomainError, DomainSpec, FaultModels, Missing, PagingSpec,
     Stage, Stages, Transition, Unit, UnitEvent, UnitInfo, UnitStats, WalkCoherency,
@@ -49,6 +49,16 @@ impl<H: Hal, T: Transport> VirtioIommu<H, T> {
             nesting: false,
         };
         Self { state, info }
+    }
+
+    /// The unit for [`Iommu::add_unit`](portcullis_iommu::Iommu::add_unit).
+    ///
+    /// # Errors
+    ///
+    /// No memory for another handle.
+    pub fn unit(&self) -> Result<Arc<dyn Unit>, OutOfMemory> {
+        let unit = Arc::try_new(self.clone())?;
+        Ok(unsize_arc!(unit => dyn Unit))
     }
 
     fn link(&self) -> &Arc<Link<H, T>> {

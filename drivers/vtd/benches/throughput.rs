@@ -197,7 +197,7 @@ fn work(domain: &dyn Domain) -> u64 {
 fn run(threads: usize) -> [u64; 3] {
     let memory = Memory::new();
     let unit = NullUnit::new(memory);
-    let driver = Setup::new(&memory, unit, Options::new(39)).and_then(Setup::enable).expect("a unit");
+    let driver = Setup::new(memory, unit, Options::new(39)).and_then(Setup::enable).expect("a unit");
     let domains: Vec<_> = (0..threads).map(|sid| domain(&driver, &memory, sid as u32)).collect();
     let (before, retries) = (driver.stats(), driver.queue_retries());
     let barrier = Barrier::new(threads);

@@ -59,8 +59,9 @@ impl<H: Hal, M: Mmio + 'static> Setup<H, M> {
     ///
     /// A unit that lacks what the driver needs is not touched. Where the unit does not answer, its queue stays
     /// allocated for ever.
-    pub fn new(hal: &H, mmio: M, options: Options) -> Result<Self, InitError> {
-        let registers = Registers::new(hal.clone(), mmio, options.timeout_ns);
+    pub fn new(hal: H, mmio: M, options: Options) -> Result<Self, InitError> {
+        let registers = Registers::new(hal, mmio, options.timeout_ns);
+        let hal = registers.hal();
         let features = Features::probe(&registers, options.host_address_bits.min(52))?;
         let order = options.queue.min(FrameOrder::new(Ring::MAX_QS).unwrap_or(FrameOrder::SINGLE));
         let ring = Ring::new(order).ok_or(portcullis_hal::OutOfMemory)?;

@@ -193,6 +193,16 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 }
 
 impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
+    /// The unit for [`Iommu::add_unit`](portcullis_iommu::Iommu::add_unit).
+    ///
+    /// # Errors
+    ///
+    /// No memory for another handle.
+    pub fn unit(&self) -> Result<Arc<dyn Unit>, OutOfMemory> {
+        let unit = Arc::try_new(self.clone())?;
+        Ok(unsize_arc!(unit => dyn Unit))
+    }
+
     /// The unit's capabilities.
     pub fn features(&self) -> &Features {
         &self.inner.features

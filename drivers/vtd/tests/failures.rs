@@ -201,7 +201,7 @@ fn a_unit_that_fails_keeps_no_other_from_being_told() {
     let hal = HostHal::new();
     let fakes: Vec<_> = (0..10).map(|_| FakeUnit::new(&hal, fake::SECOND_STAGE)).collect();
     let started =
-        fakes.iter().map(|fake| Setup::new(&hal, fake.clone(), options()).unwrap().enable().unwrap());
+        fakes.iter().map(|fake| Setup::new(hal.clone(), fake.clone(), options()).unwrap().enable().unwrap());
     let drivers: Vec<_> = started.collect();
     for dead in 0..fakes.len() {
         let domain = drivers[dead].new_domain(&DomainSpec::Paging(PagingSpec::default())).unwrap();
@@ -301,7 +301,7 @@ fn a_queue_that_is_full_makes_submitters_wait() {
     let hal = HostHal::new();
     let fake = FakeUnit::new(&hal, fake::SECOND_STAGE);
     let patient = Options { timeout_ns: 20_000_000_000, ..options() };
-    let driver = Setup::new(&hal, fake.clone(), patient).unwrap().enable().unwrap();
+    let driver = Setup::new(hal.clone(), fake.clone(), patient).unwrap().enable().unwrap();
     let machine = Machine { hal, fake, driver };
     let domain = machine.paging();
     machine.driver.attach(&endpoint(0x20), &domain).unwrap();

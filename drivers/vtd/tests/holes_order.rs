@@ -35,7 +35,7 @@ impl Bench {
         let hal = HostHal::new();
         let (memory, unit) = (Uncached::new(&hal), FakeUnit::new(&hal, registers));
         let watched = Watched { unit: unit.clone(), doorbell: fake::IQT, memory: memory.clone() };
-        let driver = Setup::new(&memory, watched, options()).unwrap().enable().unwrap();
+        let driver = Setup::new(memory.clone(), watched, options()).unwrap().enable().unwrap();
         Self { memory, unit, driver }
     }
 

@@ -153,14 +153,14 @@ fn units_that_lack_what_is_needed_are_refused_and_not_touched() {
     for (registers, error) in cases {
         let hal = HostHal::new();
         let fake = FakeUnit::new(&hal, registers);
-        assert_eq!(Setup::new(&hal, fake.clone(), options()).err(), Some(error));
+        assert_eq!(Setup::new(hal.clone(), fake.clone(), options()).err(), Some(error));
         assert!(fake.state.lock().unwrap().writes.is_empty());
         assert_eq!(hal.allocations(), 0);
     }
     let hal = HostHal::new();
     let fake = FakeUnit::new(&hal, fake::FIRST_STAGE);
     fake.set(fake::VER, u32::MAX);
-    assert_eq!(Setup::new(&hal, fake, options()).err(), Some(InitError::NoUnit(u32::MAX)));
+    assert_eq!(Setup::new(hal.clone(), fake, options()).err(), Some(InitError::NoUnit(u32::MAX)));
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn out_of_memory_at_any_allocation_of_the_start_up_leaks_nothing() {
         let hal = HostHal::new();
         let fake = FakeUnit::new(&hal, fake::SECOND_STAGE);
         hal.fail_after(failures);
-        match Setup::new(&hal, fake.clone(), options()) {
+        match Setup::new(hal.clone(), fake.clone(), options()) {
             Ok(_) => break,
             Err(error) => assert!(matches!(error, InitError::OutOfMemory(_))),
         }
@@ -190,7 +190,7 @@ fn memory_beyond_the_units_addresses_is_no_memory_for_its_tables_and_queue() {
         // Frames are handed out one after the other.
         let last = PhysAddr::new((1 << 48) - 0x1000 * reachable);
         hal.skip_to(last);
-        let result = Setup::new(&hal, fake.clone(), options());
+        let result = Setup::new(hal.clone(), fake.clone(), options());
         assert_eq!(result.err(), Some(InitError::Unreachable(PhysAddr::new(1 << 48))), "{reachable}");
         assert_eq!(hal.frames_in_use(), 0);
         assert_eq!(fake.accesses().1, 0);
@@ -202,7 +202,7 @@ fn a_unit_that_does_not_answer_is_reported_by_register() {
     let (cap, ecap) = fake::SECOND_STAGE;
     let hal = HostHal::new();
     let fake = FakeUnit::new(&hal, (cap & !(1 << 63), ecap));
-    let setup = Setup::new(&hal, fake.clone(), options()).unwrap();
+    let setup = Setup::new(hal.clone(), fake.clone(), options()).unwrap();
     fake.set_conduct(Conduct::Dead);
     let error = setup.enable().err();
     assert!(
@@ -217,7 +217,7 @@ fn a_device_with_reserved_memory_keeps_it_when_translation_goes_on() {
     for registers in [fake::FIRST_STAGE, fake::SECOND_STAGE] {
         let hal = HostHal::new();
         let fake = FakeUnit::new(&hal, registers);
-        let setup = Setup::new(&hal, fake.clone(), options()).unwrap();
+        let setup = Setup::new(hal.clone(), fake.clone(), options()).unwrap();
         let regions = [fixed(0x7f00_0000, 0x7f00_0000, 0x20_0000), fixed(0x8000_0000, 0x8000_0000, 0x3000)];
         setup.reserve_direct(&endpoint(0x00b8), &regions).unwrap();
         let refused = setup.reserve_direct(&[EndpointId::new(0x1_0000)], &regions);

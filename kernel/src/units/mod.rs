@@ -13,7 +13,7 @@ use portcullis_arch::interrupts;
 use portcullis_firmware::{
     Interrupt, Smmuv3Unit, Topology, Trigger, UnitIndex, UnitKind, VtdUnit, WalkCoherency,
 };
-use portcullis_hal::{Arc, EndpointId, FixedMapping, MmioRegion, PhysRange, unsize_arc};
+use portcullis_hal::{Arc, EndpointId, FixedMapping, MmioRegion, OutOfMemory, PhysRange};
 use portcullis_iommu::{Unit, UnitId};
 use portcullis_smmuv3::Coherency;
 
@@ -103,7 +103,7 @@ fn prepare_vtd(unit: &VtdUnit, topology: &Topology) -> Result<VtdSetup, String> 
     let options = portcullis_vtd::Options::new(u8::try_from(width).unwrap_or(u8::MAX));
     // It writes to memory how far it has come.
     let registers = unit_registers(unit.registers, None)?;
-    VtdSetup::new(&KernelHal, registers, options).map_err(words)
+    VtdSetup::new(KernelHal, registers, options).map_err(words)
 }
 
 impl PreparedUnit {
@@ -120,15 +120,15 @@ impl PreparedUnit {
         match self {
             Self::Smmu(setup, description) => {
                 let unit = setup.enable().map_err(words)?;
-                Ok((register(iommu, unit.clone())?, Enabled::Smmu(unit, description)))
+                Ok((register(iommu, unit.unit())?, Enabled::Smmu(unit, description)))
             }
             Self::Vtd(setup) => {
                 let unit = setup.enable().map_err(words)?;
-                Ok((register(iommu, unit.clone())?, Enabled::Vtd(unit)))
+                Ok((register(iommu, unit.unit())?, Enabled::Vtd(unit)))
             }
             Self::Virtio(prepared) => {
                 let unit = prepared.enable(bus)?;
-                Ok((register(iommu, unit.driver())?, Enabled::Virtio(unit)))
+                Ok((register(iommu, unit.handle())?, Enabled::Virtio(unit)))
             }
         }
     }
@@ -197,9 +197,8 @@ impl Prepared {
     }
 }
 
-fn register<U: Unit>(iommu: &'static KernelIommu, unit: U) -> Result<UnitId, String> {
-    let unit = Arc::try_new(unit).map_err(words)?;
-    iommu.add_unit(unsize_arc!(unit => dyn Unit)).map_err(words)
+fn register(iommu: &'static KernelIommu, unit: Result<Arc<dyn Unit>, OutOfMemory>) -> Result<UnitId, String> {
+    iommu.add_unit(unit.map_err(words)?).map_err(words)
 }
 
 fn connect(line: Interrupt, unit: UnitId) -> Result<(), String> {

@@ -10,8 +10,8 @@ use alloc::string::{String, ToString};
 use log::info;
 use portcullis_arch::{interrupts, paging};
 use portcullis_firmware::{Topology, VirtioTransport};
-use portcullis_hal::{Iova, PhysRange, RequesterId};
-use portcullis_iommu::UnitId;
+use portcullis_hal::{Arc, Iova, OutOfMemory, PhysRange, RequesterId};
+use portcullis_iommu::{Unit, UnitId};
 use portcullis_pci::MsixTable;
 use portcullis_virtio_iommu::{MsixVector, Options, PciTransport, RegisterWindow, Vectors};
 
@@ -58,8 +58,8 @@ pub(super) struct Enabled {
 }
 
 impl Enabled {
-    pub(super) fn driver(&self) -> Driver {
-        self.unit.clone()
+    pub(super) fn handle(&self) -> Result<Arc<dyn Unit>, OutOfMemory> {
+        self.unit.unit()
     }
 
     pub(super) fn connect_interrupts(self, id: UnitId, bus: &Bus) -> Result<(), String> {

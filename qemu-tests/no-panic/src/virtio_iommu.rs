@@ -6,8 +6,6 @@ use crate::embedder::{Kernel, show};
 use crate::iommu::unit;
 use core::hint::black_box;
 use core::ptr::NonNull;
-use portcullis_hal::{Arc, unsize_arc};
-use portcullis_iommu::Unit;
 use portcullis_virtio_iommu::{MsixVector, Options, PciTransport, RegisterWindow, Setup, Vectors};
 
 #[inline(never)]
@@ -34,8 +32,8 @@ pub(crate) fn probe() {
         show(&error);
     }
     black_box(driver.malformed_events());
-    match Arc::try_new(driver) {
-        Ok(driver) => unit(unsize_arc!(driver => dyn Unit)),
+    match driver.unit() {
+        Ok(driver) => unit(driver),
         Err(error) => show(&error),
     }
 }

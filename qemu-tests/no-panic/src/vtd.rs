@@ -3,8 +3,7 @@
 use crate::embedder::{Kernel, debug, registers, show};
 use crate::iommu::{reserved, some_endpoints, unit};
 use core::hint::black_box;
-use portcullis_hal::{Arc, MsiMessage, PhysAddr, unsize_arc};
-use portcullis_iommu::Unit;
+use portcullis_hal::{MsiMessage, PhysAddr};
 use portcullis_vtd::{Features, Options, Setup};
 
 #[inline(never)]
@@ -13,7 +12,7 @@ pub(crate) fn probe() {
     if let Err(error) = Features::decode(cap, ecap, black_box(48)) {
         show(&error);
     }
-    let setup = match Setup::new(&Kernel, registers(), black_box(Options::new(48))) {
+    let setup = match Setup::new(Kernel, registers(), black_box(Options::new(48))) {
         Ok(setup) => setup,
         Err(error) => return show(&error),
     };
@@ -29,8 +28,8 @@ pub(crate) fn probe() {
     if let Err(error) = driver.enable_interrupts(message) {
         show(&error);
     }
-    match Arc::try_new(driver) {
-        Ok(driver) => unit(unsize_arc!(driver => dyn Unit)),
+    match driver.unit() {
+        Ok(driver) => unit(driver),
         Err(error) => show(&error),
     }
 }

@@ -33,7 +33,7 @@ impl Machine {
     }
 
     pub fn with(hal: HostHal, fake: FakeUnit) -> Self {
-        let driver = Setup::new(&hal, fake.clone(), options()).unwrap().enable().unwrap();
+        let driver = Setup::new(hal.clone(), fake.clone(), options()).unwrap().enable().unwrap();
         Self { hal, fake, driver }
     }
 

@@ -5,7 +5,7 @@
 
 use portcullis_hal::host::HostHal;
 use portcullis_hal::host::scarce::{Heap, ScarceHal, exempt, unfailing};
-use portcullis_hal::{EndpointId, Iova, Mmio, Pasid, PhysAddr, SharedTable, TableWrites, unsize_arc};
+use portcullis_hal::{EndpointId, Iova, Mmio, Pasid, PhysAddr, SharedTable, TableWrites};
 use portcullis_iommu::Unit;
 use portcullis_iommu::host::fail_nth::{Failed, Machine, check};
 use portcullis_model::core::{Abort, Memory, Outcome, Request, Schedule};
@@ -91,11 +91,10 @@ impl Machine for Board {
             InitError::OutOfMemory(_) => Failed::OutOfMemory,
             other => Failed::Otherwise(other.to_string()),
         };
-        let setup = Setup::new(&self.hal, Registers(self.model.clone()), options).map_err(failed)?;
+        let setup = Setup::new(self.hal.clone(), Registers(self.model.clone()), options).map_err(failed)?;
         let driver = setup.enable().map_err(failed)?;
-        // The handle is the kernel's.
-        let driver = unfailing(|| portcullis_hal::Arc::try_new(driver))?;
-        Ok(unsize_arc!(driver => dyn Unit))
+        // A unit that is on keeps its tables, whether there is a handle or not.
+        Ok(unfailing(|| driver.unit())?)
     }
 
     fn endpoints(&self) -> [EndpointId; 3] {

@@ -235,7 +235,7 @@ fn handed_over(mut world: World) -> Outcomes {
     let (successor, registers) = (world.bench.host.clone(), Registers(world.bench.clone()));
     let options = options(&world.config);
     // The predecessor's domain stays, as its tables do in memory.
-    let setup = Setup::new(&successor, registers, options).map_err(|error| error.to_string())?;
+    let setup = Setup::new(successor.clone(), registers, options).map_err(|error| error.to_string())?;
     world.driver = setup.enable().map_err(|error| error.to_string())?;
     world.devices.iter_mut().for_each(|device| device.permissions = Permissions::NONE);
     world.bench.end();

@@ -25,7 +25,7 @@ fn submitters_wait_for_room_in_a_full_queue_and_then_all_are_served() {
     let bench = Bench::new(Config::full(), 1);
     // The clock moves at every look, and many look: these are some 30 million looks.
     let options = Options { timeout_ns: 60_000_000_000, ..options(&Config::full()) };
-    let setup = Setup::new(&bench.host, Registers(bench.clone()), options).expect("a unit");
+    let setup = Setup::new(bench.host.clone(), Registers(bench.clone()), options).expect("a unit");
     let driver = setup.enable().expect("a unit");
     let barrier = Barrier::new(usize::from(SUBMITTERS) + 1);
     let submitter = |sid: u16| {

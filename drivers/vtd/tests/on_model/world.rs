@@ -119,7 +119,7 @@ impl World {
     ) -> Result<Self, String> {
         let bench = Bench::new(config, seed);
         let registers = Registers(bench.clone());
-        let setup = Setup::new(&bench.host, registers, options(&config)).map_err(|e| e.to_string())?;
+        let setup = Setup::new(bench.host.clone(), registers, options(&config)).map_err(|e| e.to_string())?;
         let driver = setup.enable().map_err(|e| e.to_string())?;
         let message = MsiMessage { address: PhysAddr::new(0xfee0_1000), data: 0x31 };
         driver.enable_interrupts(message).map_err(|e| e.to_string())?;
