@@ -27,7 +27,8 @@ impl AtomicU128 {
 
     /// Writes the word in one piece, ordered after all earlier stores.
     pub fn store(&self, value: u128) {
-        let mut current = self.load();
+        // A guess, which finds out what is there where it is wrong.
+        let mut current = 0;
         while let Err(found) = self.compare_exchange(current, value) {
             current = found;
         }

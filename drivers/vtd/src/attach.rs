@@ -13,6 +13,13 @@ use core::sync::atomic::Ordering;
 use portcullis_hal::{Arc, EndpointId, FrameOrder, Hal, Mmio, OutOfMemory, Pasid, SyncError, barrier, list};
 use portcullis_iommu::{AttachError, Domain, DomainKind, Missing, Transition};
 
+/// A tag, and whether the domain is in use under it already.
+#[derive(Clone, Copy)]
+enum ChosenTag {
+    Known(Tag),
+    New(Tag),
+}
+
 /// An endpoint's source-id.
 pub(crate) fn source_id(endpoint: EndpointId) -> Result<u16, AttachError> {
     u16::try_from(endpoint.get()).map_err(|_| AttachError::UnknownEndpoint(endpoint))
@@ -61,8 +68,6 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             return Ok(Transition::Hitless);
         }
         this.prepare(&mut state, endpoints, pasid)?;
-        let devices = source_ids(endpoints).filter_map(|sid| state.device(sid, pasid));
-        ours.targets.reserve(devices.count())?;
         let tag = Self::use_domain(this, &mut state, endpoints, pasid, ours)?;
         let attachment = Attachment { domain: domain.clone(), tag };
         for sid in source_ids(endpoints) {
@@ -153,8 +158,8 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         Ok(())
     }
 
-    /// The tag of the domain at a PASID of the endpoints; a new one, among the domain's targets, if it had none. There is
-    /// room for it.
+    /// The tag of the domain at a PASID of the endpoints; a new one, among the domain's targets, if it had none. The
+    /// devices' TLBs are on the list of targets then, too.
     fn use_domain(
         this: &Arc<Self>,
         state: &mut State<H>,
@@ -162,32 +167,51 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         pasid: u32,
         ours: &PagingDomain<H, M>,
     ) -> Result<Tag, AttachError> {
+        let chosen = Self::choose_tag(this, state, endpoints, pasid, ours).ok_or(AttachError::NoFreeId)?;
+        let (ChosenTag::Known(tag) | ChosenTag::New(tag)) = chosen;
+        let devices = source_ids(endpoints).filter_map(|sid| state.device(sid, pasid));
+        let reserved = ours.targets.reserve(this, Some(tag), devices);
+        if let ChosenTag::New(tag) = chosen {
+            if reserved.is_err() {
+                state.tags.remove(tag);
+            } else {
+                ours.note_unit(&this.features);
+                ours.targets.add(this, tag);
+            }
+        }
+        reserved?;
+        Ok(tag)
+    }
+
+    /// The tag for the domain at a PASID of the endpoints; a new one is counted as in use. There is room for it.
+    fn choose_tag(
+        this: &Arc<Self>,
+        state: &mut State<H>,
+        endpoints: &[EndpointId],
+        pasid: u32,
+        ours: &PagingDomain<H, M>,
+    ) -> Option<ChosenTag> {
         let kind = ours.tag_kind();
-        let add = |tag| {
-            ours.note_unit(&this.features);
-            ours.targets.add(this, tag);
-            tag
-        };
         let found = ours.targets.find(this, pasid);
         if kind.is_tagged_by_pasid() {
             if let Some(tag) = Self::handed_over(this, state, endpoints, pasid) {
                 state.tags.add(tag);
-                return Ok(add(Tag { kind, ..tag }));
+                return Some(ChosenTag::New(Tag { kind, ..tag }));
             }
             match found {
-                Some(tag) if tag.pasid == pasid => return Ok(tag),
+                Some(tag) if tag.pasid == pasid => return Some(ChosenTag::Known(tag)),
                 // The domain's id, where nobody else uses it at this PASID.
                 Some(tag) if state.tags.is_free(Tag { pasid, ..tag }) => {
                     let tag = Tag { pasid, ..tag };
                     state.tags.add(tag);
-                    return Ok(add(tag));
+                    return Some(ChosenTag::New(tag));
                 }
                 _ => {}
             }
         } else if let Some(tag) = found {
-            return Ok(Tag { pasid, ..tag });
+            return Some(ChosenTag::Known(Tag { pasid, ..tag }));
         }
-        state.tags.take(kind, pasid).map(add).ok_or(AttachError::NoFreeId)
+        state.tags.take(kind, pasid).map(ChosenTag::New)
     }
 
     /// The tag that the endpoints have at a PASID, if it is theirs alone and may be the next domain's. Under the same id
@@ -249,18 +273,18 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let (Some(endpoint), Some((contexts, number))) = (state.endpoint(sid), state.context(sid)) else {
             return Err(SyncError::Faulted);
         };
-        endpoint.pasids.fill(tag.pasid, entry);
+        endpoint.pasids.write(tag.pasid, entry);
         if tag.pasid != RID_PASID {
-            endpoint.pasids.fill(RID_PASID, state.nowhere()?.1);
+            endpoint.pasids.write(RID_PASID, state.nowhere()?.1);
         }
         contexts.store(number * 2, endpoint.context());
-        self.announce(&endpoint_appeared(&self.features, sid, tag))
+        self.announce(|| endpoint_appeared(&self.features, sid, tag))
     }
 
     /// Tells the unit of an entry that was not present and is present now, if it has to be told.
-    fn announce(&self, batch: &Batch) -> Result<(), SyncError> {
+    fn announce(&self, batch: impl FnOnce() -> Batch) -> Result<(), SyncError> {
         if self.features.cap.cm() {
-            self.run_or_forget(batch.descriptors())?;
+            self.run_or_forget(batch().descriptors())?;
         } else if self.features.cap.rwbf() {
             self.registers.flush_write_buffer().map_err(|timeout| self.failed(timeout.into()))?;
         }
@@ -283,8 +307,8 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             (old, _) => old,
         };
         let Some(old) = old else {
-            endpoint.pasids.fill(pasid, entry);
-            self.announce(&entry_appeared(&self.features, tag))?;
+            endpoint.pasids.write(pasid, entry);
+            self.announce(|| entry_appeared(&self.features, tag))?;
             return Ok(Transition::Hitless);
         };
         let now = endpoint.pasids.entry(pasid);

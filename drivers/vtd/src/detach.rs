@@ -5,8 +5,6 @@ use crate::endpoint::Memory;
 use crate::entry::PRESENT;
 use crate::forget::{device_of, endpoint_gone, entry_changed, unit_and_device};
 use crate::invalidate::{RID_PASID, Tag};
-use crate::spec::entries::Context0;
-use crate::tables::{quantum, words};
 use crate::unit::{Inner, State};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Arc, EndpointId, Hal, Mmio, SyncError};
@@ -75,7 +73,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         endpoint.pasids.store(old.pasid, 0, first & !PRESENT);
         let device = device_of(sid, old.pasid, &endpoint.permissions);
         self.run_or_forget(entry_changed(&self.features, old, device).descriptors())?;
-        endpoint.pasids.fill(old.pasid, [0; 4]);
+        endpoint.pasids.write(old.pasid, [0; 4]);
         Ok(())
     }
 
@@ -106,9 +104,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     /// Takes the context entry of an endpoint away, without making hardware forget it.
     fn unpublish(&self, state: &State<H>, sid: u16) {
         if let Some((contexts, number)) = state.context(sid) {
-            let [low, high] = words(contexts.load(number * 2));
-            let low = Context0::from_bits(low).with_present(false);
-            contexts.store(number * 2, quantum(low.into_bits(), high));
+            contexts.update(number * 2, |quantum| quantum & !PRESENT);
         }
     }
 
@@ -119,17 +115,20 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             // An earlier call may have ended before hardware confirmed it.
             return this.confirm_forgotten(state, sid);
         }
-        // The entry that leads nowhere is cached like any other.
-        let nowhere = endpoint.attachment(RID_PASID).is_none().then(|| state.nowhere().ok());
-        let nowhere = nowhere.flatten().map(|(tag, _)| tag);
-        let mut tags = endpoint.attachments.iter().map(|attachment| attachment.tag).chain(nowhere);
-        let batch = endpoint_gone(&this.features, sid, &mut tags, &endpoint.permissions);
+        let only = match &*endpoint.attachments {
+            // Beside PASIDs there is always an entry for the requests without one, if it is that which leads nowhere.
+            [one] if one.tag.pasid == RID_PASID => Some(one.tag),
+            _ => None,
+        };
+        let batch = endpoint_gone(&this.features, sid, only, &endpoint.permissions);
         this.run_or_forget(batch.descriptors())?;
-        endpoint.pasids.fill(RID_PASID, [0; 4]);
-        while let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attachments.pop()) {
-            if let Some(endpoint) = state.endpoint(sid) {
-                endpoint.pasids.fill(old.tag.pasid, [0; 4]);
-            }
+        if only.is_none() {
+            endpoint.pasids.write(RID_PASID, [0; 4]);
+        }
+        while let Some(endpoint) = state.endpoint_mut(sid)
+            && let Some(old) = endpoint.attachments.pop()
+        {
+            endpoint.pasids.write(old.tag.pasid, [0; 4]);
             Self::leave(this, state, sid, &old);
         }
         Ok(())

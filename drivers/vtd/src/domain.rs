@@ -2,7 +2,7 @@
 
 use crate::endpoint::PasidEntry;
 use crate::features::{Features, address_width, depth};
-use crate::invalidate::{Changed, RID_PASID, RangeInvalidation, TagKind};
+use crate::invalidate::{Changed, RID_PASID, TagKind};
 use crate::spec::entries::{PagingMode, Pasid0, Pasid1, Pasid2, Translation};
 use crate::tables::quantum;
 use crate::targets::Targets;
@@ -169,7 +169,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
                 _ => Abilities::empty(),
             },
             resizes: Resizes::new(),
-            targets: Targets::new(),
+            targets: Targets::new()?,
             tell_of_maps: AtomicBool::new(false),
         };
         match domain.missing(features) {
@@ -272,10 +272,9 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             }
         }
         let Some(range) = range else { return Ok(()) };
-        self.targets.tell(|unit, tag| {
+        self.targets.tell(|unit, tag, invalidation| {
             if unit.features.cap.cm() && tag.kind != TagKind::FirstStage {
-                let batch = RangeInvalidation::new(&unit.features, tag, range, Changed::Tables);
-                return unit.submit(batch).map(Some);
+                return unit.submit(invalidation.of(Some(range), Changed::Tables)).map(Some);
             }
             if unit.features.cap.rwbf() {
                 unit.registers.flush_write_buffer().map_err(|timeout| unit.failed(timeout.into()))?;
@@ -330,7 +329,6 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             return Ok(());
         }
         // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
-        barrier::store_then_load();
         // What another gather changed the size of, a unit may hold as something larger, which takes a larger
         // invalidation (6.5.2.3).
         let whole = self.resizes.concerns_others(gather);
@@ -445,13 +443,12 @@ impl<H: Hal, M: Mmio + 'static> Domain for PagingDomain<H, M> {
         if let Some(root) = self.tables.root() {
             writeln!(out, "root: {} ({:?}, {} bits)", root.root, root.format, root.input_bits)?;
         }
-        for (unit, tag) in self.targets.iter() {
+        self.targets.each(|unit, tag| {
             write!(out, "domain id: {}", tag.did)?;
             if tag.kind.is_tagged_by_pasid() && tag.pasid != RID_PASID {
                 write!(out, " with PASID {:#x}", tag.pasid)?;
             }
-            writeln!(out, " (unit with queue at {})", unit.queue.phys())?;
-        }
-        Ok(())
+            writeln!(out, " (unit with queue at {})", unit.queue.phys())
+        })
     }
 }

@@ -127,10 +127,10 @@ impl<H: Hal> PasidTables<H> {
         }
     }
 
-    /// Fills an entry that is not present, the quantum with the present bit last.
-    pub(crate) fn fill(&self, pasid: u32, entry: PasidEntry) {
-        for (quantum, value) in entry.into_iter().enumerate().rev() {
-            self.store(pasid, quantum, value);
+    /// Writes the entry of a PASID that is not present, and that hardware has forgotten.
+    pub(crate) fn write(&self, pasid: u32, entry: PasidEntry) {
+        if let Some((leaf, number)) = self.leaf(pasid) {
+            leaf.write(number, entry);
         }
     }
 }

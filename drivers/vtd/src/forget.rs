@@ -5,19 +5,19 @@ use crate::invalidate::{Descriptor, RID_PASID, Tag, context_changed, everything,
 use portcullis_hal::IovaRange;
 use portcullis_iommu::{Permissions, Requests};
 
-/// The most descriptors of one batch.
-const CAPACITY: usize = 24;
+/// The most descriptors that the change of an entry takes, and some more.
+const FEW: usize = 8;
 
-/// Descriptors that are submitted together. The queue orders those of different caches.
+/// Descriptors that are submitted together, `N` at most. The queue orders those of different caches.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Batch {
-    descriptors: [Descriptor; CAPACITY],
+pub(crate) struct Batch<const N: usize = FEW> {
+    descriptors: [Descriptor; N],
     count: usize,
 }
 
-impl Batch {
+impl<const N: usize> Batch<N> {
     pub(crate) fn new() -> Self {
-        Self { descriptors: [Descriptor::default(); CAPACITY], count: 0 }
+        Self { descriptors: [Descriptor::default(); N], count: 0 }
     }
 
     /// Adds a descriptor, if there is [`room`](Self::room).
@@ -39,7 +39,7 @@ impl Batch {
     }
 
     pub(crate) fn room(&self) -> usize {
-        CAPACITY - self.count
+        N - self.count
     }
 
     pub(crate) fn descriptors(&self) -> &[Descriptor] {
@@ -97,16 +97,17 @@ pub(crate) fn endpoint_appeared(features: &Features, sid: u16, new: Tag) -> Batc
     Batch::new().with(context_changed(features, sid, new))
 }
 
-/// An endpoint's context entry was taken away, and with it the PASID entries that make the translations with these tags.
+/// An endpoint's context entry was taken away, and with it the PASID entries that make the translations with the tag given
+/// alone, or with several.
 pub(crate) fn endpoint_gone(
     features: &Features,
     sid: u16,
-    tags: &mut dyn Iterator<Item = Tag>,
+    only: Option<Tag>,
     permissions: &Permissions,
 ) -> Batch {
-    let forget = match (tags.next(), tags.next()) {
-        (Some(tag), None) => Batch::new().with(context_changed(features, sid, tag)),
-        _ => Batch::new().with([
+    let forget = match only {
+        Some(tag) => Batch::new().with(context_changed(features, sid, tag)),
+        None => Batch::new().with([
             Descriptor::context_cache_device(sid),
             Descriptor::pasid_cache_global(),
             Descriptor::iotlb_global(features),
@@ -168,10 +169,13 @@ mod tests {
         let device = device_of(0x310, 7, &EVERYTHING);
         assert_eq!(caches(&entry_changed(&features, tag(7), device)), [Pasids, Translations, Devices]);
         assert_eq!(caches(&entry_changed(&features, tag(7), None)), [Pasids, Translations]);
-        let gone = endpoint_gone(&features, 0x310, &mut [tag(0), tag(7)].into_iter(), &EVERYTHING);
+        let gone = endpoint_gone(&features, 0x310, None, &EVERYTHING);
         assert_eq!(caches(&gone), [Contexts, Pasids, Translations, Devices, Devices]);
-        let one = endpoint_gone(&features, 0x310, &mut [tag(7)].into_iter(), &Permissions::NONE);
+        let one = endpoint_gone(&features, 0x310, Some(tag(7)), &Permissions::NONE);
         assert_eq!(caches(&one), [Contexts, Pasids, Translations, Translations]);
+        let most = endpoint_gone(&features, 0x310, Some(tag(7)), &EVERYTHING);
+        assert_eq!(caches(&most), [Contexts, Pasids, Translations, Translations, Devices, Devices]);
+        assert!(most.room() > 0, "nothing was left out");
     }
 
     #[test]
@@ -179,7 +183,7 @@ mod tests {
         let features = features();
         let words = |first: u64, pages: u64| {
             let range = IovaRange::new(Iova::new(first), pages << 12).unwrap();
-            let [_, high, ..] = Requester { sid: 1, pasid: 0 }.invalidation(&features, Some(range)).0;
+            let [_, high] = Requester { sid: 1, pasid: 0 }.invalidation(&features, Some(range)).0;
             high
         };
         assert_eq!(words(0x5000, 1), 0x5000);
@@ -189,11 +193,11 @@ mod tests {
         assert_eq!(words(0x7000, 2), 0x7001);
         assert_eq!(words(0x20_0000, 512), 0x2f_f001);
         assert_eq!(words(0, 1 << 51), 0x7fff_ffff_ffff_f001 >> 1 & !0xfff | 1);
-        let [low, high, ..] = Descriptor::all_pasids_device_tlb(&features, 0x310).0;
+        let [low, high] = Descriptor::all_pasids_device_tlb(&features, 0x310).0;
         assert_eq!((low, high), (0x0310_0018, 0x7fff_ffff_ffff_f801));
-        let [low, high, ..] = Requester { sid: 0x310, pasid: 0x5_4321 }.invalidation(&features, None).0;
+        let [low, high] = Requester { sid: 0x310, pasid: 0x5_4321 }.invalidation(&features, None).0;
         assert_eq!((low, high), (0x0005_4321_0310_0018, 0x7fff_ffff_ffff_f800));
-        let [low, high, ..] = Requester { sid: 0x310, pasid: 0 }.invalidation(&features, None).0;
+        let [low, high] = Requester { sid: 0x310, pasid: 0 }.invalidation(&features, None).0;
         assert_eq!((low, high), (0x0310_0001_0003, 0x7fff_ffff_ffff_f001));
     }
 }

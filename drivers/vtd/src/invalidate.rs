@@ -1,7 +1,7 @@
 //! Invalidation requests: the descriptors themselves, and which of them an invalidation takes.
 
 use crate::features::Features;
-use crate::pieces::Pieces;
+use crate::pieces::{Block, Pieces};
 use crate::spec::descriptors::{
     ContextCache0, DeviceTlb0, DeviceTlb1, Granularity, Iotlb0, Kind, Pages, Pasid0, PasidDeviceTlb0,
     PasidDeviceTlb1, Wait0, Wait1,
@@ -10,9 +10,9 @@ use crate::spec::page_requests::{GroupResponse0, GroupResponse1, ResponseCode};
 use portcullis_hal::{DomainId, Iova, IovaRange, Pasid, PhysAddr};
 use portcullis_iommu::{GroupIndex, Stage};
 
-/// A 256-bit descriptor.
+/// The lower half of a 256-bit descriptor; the upper one is reserved in all that are used here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub(crate) struct Descriptor(pub(crate) [u64; 4]);
+pub(crate) struct Descriptor(pub(crate) [u64; 2]);
 
 /// The caches of a unit, in the order of their invalidation. What is in an older one tags what enters a younger one, so
 /// the older one has to be invalidated before the younger one's invalidation begins (6.2.3.1).
@@ -40,7 +40,7 @@ impl Descriptor {
     /// What it invalidates.
     #[inline]
     pub(crate) fn cache(self) -> Cache {
-        let [low, ..] = self.0;
+        let [low, _] = self.0;
         match ContextCache0::from_bits(low).kind() {
             Kind::CONTEXT_CACHE => Cache::Contexts,
             Kind::PASID_CACHE => Cache::Pasids,
@@ -57,7 +57,7 @@ impl Descriptor {
     fn context_cache(granularity: Granularity, sid: u16) -> Self {
         let word =
             ContextCache0::new().with_kind(Kind::CONTEXT_CACHE).with_granularity(granularity).with_sid(sid);
-        Self([word.into_bits(), 0, 0, 0])
+        Self([word.into_bits(), 0])
     }
 
     /// Drops all cached context entries.
@@ -70,65 +70,69 @@ impl Descriptor {
         Self::context_cache(Granularity::DEVICE, sid)
     }
 
-    #[inline]
-    fn pasid(kind: Kind, granularity: Granularity, did: DomainId, pasid: u32, pages: Pages) -> Self {
+    fn pasid(kind: Kind, granularity: Granularity, did: DomainId, pasid: u32) -> Self {
         let word =
             Pasid0::new().with_kind(kind).with_granularity(granularity).with_did(did.get()).with_pasid(pasid);
-        Self([word.into_bits(), pages.into_bits(), 0, 0])
+        Self([word.into_bits(), 0])
     }
 
     /// Drops all cached PASID entries.
     pub(crate) fn pasid_cache_global() -> Self {
         let none = DomainId::new(0);
-        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_GLOBAL, none, 0, Pages::new())
+        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_GLOBAL, none, 0)
     }
 
     /// Drops the cached PASID entries with a domain id.
     pub(crate) fn pasid_cache_domain(did: DomainId) -> Self {
-        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_DOMAIN, did, 0, Pages::new())
+        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_DOMAIN, did, 0)
     }
 
     /// Drops the cached entries of one PASID with a domain id.
     pub(crate) fn pasid_cache_pasid(did: DomainId, pasid: u32) -> Self {
-        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_PASID, did, pasid, Pages::new())
+        Self::pasid(Kind::PASID_CACHE, Granularity::PASID_CACHE_PASID, did, pasid)
     }
 
     /// Drops the first-stage and pass-through translations of one PASID with a domain id.
     pub(crate) fn pasid_iotlb_all(did: DomainId, pasid: u32) -> Self {
-        Self::pasid(Kind::PASID_IOTLB, Granularity::PASID_ALL, did, pasid, Pages::new())
+        Self::pasid(Kind::PASID_IOTLB, Granularity::PASID_ALL, did, pasid)
     }
 
-    /// Drops the first-stage translations of pages of one PASID with a domain id.
-    #[inline]
-    fn pasid_iotlb_pages(did: DomainId, pasid: u32, pages: Pages) -> Self {
-        Self::pasid(Kind::PASID_IOTLB, Granularity::PASID_PAGES, did, pasid, pages)
+    /// Drops the first-stage translations of pages of one PASID with a domain id; the pages are yet to be filled in.
+    fn pasid_iotlb_pages(did: DomainId, pasid: u32) -> Self {
+        Self::pasid(Kind::PASID_IOTLB, Granularity::PASID_PAGES, did, pasid)
     }
 
-    #[inline]
-    fn iotlb(features: &Features, granularity: Granularity, did: DomainId, pages: Pages) -> Self {
+    fn iotlb(features: &Features, granularity: Granularity, did: DomainId) -> Self {
         let word = Iotlb0::new()
             .with_kind(Kind::IOTLB)
             .with_granularity(granularity)
             .with_drain_writes(features.cap.dwd())
             .with_drain_reads(features.cap.drd())
             .with_did(did.get());
-        Self([word.into_bits(), pages.into_bits(), 0, 0])
+        Self([word.into_bits(), 0])
     }
 
     /// Drops all translations.
     pub(crate) fn iotlb_global(features: &Features) -> Self {
-        Self::iotlb(features, Granularity::GLOBAL, DomainId::new(0), Pages::new())
+        Self::iotlb(features, Granularity::GLOBAL, DomainId::new(0))
     }
 
     /// Drops all translations with a domain id, of whatever stage.
     pub(crate) fn iotlb_domain(features: &Features, did: DomainId) -> Self {
-        Self::iotlb(features, Granularity::DOMAIN, did, Pages::new())
+        Self::iotlb(features, Granularity::DOMAIN, did)
     }
 
-    /// Drops the second-stage translations of pages with a domain id.
+    /// Drops the second-stage translations of pages with a domain id; the pages are yet to be filled in.
+    fn iotlb_pages(features: &Features, did: DomainId) -> Self {
+        Self::iotlb(features, Granularity::PAGES, did)
+    }
+
+    /// The same descriptor for the pages of a block.
     #[inline]
-    fn iotlb_pages(features: &Features, did: DomainId, pages: Pages) -> Self {
-        Self::iotlb(features, Granularity::PAGES, did, pages)
+    const fn with_pages(self, block: Block, changed: Changed) -> Self {
+        let Self([low, high]) = self;
+        let pages = block.page << PAGE_SHIFT | block.mask as u64 | changed.hint();
+        Self([low, high | pages])
     }
 
     /// Drops the translations without PASID of `range`, or all, from a device's TLB.
@@ -142,7 +146,7 @@ impl Descriptor {
             .with_pfsid_hi(pfsid_hi);
         let (page, size) = device_pages(range);
         let pages = DeviceTlb1::new().with_s(size).with_addr(page);
-        Self([word.into_bits(), pages.into_bits(), 0, 0])
+        Self([word.into_bits(), pages.into_bits()])
     }
 
     /// Drops the translations with a PASID of `range`, or all, from a device's TLB.
@@ -162,33 +166,35 @@ impl Descriptor {
             .with_pfsid_hi(pfsid_hi);
         let (page, size) = device_pages(range);
         let pages = PasidDeviceTlb1::new().with_s(size).with_addr(page);
-        Self([word.into_bits(), pages.into_bits(), 0, 0])
+        Self([word.into_bits(), pages.into_bits()])
     }
 
     /// Drops the translations with any PASID from a device's TLB.
     pub(crate) fn all_pasids_device_tlb(features: &Features, sid: u16) -> Self {
-        let Self([low, high, ..]) = Self::pasid_device_tlb(features, sid, 0, None);
-        Self([low, PasidDeviceTlb1::from_bits(high).with_g(true).into_bits(), 0, 0])
+        let Self([low, high]) = Self::pasid_device_tlb(features, sid, 0, None);
+        Self([low, PasidDeviceTlb1::from_bits(high).with_g(true).into_bits()])
     }
 
-    /// Writes `data` to the word at `address` when everything before it has completed, and holds up what follows
-    /// until then, so that status words are written in the order of their descriptors.
-    #[inline]
-    pub(crate) fn wait(address: PhysAddr, data: u32) -> Self {
-        let word = Wait0::new()
-            .with_kind(Kind::WAIT)
-            .with_status_write(true)
-            .with_fence(true)
-            .with_status_data(data);
+    /// Writes a word to `address` when everything before it has completed, and holds up what follows until then, so
+    /// that status words are written in the order of their descriptors. The word is yet to be filled in.
+    pub(crate) fn wait(address: PhysAddr) -> Self {
+        let word = Wait0::new().with_kind(Kind::WAIT).with_status_write(true).with_fence(true);
         let address = Wait1::new().with_status_address(address.get() >> 2);
-        Self([word.into_bits(), address.into_bits(), 0, 0])
+        Self([word.into_bits(), address.into_bits()])
+    }
+
+    /// The same wait descriptor, with the word that it writes.
+    #[inline]
+    pub(crate) const fn with_status(self, data: u32) -> Self {
+        let Self([low, high]) = self;
+        Self([low | (data as u64) << 32, high])
     }
 
     /// Writes `data` to the word at `address` when, besides, all page requests that the unit has got are in their queue,
     /// or answered for want of room. Of use only behind invalidations of the TLBs of the devices that asked.
     pub(crate) fn drain(address: PhysAddr, data: u32) -> Self {
-        let Self([low, address, ..]) = Self::wait(address, data);
-        Self([Wait0::from_bits(low).with_drain_page_requests(true).into_bits(), address, 0, 0])
+        let Self([low, address]) = Self::wait(address).with_status(data);
+        Self([Wait0::from_bits(low).with_drain_page_requests(true).into_bits(), address])
     }
 
     /// Drops no translation: no domain has this id.
@@ -215,9 +221,16 @@ impl Descriptor {
             .with_rid(sid)
             .with_pasid(pasid.map_or(0, Pasid::get));
         let group = GroupResponse1::new().with_prgi(group.get());
-        Self([word.into_bits(), group.into_bits(), 0, 0])
+        Self([word.into_bits(), group.into_bits()])
     }
 }
+
+// What is put together by hand where it has to be quick.
+const _: () = {
+    assert!(Pages::new().with_addr(1).into_bits() == 1 << PAGE_SHIFT);
+    assert!(Pages::new().with_am(0x3f).into_bits() == 0x3f);
+    assert!(Wait0::new().with_status_data(1).into_bits() == 1 << 32);
+};
 
 /// MIP, how many invalidations a device is sent before it has answered one: nobody says here how many it takes.
 const ONE_AT_A_TIME: u8 = 1;
@@ -286,40 +299,61 @@ pub(crate) enum Changed {
     Tables,
 }
 
+impl Changed {
+    /// IH, in its place.
+    const fn hint(self) -> u64 {
+        match self {
+            Self::Leaves => const { Pages::new().with_ih(true).into_bits() },
+            Self::Tables => 0,
+        }
+    }
+}
+
+/// What drops translations with one tag, made when the tag comes into use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Invalidation {
+    all: Descriptor,
+    /// For pages, and the most pages of one descriptor as a power of two; `None` if all have to be dropped.
+    pages: Option<(Descriptor, u8)>,
+}
+
+impl Invalidation {
+    pub(crate) fn new(features: &Features, tag: Tag) -> Self {
+        let Tag { kind, did, pasid } = tag;
+        let pages = match kind {
+            TagKind::FirstStage => Some((Stage::Stage1, Descriptor::pasid_iotlb_pages(did, pasid))),
+            TagKind::SecondStage => Some((Stage::Stage2, Descriptor::iotlb_pages(features, did))),
+            TagKind::PassThrough => None,
+        };
+        let pages = pages.and_then(|(stage, template)| Some((template, features.max_page_mask(stage)?)));
+        Self { all: translations(features, tag), pages }
+    }
+
+    /// What drops the translations of `range`, or all.
+    #[inline]
+    pub(crate) fn of(&self, range: Option<IovaRange>, changed: Changed) -> RangeInvalidation {
+        if let (Some((template, mask)), Some(range)) = (self.pages, range) {
+            let first = range.start().get() >> PAGE_SHIFT;
+            let last = range.last().get() >> PAGE_SHIFT;
+            if let Some(pieces) = Pieces::new(first, last, mask) {
+                return RangeInvalidation { template, changed, pieces };
+            }
+        }
+        // Its words for the page and the mask are reserved.
+        RangeInvalidation { template: self.all, changed: Changed::Tables, pieces: Pieces::FIRST_PAGE }
+    }
+}
+
 /// The descriptors of one range invalidation, at most [`MOST`](crate::pieces::MOST), made as they are asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RangeInvalidation {
     /// What is the same in all, with the page and the mask left out.
     template: Descriptor,
+    changed: Changed,
     pieces: Pieces,
 }
 
 impl RangeInvalidation {
-    /// What drops the translations of `range` with a tag.
-    #[inline]
-    pub(crate) fn new(features: &Features, tag: Tag, range: IovaRange, changed: Changed) -> Self {
-        let Tag { kind, did, pasid } = tag;
-        let hint = Pages::new().with_ih(changed == Changed::Leaves);
-        let (stage, template) = match kind {
-            TagKind::FirstStage => (Stage::Stage1, Descriptor::pasid_iotlb_pages(did, pasid, hint)),
-            TagKind::SecondStage => (Stage::Stage2, Descriptor::iotlb_pages(features, did, hint)),
-            TagKind::PassThrough => return Self::whole(features, tag),
-        };
-        let first = range.start().get() >> PAGE_SHIFT;
-        let last = range.last().get() >> PAGE_SHIFT;
-        match features.max_page_mask(stage).and_then(|mask| Pieces::new(first, last, mask)) {
-            Some(pieces) => Self { template, pieces },
-            None => Self::whole(features, tag),
-        }
-    }
-
-    /// What drops all translations with a tag.
-    #[inline]
-    pub(crate) fn whole(features: &Features, tag: Tag) -> Self {
-        // Its words for the page and the mask are reserved.
-        Self { template: translations(features, tag), pieces: Pieces::FIRST_PAGE }
-    }
-
     /// How many descriptors are left.
     #[inline]
     pub(crate) fn left(&self) -> u8 {
@@ -332,10 +366,7 @@ impl Iterator for RangeInvalidation {
 
     #[inline]
     fn next(&mut self) -> Option<Descriptor> {
-        let block = self.pieces.next()?;
-        let Descriptor([low, high, ..]) = self.template;
-        let pages = Pages::from_bits(high).with_am(block.mask).with_addr(block.page);
-        Some(Descriptor([low, pages.into_bits(), 0, 0]))
+        Some(self.template.with_pages(self.pieces.next()?, self.changed))
     }
 }
 
@@ -398,7 +429,7 @@ mod tests {
     #[test]
     fn descriptors_have_the_bits_of_the_manual() {
         let features = features(18);
-        let pages = Pages::new().with_am(9).with_ih(true).with_addr(0xabcde00);
+        let pages = Block { page: 0xabcde00, mask: 9 };
         let cases = [
             (Descriptor::context_cache_global(), [0x11, 0]),
             (Descriptor::context_cache_device(0x00f8), [0xf8_0000_0031, 0]),
@@ -406,16 +437,23 @@ mod tests {
             (Descriptor::pasid_cache_domain(DID), [0x1234_0007, 0]),
             (Descriptor::pasid_cache_pasid(DID, 0xabcde), [0x000a_bcde_1234_0017, 0]),
             (Descriptor::pasid_iotlb_all(DID, 0xabcde), [0x000a_bcde_1234_0026, 0]),
-            (Descriptor::pasid_iotlb_pages(DID, 0, pages), [0x1234_0036, 0xab_cde0_0049]),
+            (
+                Descriptor::pasid_iotlb_pages(DID, 0).with_pages(pages, Changed::Leaves),
+                [0x1234_0036, 0xab_cde0_0049],
+            ),
+            (
+                Descriptor::iotlb_pages(&features, DID).with_pages(pages, Changed::Tables),
+                [0x1234_00f2, 0xab_cde0_0009],
+            ),
             (Descriptor::iotlb_global(&features), [0xd2, 0]),
             (Descriptor::iotlb_domain(&features, DID), [0x1234_00e2, 0]),
             (
-                Descriptor::wait(PhysAddr::new(0x1_0000_0004), 0xdead_beef),
+                Descriptor::wait(PhysAddr::new(0x1_0000_0004)).with_status(0xdead_beef),
                 [0xdead_beef_0000_0065, 0x1_0000_0004],
             ),
         ];
-        for (index, (descriptor, [low, high])) in cases.into_iter().enumerate() {
-            assert_eq!(descriptor.0, [low, high, 0, 0], "case {index}");
+        for (index, (descriptor, words)) in cases.into_iter().enumerate() {
+            assert_eq!(descriptor.0, words, "case {index}");
         }
     }
 
@@ -424,14 +462,14 @@ mod tests {
         let features = features(2);
         let range = |first, pages: u64| IovaRange::new(Iova::new(first), pages << 12).unwrap();
         let made = |features: &Features, tag, range, changed| {
-            RangeInvalidation::new(features, tag, range, changed).map(|made| made.0).collect::<Vec<_>>()
+            Invalidation::new(features, tag).of(Some(range), changed).map(|made| made.0).collect::<Vec<_>>()
         };
         let one = made(&features, SECOND, range(0x5000, 1), Changed::Leaves);
-        assert_eq!(one, [[0x1234_00f2, 0x5040, 0, 0]]);
+        assert_eq!(one, [[0x1234_00f2, 0x5040]]);
         let tables = made(&features, FIRST, range(0x20_0000, 512), Changed::Tables);
-        assert_eq!(tables, [[0x5_4321_1234_0036, 0x20_0009, 0, 0]]);
+        assert_eq!(tables, [[0x5_4321_1234_0036, 0x20_0009]]);
         let both_sides = made(&features, FIRST, range(0x1f_f000, 2), Changed::Leaves);
-        assert_eq!(both_sides, [0x1f_f040, 0x20_0040].map(|high| [0x5_4321_1234_0036, high, 0, 0]));
+        assert_eq!(both_sides, [0x1f_f040, 0x20_0040].map(|high| [0x5_4321_1234_0036, high]));
         let large = made(&features, SECOND, range(0x1000, 64), Changed::Leaves);
         assert_eq!(large, [Descriptor::iotlb_domain(&features, DID).0]);
         let cap = features.cap.with_psi(false).into_bits();

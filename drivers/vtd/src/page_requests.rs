@@ -2,7 +2,7 @@
 
 use crate::error::TableError;
 use crate::features::Features;
-use crate::forget::Batch;
+use crate::forget;
 use crate::invalidate::Descriptor;
 use crate::spec::page_requests::{
     PAGE_REQUEST_BYTES, PageQueueAddress, PageRequest0, PageRequest1, PageRequestStatus, ResponseCode,
@@ -26,6 +26,9 @@ const MAX_PQS: u8 = 7;
 
 /// How many answers are submitted together, and how many devices are drained together.
 const TOGETHER: usize = 16;
+
+/// Room for these, and for what goes with them.
+type Batch = forget::Batch<24>;
 
 /// How often something is tried again that an error of the queue, or an overflow, has spoilt.
 const ATTEMPTS: usize = 4;
@@ -235,7 +238,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             *token = token.wrapping_add(1);
             let mut batch = batch;
             batch.push(self.queue.drain(*token));
-            let result = self.run(batch.descriptors());
+            let result = self.run(batch.descriptors().iter().copied());
             let overflow = self.read_queue(report);
             match result {
                 // An error of somebody else's may have dropped the wait that drains.

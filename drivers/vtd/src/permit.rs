@@ -3,7 +3,7 @@
 use crate::attach::{source_id, source_ids};
 use crate::dma::Published;
 use crate::domain::{PagingDomain, table_entry};
-use crate::endpoint::{Endpoint, Memory, PasidEntry, Pdts};
+use crate::endpoint::{Attachment, Endpoint, Memory, PasidEntry, Pdts};
 use crate::entry::{Step, context_used, plan};
 use crate::forget::{Requester, device_silenced, permissions_changed};
 use crate::invalidate::{RID_PASID, Tag, TagKind};
@@ -86,10 +86,13 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let attachments = |sid| state.endpoint(sid).map_or(&[][..], |endpoint| &endpoint.attachments);
         if permissions.requests.contains(Requests::TRANSLATION) {
             // All may be attached to the same domain.
-            let devices = source_ids(endpoints).map(|sid| attachments(sid).len()).sum();
-            for attachment in source_ids(endpoints).flat_map(attachments) {
-                if let Some(domain) = concrete::<H, M>(&attachment.domain) {
-                    domain.targets.reserve(devices)?;
+            let attached =
+                source_ids(endpoints).flat_map(|sid| attachments(sid).iter().map(move |one| (sid, one)));
+            for (_, Attachment { domain, .. }) in attached.clone() {
+                let devices = attached.clone().filter(|(_, other)| Arc::ptr_eq(&other.domain, domain));
+                let devices = devices.map(|(sid, other)| Requester { sid, pasid: other.tag.pasid });
+                if let Some(domain) = concrete::<H, M>(domain) {
+                    domain.targets.reserve(this, None, devices)?;
                 }
             }
         }

@@ -30,6 +30,8 @@ const DRAINED: usize = 8;
 pub(crate) struct Queue<H: Hal> {
     pub(crate) descriptors: Descriptors<H>,
     status: Words<H>,
+    /// What writes the status word.
+    wait: Descriptor,
     pub(crate) ring: Ring,
     pub(crate) producers: Producers,
     pub(crate) errors: Errors,
@@ -74,9 +76,11 @@ impl<H: Hal> Queue<H> {
     /// A queue in `slots`, as many as the ring says, with its status word in `status`; the hardware does not know them
     /// yet.
     pub(crate) fn new(ring: Ring, slots: Frames<H>, status: Frames<H>) -> Result<Self, OutOfMemory> {
+        let status = Words::new(status);
         Ok(Self {
             descriptors: Descriptors(Words::new(slots)),
-            status: Words::new(status),
+            wait: Descriptor::wait(status.phys()),
+            status,
             ring,
             producers: Producers::new(ring.slots())?,
             errors: Errors::default(),
@@ -110,13 +114,29 @@ impl<H: Hal> Queue<H> {
     }
 
     /// Up to where the hardware has come, by the status word.
+    #[inline]
     pub(crate) fn done(&self) -> Position {
         let word = self.status.first().map_or(0, |word| word.load(Ordering::Acquire));
         Position::new(word as u32)
     }
 
+    /// Puts a batch in the queue and returns when it has completed; see [`submit`](Self::submit) and
+    /// [`wait`](Self::wait).
+    #[inline]
+    pub(crate) fn run<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        batch: impl Batch,
+    ) -> Result<(), SyncError> {
+        match self.submit(registers, batch) {
+            Ok(ticket) => self.wait(registers, ticket),
+            Err(timeout) => Err(SyncError::Timeout(timeout)),
+        }
+    }
+
     /// Puts a batch in the queue, with one write of the doorbell or none, if another CPU rings for both. If there is no
     /// room it waits for some.
+    #[inline]
     pub(crate) fn submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
@@ -130,6 +150,7 @@ impl<H: Hal> Queue<H> {
     }
 
     #[cold]
+    #[inline(never)]
     fn submit_when_there_is_room<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
@@ -156,10 +177,11 @@ impl<H: Hal> Queue<H> {
         self.producers.capacity().saturating_sub(self.producers.published().since(self.done()))
     }
 
+    #[inline]
     fn try_submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
-        batch: impl Iterator<Item = Descriptor>,
+        batch: impl Batch,
         size: Size,
     ) -> Option<Ticket> {
         registers.hal().critical(|| {
@@ -173,14 +195,17 @@ impl<H: Hal> Queue<H> {
 
     /// Writes a batch to its slots, with its fences and the wait descriptor behind it.
     #[inline]
-    fn fill(&self, first: Position, batch: impl Iterator<Item = Descriptor>) {
+    fn fill<B: Batch>(&self, first: Position, batch: B) {
         let mut place = first;
         let mut cache = None;
         for descriptor in batch {
-            if cache.replace(descriptor.cache()).is_some_and(|before| before != descriptor.cache()) {
-                // Hardware may take all between two fences in any order (6.5.2.8).
-                self.put_wait(place);
-                place = place.plus(1);
+            if !B::OF_ONE_CACHE {
+                let before = cache.replace(descriptor.cache());
+                if before.is_some_and(|before| before != descriptor.cache()) {
+                    // Hardware may take all between two fences in any order (6.5.2.8).
+                    self.put_wait(place);
+                    place = place.plus(1);
+                }
             }
             self.descriptors.write(self.ring.slot(place), descriptor);
             place = place.plus(1);
@@ -189,8 +214,9 @@ impl<H: Hal> Queue<H> {
     }
 
     /// Writes a wait descriptor to a slot.
+    #[inline]
     pub(crate) fn put_wait(&self, place: Position) {
-        let wait = Descriptor::wait(self.status.phys(), place.plus(1).get());
+        let wait = self.wait.with_status(place.plus(1).get());
         self.descriptors.write(self.ring.slot(place), wait);
     }
 
@@ -202,6 +228,7 @@ impl<H: Hal> Queue<H> {
     }
 
     /// To be called by the producer whose turn it is.
+    #[inline]
     pub(crate) fn ring_doorbell<M: Mmio>(&self, registers: &Registers<H, M>, run: &Run) {
         barrier::before_doorbell();
         registers.write64(IQT, self.ring.register_of(run.tail));
@@ -213,10 +240,21 @@ impl<H: Hal> Queue<H> {
     /// # Errors
     ///
     /// [`SyncError::Timeout`], and [`SyncError::Faulted`] if the hardware refused a descriptor of this batch.
+    #[inline]
     pub(crate) fn wait<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        if !self.done().has_reached(ticket.end) {
-            self.wait_longer(registers, ticket.end)?;
+        if self.done().has_reached(ticket.end) {
+            barrier::after_completion();
+            if self.errors.count() == ticket.errors {
+                return Ok(());
+            }
         }
+        self.wait_longer(registers, ticket)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn wait_longer<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
+        self.wait_until_done(registers, ticket.end)?;
         barrier::after_completion();
         if self.errors.count() != ticket.errors && self.errors.concern(registers.hal(), &ticket) {
             return Err(SyncError::Faulted);
@@ -224,8 +262,7 @@ impl<H: Hal> Queue<H> {
         Ok(())
     }
 
-    #[cold]
-    fn wait_longer<M: Mmio>(&self, registers: &Registers<H, M>, end: Position) -> Result<(), Timeout> {
+    fn wait_until_done<M: Mmio>(&self, registers: &Registers<H, M>, end: Position) -> Result<(), Timeout> {
         let mut patience = Patience::new(registers);
         while !self.done().has_reached(end) {
             patience.spend(self, || Timeout {
@@ -259,10 +296,15 @@ impl Size {
 
 /// Descriptors that are submitted together.
 pub(crate) trait Batch: Iterator<Item = Descriptor> + Clone {
+    /// Whether there is never a fence between two of them.
+    const OF_ONE_CACHE: bool;
+
     fn size(&self) -> Size;
 }
 
 impl<'a, I: Iterator<Item = &'a Descriptor> + Clone> Batch for Copied<I> {
+    const OF_ONE_CACHE: bool = false;
+
     fn size(&self) -> Size {
         let mut size = Size::WAIT;
         let mut cache = None;
@@ -276,36 +318,37 @@ impl<'a, I: Iterator<Item = &'a Descriptor> + Clone> Batch for Copied<I> {
 }
 
 impl Batch for RangeInvalidation {
+    const OF_ONE_CACHE: bool = true;
+
     #[inline]
     fn size(&self) -> Size {
         Size::of_one_cache(self.left())
     }
 }
 
-/// The slots of the ring.
+/// The slots of the ring. Their upper halves are zero from the beginning, and nobody writes to them.
 pub(crate) struct Descriptors<H: Hal>(Words<H>);
 
 impl<H: Hal> Descriptors<H> {
     #[inline]
-    fn slot(&self, slot: usize) -> Option<&[AtomicU64; 4]> {
+    fn slot(&self, slot: usize) -> Option<[&AtomicU64; 2]> {
         let (slots, _) = self.0.as_chunks();
-        slots.get(slot)
+        slots.get(slot).map(|[low, high, _, _]| [low, high])
     }
 
     /// Fills a slot; one beyond the end is left alone.
     #[inline]
     pub(crate) fn write(&self, slot: usize, descriptor: Descriptor) {
-        if let Some(words) = self.slot(slot) {
-            for (word, value) in words.iter().zip(descriptor.0) {
-                word.store(value, Ordering::Relaxed);
-            }
+        if let (Some([low, high]), Descriptor([low_value, high_value])) = (self.slot(slot), descriptor) {
+            low.store(low_value, Ordering::Relaxed);
+            high.store(high_value, Ordering::Relaxed);
         }
     }
 
     /// What is in a slot; zeros beyond the end.
     pub(crate) fn read(&self, slot: usize) -> Descriptor {
         let words = self.slot(slot);
-        Descriptor(words.map_or([0; 4], |words| words.each_ref().map(|word| word.load(Ordering::Relaxed))))
+        Descriptor(words.map_or([0; 2], |words| words.map(|word| word.load(Ordering::Relaxed))))
     }
 }
 

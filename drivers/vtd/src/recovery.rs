@@ -190,7 +190,7 @@ impl<H: Hal> Queue<H> {
 
 /// The device whose TLB a descriptor invalidates.
 fn target(descriptor: Descriptor) -> Option<u16> {
-    let [low, ..] = descriptor.0;
+    let [low, _] = descriptor.0;
     match DeviceTlb0::from_bits(low).kind() {
         Kind::DEVICE_TLB => Some(DeviceTlb0::from_bits(low).sid()),
         Kind::PASID_DEVICE_TLB => Some(PasidDeviceTlb0::from_bits(low).sid()),

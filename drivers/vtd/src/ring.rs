@@ -27,16 +27,19 @@ impl Ring {
     }
 
     /// The number of slots.
+    #[inline]
     pub(crate) fn slots(self) -> u32 {
         128 << self.qs
     }
 
     /// The slot of a place.
+    #[inline]
     pub(crate) fn slot(self, position: Position) -> usize {
         (position.get() & (self.slots() - 1)) as usize
     }
 
     /// The value of IQT_REG for a tail.
+    #[inline]
     pub(crate) fn register_of(self, tail: Position) -> u64 {
         (self.slot(tail) as u64) << DESCRIPTOR_SHIFT
     }

@@ -166,7 +166,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
 
     /// Runs a batch before there is a driver.
     fn run_first(&self, batch: &[Descriptor]) -> Result<(), InitError> {
-        self.run(batch).map_err(|error| match error {
+        self.run(batch.iter().copied()).map_err(|error| match error {
             SyncError::Timeout(timeout) => InitError::Timeout(timeout),
             SyncError::Faulted | SyncError::Gather(_) => InitError::Queue,
         })

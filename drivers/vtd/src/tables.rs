@@ -55,6 +55,26 @@ impl<H: Hal> Table<H> {
         }
     }
 
+    /// Changes a quantum in one piece, after all earlier stores.
+    pub(crate) fn update(&self, index: usize, change: impl FnOnce(u128) -> u128) {
+        self.store(index, change(self.load(index)));
+    }
+
+    /// Writes an entry of `N` quanta that is not present, the quantum with the present bit last.
+    ///
+    /// An entry lies in one cache line, of which a walker that does not snoop sees what was there at one moment.
+    pub(crate) fn write<const N: usize>(&self, number: usize, entry: [u128; N]) {
+        barrier::publish_to_device();
+        for (offset, value) in entry.into_iter().enumerate().rev() {
+            if let Some(quantum) = self.quanta().get(number * N + offset) {
+                quantum.store(value);
+            }
+        }
+        if self.coherency == WalkCoherency::NotSnooped {
+            self.frames.clean(number * N * 16, N * 16);
+        }
+    }
+
     /// The entry of `N` quanta with this number.
     pub(crate) fn entry<const N: usize>(&self, number: usize) -> [u128; N] {
         core::array::from_fn(|quantum| self.load(number * N + quantum))

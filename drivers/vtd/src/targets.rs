@@ -1,192 +1,243 @@
 //! Where a domain's translations may be cached.
+//!
+//! Unmaps read the list in place, without a lock, and attachments replace it. What is on it is shared by the old list and
+//! the new one, and says itself whether it counts: so a detachment, which must not fail, strikes its target out where it
+//! stands, and the same attachment, made again, finds it there and allocates nothing.
 
 use crate::forget::{Batch, Requester};
-use crate::invalidate::{Changed, Descriptor, RangeInvalidation, Tag};
+use crate::invalidate::{Changed, Descriptor, Invalidation, Tag};
 use crate::queue::{self, Ticket};
 use crate::unit::Inner;
 use alloc::vec::Vec;
 use core::iter;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use portcullis_hal::snapshot::Snapshot;
 use portcullis_hal::{Arc, Hal, IovaRange, Mmio, OutOfMemory, SyncError, list};
-use spin::Mutex;
 
 /// Translations of a domain on a unit.
 struct Target<H: Hal, M: Mmio> {
     unit: Arc<Inner<H, M>>,
     tag: Tag,
+    /// How the unit is told.
+    invalidation: Invalidation,
+    in_use: AtomicBool,
     /// The number of PASIDs of endpoints that are attached under the tag.
-    users: u32,
+    users: AtomicU32,
+}
+
+impl<H: Hal, M: Mmio> Target<H, M> {
+    fn new(unit: &Arc<Inner<H, M>>, tag: Tag) -> Self {
+        Self {
+            unit: unit.clone(),
+            tag,
+            invalidation: Invalidation::new(&unit.features, tag),
+            in_use: AtomicBool::new(false),
+            users: AtomicU32::new(0),
+        }
+    }
+
+    #[inline]
+    fn is_in_use(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed)
+    }
+
+    fn is(&self, unit: &Arc<Inner<H, M>>, tag: Tag) -> bool {
+        self.tag == tag && Arc::ptr_eq(&self.unit, unit)
+    }
 }
 
 /// A device TLB that may hold translations of a domain.
 struct DeviceTlb<H: Hal, M: Mmio> {
     unit: Arc<Inner<H, M>>,
     tlb: Requester,
+    in_use: AtomicBool,
 }
 
-/// A list in which what is there keeps its place, so that a walk over the places sees each one that is there from
-/// beginning to end.
-type Places<T> = Vec<Option<T>>;
+impl<H: Hal, M: Mmio> DeviceTlb<H, M> {
+    fn is(&self, unit: &Arc<Inner<H, M>>, tlb: Requester) -> bool {
+        self.tlb == tlb && Arc::ptr_eq(&self.unit, unit)
+    }
+
+    fn is_in_use(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed)
+    }
+}
+
+/// What unmaps read.
+struct List<H: Hal, M: Mmio> {
+    targets: Vec<Arc<Target<H, M>>>,
+    devices: Vec<Arc<DeviceTlb<H, M>>>,
+}
+
+impl<H: Hal, M: Mmio> List<H, M> {
+    const fn new() -> Self {
+        Self { targets: Vec::new(), devices: Vec::new() }
+    }
+
+    fn target(&self, unit: &Arc<Inner<H, M>>, tag: Tag) -> Option<&Target<H, M>> {
+        self.targets.iter().find(|target| target.is(unit, tag)).map(|target| &**target)
+    }
+
+    fn device(&self, unit: &Arc<Inner<H, M>>, tlb: Requester) -> Option<&DeviceTlb<H, M>> {
+        self.devices.iter().find(|device| device.is(unit, tlb)).map(|device| &**device)
+    }
+}
 
 /// Where a domain's translations may be cached.
 ///
-/// Changes are made by the unit concerned, under its attachment lock.
+/// What concerns a unit is changed under that unit's attachment lock.
 pub(crate) struct Targets<H: Hal, M: Mmio> {
-    places: Mutex<Places<Target<H, M>>>,
-    devices: Mutex<Places<DeviceTlb<H, M>>>,
-    /// How many device TLBs there are.
-    device_count: AtomicUsize,
+    list: Snapshot<List<H, M>>,
 }
 
 impl<H: Hal, M: Mmio> Targets<H, M> {
-    pub(crate) const fn new() -> Self {
-        Self {
-            places: Mutex::new(Vec::new()),
-            devices: Mutex::new(Vec::new()),
-            device_count: AtomicUsize::new(0),
-        }
+    pub(crate) fn new() -> Result<Self, OutOfMemory> {
+        Ok(Self { list: Snapshot::new(List::new())? })
     }
 
     /// A tag under which the domain is in use on a unit: the one of this PASID rather than another one.
     pub(crate) fn find(&self, unit: &Arc<Inner<H, M>>, pasid: u32) -> Option<Tag> {
-        let places = self.places.lock();
-        let here = || places.iter().flatten().filter(|target| Arc::ptr_eq(&target.unit, unit));
-        let found = here().find(|target| target.tag.pasid == pasid).or_else(|| here().next())?;
-        Some(found.tag)
+        let list = self.list.read();
+        let mut here = list
+            .targets
+            .iter()
+            .filter(|target| target.is_in_use() && Arc::ptr_eq(&target.unit, unit))
+            .map(|target| target.tag);
+        let first = here.next()?;
+        Some(if first.pasid == pasid { first } else { here.find(|tag| tag.pasid == pasid).unwrap_or(first) })
     }
 
     /// How many use the domain under a tag.
     pub(crate) fn users(&self, unit: &Arc<Inner<H, M>>, tag: Tag) -> u32 {
-        self.with(unit, tag, |target| target.users).unwrap_or(0)
+        let list = self.list.read();
+        let target = list.target(unit, tag.of_translations());
+        target.map_or(0, |target| target.users.load(Ordering::Relaxed))
     }
 
-    /// Makes room for one more target and `devices` device TLBs.
-    pub(crate) fn reserve(&self, devices: usize) -> Result<(), OutOfMemory> {
-        make_room(&mut self.places.lock(), 1)?;
-        make_room(&mut self.devices.lock(), devices)
-    }
-
-    /// Adds a target without users. There is room by [`reserve`](Self::reserve).
-    pub(crate) fn add(&self, unit: &Arc<Inner<H, M>>, tag: Tag) {
-        let tag = tag.of_translations();
-        if let Some(place) = self.places.lock().iter_mut().find(|place| place.is_none()) {
-            *place = Some(Target { unit: unit.clone(), tag, users: 0 });
+    /// Makes sure that a target and device TLBs of a unit are on the list, in use or not, and of the unit nothing else
+    /// that is not in use.
+    pub(crate) fn reserve(
+        &self,
+        unit: &Arc<Inner<H, M>>,
+        tag: Option<Tag>,
+        devices: impl Iterator<Item = Requester> + Clone,
+    ) -> Result<(), OutOfMemory> {
+        let tag = tag.map(Tag::of_translations);
+        let keeps_target = |target: &Target<H, M>| {
+            target.is_in_use() || Some(target.tag) == tag || !Arc::ptr_eq(&target.unit, unit)
+        };
+        let keeps_device = |device: &DeviceTlb<H, M>| {
+            device.is_in_use()
+                || devices.clone().any(|tlb| device.is(unit, tlb))
+                || !Arc::ptr_eq(&device.unit, unit)
+        };
+        let is_done = |list: &List<H, M>| {
+            list.targets.iter().all(|target| keeps_target(target))
+                && list.devices.iter().all(|device| keeps_device(device))
+                && tag.is_none_or(|tag| list.target(unit, tag).is_some())
+                && devices.clone().all(|tlb| list.device(unit, tlb).is_some())
+        };
+        if is_done(&self.list.read()) {
+            return Ok(());
         }
+        self.list.replace(|old| {
+            let mut new = List::new();
+            for target in old.targets.iter().filter(|target| keeps_target(target)) {
+                list::push(&mut new.targets, target.clone())?;
+            }
+            if let Some(tag) = tag.filter(|&tag| new.target(unit, tag).is_none()) {
+                list::push(&mut new.targets, Arc::try_new(Target::new(unit, tag))?)?;
+            }
+            for device in old.devices.iter().filter(|device| keeps_device(device)) {
+                list::push(&mut new.devices, device.clone())?;
+            }
+            for tlb in devices.clone() {
+                if new.device(unit, tlb).is_none() {
+                    let device = DeviceTlb { unit: unit.clone(), tlb, in_use: AtomicBool::new(false) };
+                    list::push(&mut new.devices, Arc::try_new(device)?)?;
+                }
+            }
+            Ok(new)
+        })
+    }
+
+    /// Puts a target in use that has no users yet; it is there by [`reserve`](Self::reserve). Before an entry is
+    /// published that leads to the domain, a full fence has to follow.
+    pub(crate) fn add(&self, unit: &Arc<Inner<H, M>>, tag: Tag) {
+        self.with(unit, tag, |target| target.in_use.store(true, Ordering::Relaxed));
     }
 
     /// Counts one more user.
     pub(crate) fn join(&self, unit: &Arc<Inner<H, M>>, tag: Tag) {
-        self.with(unit, tag, |target| target.users = target.users.saturating_add(1));
+        self.with(unit, tag, |target| {
+            let users = target.users.load(Ordering::Relaxed).saturating_add(1);
+            target.users.store(users, Ordering::Relaxed);
+        });
     }
 
-    /// Counts one user less. Without any, the target is removed and the result is true: the unit has forgotten what was
-    /// tagged so.
+    /// Counts one user less. Without any, the target is not in use any more and the result is true: the unit has
+    /// forgotten what was tagged so.
     pub(crate) fn leave(&self, unit: &Arc<Inner<H, M>>, tag: Tag) -> bool {
         let left = self.with(unit, tag, |target| {
-            target.users = target.users.saturating_sub(1);
-            target.users
+            let users = target.users.load(Ordering::Relaxed).saturating_sub(1);
+            target.users.store(users, Ordering::Relaxed);
+            if users == 0 {
+                target.in_use.store(false, Ordering::Relaxed);
+            }
+            users
         });
-        if left == Some(0) {
-            self.remove(unit, tag);
-        }
         left == Some(0)
     }
 
-    /// Removes a target.
-    pub(crate) fn remove(&self, unit: &Arc<Inner<H, M>>, tag: Tag) {
-        let tag = tag.of_translations();
-        let removed = {
-            let mut places = self.places.lock();
-            places.iter_mut().find(|place| is_at(place, unit, tag)).and_then(Option::take)
-        };
-        // The unit may be dropped with it.
-        drop(removed);
-    }
-
-    /// Adds a device TLB, if it is not there. There is room by [`reserve`](Self::reserve).
+    /// Puts a device TLB in use, which is there by [`reserve`](Self::reserve). Before the device may ask for
+    /// translations, a full fence has to follow.
     pub(crate) fn add_device(&self, unit: &Arc<Inner<H, M>>, tlb: Requester) {
-        let mut devices = self.devices.lock();
-        if devices.iter().flatten().any(|device| device.tlb == tlb && Arc::ptr_eq(&device.unit, unit)) {
-            return;
-        }
-        if let Some(place) = devices.iter_mut().find(|place| place.is_none()) {
-            *place = Some(DeviceTlb { unit: unit.clone(), tlb });
-            self.device_count.fetch_add(1, Ordering::Relaxed);
+        if let Some(device) = self.list.read().device(unit, tlb) {
+            device.in_use.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Removes a device TLB, if it is there; it holds nothing of the domain any more.
+    /// Strikes a device TLB out, if it is there; it holds nothing of the domain any more.
     pub(crate) fn remove_device(&self, unit: &Arc<Inner<H, M>>, tlb: Requester) {
-        let removed = {
-            let mut devices = self.devices.lock();
-            let found = devices.iter_mut().find(|place| {
-                place.as_ref().is_some_and(|device| device.tlb == tlb && Arc::ptr_eq(&device.unit, unit))
-            });
-            found.and_then(Option::take)
-        };
-        if removed.is_some() {
-            self.device_count.fetch_sub(1, Ordering::Relaxed);
+        if let Some(device) = self.list.read().device(unit, tlb) {
+            device.in_use.store(false, Ordering::Relaxed);
         }
     }
 
-    /// The units, with the tags there. No lock is held between two of them: a target that is added during the walk may
-    /// be missed, and then it is the attaching CPU that sees the page table as it is now.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (Arc<Inner<H, M>>, Tag)> {
-        let target = |target: &Target<H, M>| (target.unit.clone(), target.tag);
-        (0..).map_while(move |index| Some(self.places.lock().get(index)?.as_ref().map(target))).flatten()
+    /// Calls `look` for each tag in use.
+    pub(crate) fn each<E>(&self, mut look: impl FnMut(&Inner<H, M>, Tag) -> Result<(), E>) -> Result<(), E> {
+        let list = self.list.read();
+        let mut targets = list.targets.iter().filter(|target| target.is_in_use());
+        targets.try_for_each(|target| look(&target.unit, target.tag))
     }
 
-    /// The target, if there is exactly one.
-    fn only(&self) -> Option<(Arc<Inner<H, M>>, Tag)> {
-        let places = self.places.lock();
-        let mut targets = places.iter().flatten();
-        let target = targets.next()?;
-        targets.next().is_none().then(|| (target.unit.clone(), target.tag))
-    }
-
-    /// The device TLBs, as [`iter`](Self::iter) gives the targets.
-    fn devices(&self) -> impl Iterator<Item = (Arc<Inner<H, M>>, Requester)> {
-        let device = |device: &DeviceTlb<H, M>| (device.unit.clone(), device.tlb);
-        (0..).map_while(move |index| Some(self.devices.lock().get(index)?.as_ref().map(device))).flatten()
-    }
-
-    fn with<R>(
-        &self,
-        unit: &Arc<Inner<H, M>>,
-        tag: Tag,
-        f: impl FnOnce(&mut Target<H, M>) -> R,
-    ) -> Option<R> {
-        let tag = tag.of_translations();
-        let mut places = self.places.lock();
-        places.iter_mut().find(|place| is_at(place, unit, tag)).and_then(Option::as_mut).map(f)
+    fn with<R>(&self, unit: &Arc<Inner<H, M>>, tag: Tag, f: impl FnOnce(&Target<H, M>) -> R) -> Option<R> {
+        self.list.read().target(unit, tag.of_translations()).map(f)
     }
 }
 
 /// How many batches are on their way at the same time.
 const AT_ONCE: usize = 8;
 
-/// A batch on its way to a unit.
-type Awaited<H, M> = (Arc<Inner<H, M>>, Ticket);
-
 /// Batches on their way to units, waited for in groups. A unit that fails keeps none of the others from being told.
-struct Flight<H: Hal, M: Mmio> {
-    pending: [Option<Awaited<H, M>>; AT_ONCE],
+struct Flight<'a, H: Hal, M: Mmio> {
+    pending: [Option<(&'a Inner<H, M>, Ticket)>; AT_ONCE],
     result: Result<(), SyncError>,
 }
 
-impl<H: Hal, M: Mmio + 'static> Flight<H, M> {
+impl<'a, H: Hal, M: Mmio + 'static> Flight<'a, H, M> {
     fn new() -> Self {
         Self { pending: [const { None }; AT_ONCE], result: Ok(()) }
     }
 
-    fn submit(&mut self, unit: Arc<Inner<H, M>>, batch: impl queue::Batch) {
+    fn submit(&mut self, unit: &'a Inner<H, M>, batch: impl queue::Batch) {
         match unit.submit(batch) {
             Ok(ticket) => self.add(unit, ticket),
             Err(error) => self.result = Err(error),
         }
     }
 
-    fn add(&mut self, unit: Arc<Inner<H, M>>, ticket: Ticket) {
+    fn add(&mut self, unit: &'a Inner<H, M>, ticket: Ticket) {
         if self.pending.iter().all(Option::is_some) {
             self.land();
         }
@@ -210,16 +261,23 @@ impl<H: Hal, M: Mmio + 'static> Flight<H, M> {
     }
 }
 
+/// The most descriptors that a [`Sender`] collects.
+const COLLECTED: usize = 24;
+
 /// A batch for one unit after the other, sent when another one's turn comes or it is full.
-struct Sender<H: Hal, M: Mmio> {
-    flight: Flight<H, M>,
-    unit: Option<Arc<Inner<H, M>>>,
-    batch: Batch,
+struct Sender<'a, H: Hal, M: Mmio> {
+    flight: Flight<'a, H, M>,
+    unit: Option<&'a Inner<H, M>>,
+    batch: Batch<COLLECTED>,
 }
 
-impl<H: Hal, M: Mmio + 'static> Sender<H, M> {
-    fn add(&mut self, unit: Arc<Inner<H, M>>, descriptors: impl Iterator<Item = Descriptor> + Clone) {
-        let same = self.unit.as_ref().is_some_and(|other| Arc::ptr_eq(other, &unit));
+impl<'a, H: Hal, M: Mmio + 'static> Sender<'a, H, M> {
+    fn new() -> Self {
+        Self { flight: Flight::new(), unit: None, batch: Batch::new() }
+    }
+
+    fn add(&mut self, unit: &'a Inner<H, M>, descriptors: impl Iterator<Item = Descriptor> + Clone) {
+        let same = self.unit.is_some_and(|other| core::ptr::eq(other, unit));
         if !same || self.batch.room() < descriptors.clone().count() {
             self.send();
             self.unit = Some(unit);
@@ -236,43 +294,31 @@ impl<H: Hal, M: Mmio + 'static> Sender<H, M> {
 }
 
 impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
-    /// Drops the translations of `range`, or all, from all caches of all units and devices.
+    /// Drops the translations of `range`, or all, from all caches of all units and devices. The targets are read behind a
+    /// full fence.
+    #[inline]
     pub(crate) fn invalidate(&self, range: Option<IovaRange>, changed: Changed) -> Result<(), SyncError> {
-        let of = |unit: &Inner<H, M>, tag| match range {
-            Some(range) => RangeInvalidation::new(&unit.features, tag, range, changed),
-            None => RangeInvalidation::whole(&unit.features, tag),
-        };
-        // A device is added here before it can ask for a translation, with a full fence in between.
-        if self.device_count.load(Ordering::Relaxed) == 0
-            && let Some((unit, tag)) = self.only()
-        {
-            let ticket = unit.submit(of(&unit, tag))?;
-            return unit.wait(ticket);
+        let list = self.list.read();
+        // The usual case: nothing but one unit.
+        if let ([target], []) = (&*list.targets, &*list.devices) {
+            if !target.is_in_use() {
+                return Ok(());
+            }
+            return target.unit.run(target.invalidation.of(range, changed));
         }
-        // The devices' turn comes when all units know: what a unit has cached, a device could ask for again. Behind
-        // the IOTLB in the same batch stands a fence, and each batch ends with one.
-        let mut sender = Sender { flight: Flight::new(), unit: None, batch: Batch::new() };
-        for (unit, tag) in self.iter() {
-            let batch = of(&unit, tag);
-            sender.add(unit, batch);
-        }
-        for (unit, tlb) in self.devices() {
-            let descriptor = tlb.invalidation(&unit.features, range);
-            sender.add(unit, iter::once(descriptor));
-        }
-        sender.send();
-        sender.flight.finish()
+        list.invalidate(range, changed)
     }
 
     /// Calls `tell` for each target, and waits for the batch that it may have submitted.
     pub(crate) fn tell(
         &self,
-        mut tell: impl FnMut(&Inner<H, M>, Tag) -> Result<Option<Ticket>, SyncError>,
+        mut tell: impl FnMut(&Inner<H, M>, Tag, &Invalidation) -> Result<Option<Ticket>, SyncError>,
     ) -> Result<(), SyncError> {
+        let list = self.list.read();
         let mut flight = Flight::new();
-        for (unit, tag) in self.iter() {
-            match tell(&unit, tag) {
-                Ok(Some(ticket)) => flight.add(unit, ticket),
+        for target in list.targets.iter().filter(|target| target.is_in_use()) {
+            match tell(&target.unit, target.tag, &target.invalidation) {
+                Ok(Some(ticket)) => flight.add(&target.unit, ticket),
                 Ok(None) => {}
                 Err(error) => flight.result = Err(error),
             }
@@ -281,14 +327,21 @@ impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
     }
 }
 
-fn make_room<T>(places: &mut Places<T>, count: usize) -> Result<(), OutOfMemory> {
-    let free = places.iter().filter(|place| place.is_none()).count();
-    for _ in free..count {
-        list::push(places, None)?;
+impl<H: Hal, M: Mmio + 'static> List<H, M> {
+    /// See [`Targets::invalidate`].
+    #[inline(never)]
+    fn invalidate(&self, range: Option<IovaRange>, changed: Changed) -> Result<(), SyncError> {
+        // The devices' turn comes when all units know: what a unit has cached, a device could ask for again. Behind
+        // the IOTLB in the same batch stands a fence, and each batch ends with one.
+        let mut sender = Sender::new();
+        for target in self.targets.iter().filter(|target| target.is_in_use()) {
+            sender.add(&target.unit, target.invalidation.of(range, changed));
+        }
+        for device in self.devices.iter().filter(|device| device.is_in_use()) {
+            let descriptor = device.tlb.invalidation(&device.unit.features, range);
+            sender.add(&device.unit, iter::once(descriptor));
+        }
+        sender.send();
+        sender.flight.finish()
     }
-    Ok(())
-}
-
-fn is_at<H: Hal, M: Mmio>(place: &Option<Target<H, M>>, unit: &Arc<Inner<H, M>>, tag: Tag) -> bool {
-    place.as_ref().is_some_and(|target| target.tag == tag && Arc::ptr_eq(&target.unit, unit))
 }

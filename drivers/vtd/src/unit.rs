@@ -134,6 +134,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         self.registers.hal()
     }
 
+    #[inline]
     pub(crate) fn is_faulted(&self) -> bool {
         self.fault.is_completed()
     }
@@ -144,6 +145,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Notes what a failed sync says of the unit, and passes it on.
+    #[cold]
     pub(crate) fn failed(&self, error: SyncError) -> SyncError {
         if let SyncError::Timeout(timeout) = error {
             self.out_of_order(timeout);
@@ -172,19 +174,22 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Submits a batch and waits for it.
-    pub(crate) fn run(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
-        let ticket = self.submit(batch.iter().copied())?;
-        self.wait(ticket)
+    #[inline]
+    pub(crate) fn run(&self, batch: impl Batch) -> Result<(), SyncError> {
+        if self.is_faulted() {
+            return Err(SyncError::Faulted);
+        }
+        self.queue.run(&self.registers, batch).map_err(|error| self.failed(error))
     }
 
     /// As [`run`](Self::run), for changes of entries: if the unit refuses a descriptor, it is told to forget everything
     /// instead. If it refuses that too, it is out of order from then on.
     pub(crate) fn run_or_forget(&self, batch: &[Descriptor]) -> Result<(), SyncError> {
-        match self.run(batch) {
+        match self.run(batch.iter().copied()) {
             Err(SyncError::Faulted) if !self.is_faulted() => {}
             result => return result,
         }
-        let result = self.run(all_of(&self.features, batch).descriptors());
+        let result = self.run(all_of(&self.features, batch).descriptors().iter().copied());
         if result == Err(SyncError::Faulted) {
             self.out_of_order(self.queue.last_error());
         }

@@ -137,7 +137,11 @@ fn spec() -> DomainSpec {
     match black_box(0_u8) {
         0 => DomainSpec::Blocked,
         1 => DomainSpec::Identity(identity()),
-        2 => DomainSpec::Paging(black_box(PagingSpec { stage: Some(Stage::Stage1), input_bits: Some(48), ..PagingSpec::default() })),
+        2 => DomainSpec::Paging(black_box(PagingSpec {
+            stage: Some(Stage::Stage1),
+            input_bits: Some(48),
+            ..PagingSpec::default()
+        })),
         _ => DomainSpec::Shared(shared(TableRoot {
             format: TableFormat::X86 { levels: 4 },
             root: PhysAddr::new(0),

@@ -144,11 +144,11 @@ fn iotlb() -> Descriptor {
 }
 
 fn device_tlb(sid: u64) -> Descriptor {
-    Descriptor([sid << 32 | 0x3, 0x1000, 0, 0])
+    Descriptor([sid << 32 | 0x3, 0x1000])
 }
 
 fn pasid_device_tlb(sid: u64) -> Descriptor {
-    Descriptor([5 << 32 | sid << 16 | 0x8, 0x1000, 0, 0])
+    Descriptor([5 << 32 | sid << 16 | 0x8, 0x1000])
 }
 
 #[test]

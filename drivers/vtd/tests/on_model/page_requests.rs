@@ -496,7 +496,7 @@ fn a_successor_begins_with_an_empty_queue_of_its_own() {
     }
     let old = rig.bench.unit.read64(0xd0);
     let registers = Registers(rig.bench.clone());
-    let setup = Setup::new(&rig.bench.host, registers, options(&Config::full())).expect("a unit");
+    let setup = Setup::new(rig.bench.host.clone(), registers, options(&Config::full())).expect("a unit");
     // The old tables are in force, and the old queue takes what comes; its event is masked.
     device.request_pages(&[job(7)]).expect("credit");
     assert_eq!(rig.bench.unit.read64(0xd0), old);

@@ -32,7 +32,8 @@ pub(crate) fn permissions(pasid_bits: u8, requests: Requests) -> Permissions {
 impl Rig {
     pub(crate) fn new(config: Config) -> Self {
         let bench = Bench::new(config, 1);
-        let setup = Setup::new(bench.host.clone(), Registers(bench.clone()), options(&config)).expect("a unit");
+        let setup =
+            Setup::new(bench.host.clone(), Registers(bench.clone()), options(&config)).expect("a unit");
         let driver = setup.enable().expect("a unit");
         Self { bench, driver }
     }
