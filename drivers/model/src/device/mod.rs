@@ -482,6 +482,12 @@ impl Device {
         self.lock().groups.len()
     }
 
+    /// Whether a group waits for an answer.
+    #[must_use]
+    pub fn has_asked(&self, group: u16) -> bool {
+        self.lock().groups.contains_key(&group)
+    }
+
     /// How many grants are cached.
     pub fn atc_len(&self) -> usize {
         self.lock().atc.len()

@@ -11,6 +11,7 @@
 //! | `run`, `minima` | whole runs, shrinking, replay; what they have to exercise |
 //! | `regressions` | what runs have found |
 //! | `rig`, `pasids`, `page_requests` | PASIDs, permissions, device TLBs and page requests, step by step |
+//! | `sva` | processes bound to devices, and their page faults |
 //! | `threads` | a full queue |
 //!
 //! `PORTCULLIS_OPERATIONS` sets how many operations the random test makes, `PORTCULLIS_FIRST` the first seed, `PORTCULLIS_SEED` (with
@@ -30,6 +31,7 @@ mod permissions;
 mod regressions;
 mod rig;
 mod run;
+mod sva;
 mod threads;
 mod world;
 

@@ -1,0 +1,70 @@
+//! Shared virtual addresses, with page requests, by the common layer: random processes on the model.
+//!
+//! `PORTCULLIS_SEED` runs one seed.
+
+mod process;
+mod world;
+
+use world::{Counts, Machine, World};
+
+/// Operations of a run, and runs.
+const LENGTH: usize = 400;
+const RUNS: u64 = 60;
+
+/// What all runs together have to exercise.
+const MINIMA: [(&str, u64); 30] = [
+    ("access", 200),
+    ("access refused", 100),
+    ("bind", 500),
+    ("bind again", 500),
+    ("bind refused", 10),
+    ("change of nothing", 50),
+    ("disable and enable", 100),
+    ("exit", 50),
+    ("exit before unbind", 100),
+    ("fault", 500),
+    ("fault refused", 50),
+    ("fault resolved", 300),
+    ("flood", 10_000),
+    ("flood beyond the queue", 50),
+    ("flood within the queue", 50),
+    ("fork", 100),
+    ("group dropped", 10),
+    ("interrupt", 100),
+    ("late answer", 30),
+    ("pin", 50),
+    ("pin refused", 10),
+    ("protect", 50),
+    ("reached", 10_000),
+    ("refused as unknown", 10),
+    ("request without a PASID", 100),
+    ("requests dropped", 100),
+    ("reserve", 100),
+    ("serve", 500),
+    ("unbind with requests", 50),
+    ("unmap", 50),
+];
+
+fn run(seed: u64, length: usize, counts: &mut Counts) {
+    println!("seed {seed}");
+    let machine = Machine::new(seed);
+    let mut world = World::new(&machine, seed, counts);
+    (0..length).for_each(|_| world.step());
+    world.finish();
+}
+
+#[test]
+fn devices_reach_what_their_processes_may_and_every_request_has_one_answer() {
+    let mut counts = Counts::default();
+    if let Some(seed) = crate::environment("PORTCULLIS_SEED") {
+        run(seed as u64, crate::environment("PORTCULLIS_LENGTH").unwrap_or(LENGTH), &mut counts);
+        return;
+    }
+    (0..RUNS).for_each(|seed| run(seed, LENGTH, &mut counts));
+    for (what, count) in &counts.0 {
+        println!("{what:<30} {count:>8}");
+    }
+    let of = |what| counts.0.get(what).copied().unwrap_or_default();
+    let below: Vec<_> = MINIMA.iter().filter(|(what, least)| of(what) < *least).collect();
+    assert!(below.is_empty(), "below the least: {below:?}");
+}

@@ -1,0 +1,611 @@
+//! Processes, devices and bonds; random operations on them; and what devices may reach after each.
+
+use super::process::{Change, Pool, Process};
+use crate::bench::{Bench, Registers};
+use crate::memory::Host;
+use crate::rig::{endpoint, units};
+use crate::world::options;
+use portcullis_hal::{
+    Access, Arc, MsiMessage, PAGE_SIZE, Pasid, PhysAddr, RequesterId, TableWrites, unsize_arc,
+};
+use portcullis_iommu::{
+    BindError, Bond, ControlError, Device, DeviceControl, DeviceDescription, DeviceId, ExitHandler,
+    FaultGroup, Feature, GroupId, Handled, Iommu, PageFaultHandler, PageFaultWork, PageResponse, PageRights,
+    Permissions, PinnedRange, Requests, UnitId,
+};
+use portcullis_model::core::{Access as Does, Mode, Outcome, Prng, Request};
+use portcullis_model::device::{Attempt, Device as Model, Job, points as habits};
+use portcullis_model::vtd::points;
+use portcullis_pgtable::{AccessedDirty, Config, Levels, X86};
+use portcullis_vtd::Setup;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Mutex;
+
+type Space = Process<Host, X86>;
+
+const FIRST_SID: u16 = 0x0118;
+/// Two that use PASIDs and ask for pages, and one that can do neither.
+const ASKING: usize = 2;
+const BITS: u8 = 6;
+const CREDITS: u32 = 300;
+
+/// Where processes have their pages: around a boundary of tables.
+const BASE: u64 = 0x4000_0000 - 6 * PAGE_SIZE;
+const PAGES: u64 = 12;
+
+/// How often what was done, and what came of it.
+#[derive(Default)]
+pub(crate) struct Counts(pub(crate) BTreeMap<&'static str, u64>);
+
+impl Counts {
+    fn add(&mut self, what: &'static str) {
+        self.many(what, 1);
+    }
+
+    fn many(&mut self, what: &'static str, count: u64) {
+        *self.0.entry(what).or_default() += count;
+    }
+}
+
+fn format() -> X86 {
+    X86::new(Levels::Four, AccessedDirty::Preset)
+}
+
+fn config(host_width: u8) -> Config {
+    Config { input_bits: 48, output_bits: host_width, page_sizes: PAGE_SIZE, writes: TableWrites::Cleaned }
+}
+
+/// A model of a device, as the common layer switches it.
+struct Switch<'a> {
+    model: &'a Model,
+    requests: Requests,
+}
+
+impl DeviceControl for Switch<'_> {
+    fn offers(&self) -> Permissions {
+        Permissions { pasid_bits: BITS, requests: self.requests }
+    }
+    fn enable_pasids(&self) -> Result<(), ControlError> {
+        self.model.set_pasid(Some(BITS));
+        Ok(())
+    }
+    fn disable_pasids(&self) -> Result<(), ControlError> {
+        self.model.set_pasid(None);
+        Ok(())
+    }
+    fn enable_page_requests(&self) -> Result<(), ControlError> {
+        self.model.set_pri(Some(CREDITS));
+        Ok(())
+    }
+    fn stop_page_requests(&self) {}
+    fn await_page_answers(&self) -> Result<(), ControlError> {
+        for _ in 0..1000 {
+            self.model.step();
+            if self.model.unanswered() == 0 {
+                self.model.set_pri(None);
+                return Ok(());
+            }
+        }
+        panic!("{} groups of a device have no answer", self.model.unanswered());
+    }
+    fn enable_translation_requests(&self) -> Result<(), ControlError> {
+        self.model.set_ats(true);
+        Ok(())
+    }
+    fn disable_translation_requests(&self) -> Result<(), ControlError> {
+        self.model.set_ats(false);
+        Ok(())
+    }
+}
+
+/// Notes that it was told.
+struct Told(Mutex<u64>);
+
+impl ExitHandler for Told {
+    fn exit(&self, _: &Device, _: Option<Pasid>) {
+        *self.0.lock().unwrap() += 1;
+    }
+}
+
+/// Keeps groups, for late answers.
+#[derive(Default)]
+struct Keeper(Mutex<Vec<FaultGroup>>);
+
+impl PageFaultHandler for Keeper {
+    fn handle(&self, group: FaultGroup) -> Handled {
+        self.0.lock().unwrap().push(group);
+        Handled::Later
+    }
+}
+
+struct Bonded<'a> {
+    bond: Bond<'a, Host>,
+    device: usize,
+    process: Arc<Space>,
+}
+
+/// A machine: a unit, its devices, and what they are used for.
+pub(crate) struct Machine {
+    bench: std::sync::Arc<Bench>,
+    iommu: Iommu<Host>,
+    models: Vec<std::sync::Arc<Model>>,
+    devices: Vec<Arc<Device>>,
+    host_width: u8,
+}
+
+impl Machine {
+    pub(crate) fn new(seed: u64) -> Self {
+        let all = units();
+        let unit = all[(seed % all.len() as u64) as usize];
+        let bench = Bench::new(unit, seed);
+        let setup = Setup::new(bench.host.clone(), Registers(bench.clone()), options(&unit)).expect("a unit");
+        let driver = setup.enable().expect("a unit");
+        let message = MsiMessage { address: PhysAddr::new(0xfee0_1000), data: 0x31 };
+        driver.enable_interrupts(message).expect("an event");
+        let iommu = Iommu::new(bench.host.clone());
+        let driver = Arc::try_new(driver).expect("memory");
+        iommu.add_unit(unsize_arc!(driver => dyn portcullis_iommu::Unit)).expect("memory");
+        let (mut models, mut devices) = (Vec::new(), Vec::new());
+        for number in 0..=ASKING as u16 {
+            let sid = FIRST_SID + number;
+            let model = Model::new(u32::from(sid), bench.unit.clone(), bench.schedule.clone(), number == 1);
+            let model = std::sync::Arc::new(model);
+            bench.add_device(model.clone());
+            models.push(model);
+            let description = DeviceDescription {
+                id: DeviceId::Pci(RequesterId::from_bdf(0, sid)),
+                unit: UnitId(0),
+                endpoints: endpoint(sid).to_vec(),
+                group: GroupId(u32::from(number)),
+                reserved: Vec::new(),
+            };
+            devices.push(iommu.add_device(description).expect("room"));
+        }
+        bench
+            .schedule
+            .odds(habits::INVALIDATION_LATE, 1, 3)
+            .odds(habits::DEAF, 1, 4)
+            .odds(habits::REQUEST_HELD, 1, 8)
+            .odds(points::REQUEST_LATE, 1, 6);
+        Self { bench, iommu, models, devices, host_width: unit.host_width as u8 }
+    }
+
+    fn switch(&self, device: usize) -> Switch<'_> {
+        let mut requests = Requests::TRANSLATION | Requests::PAGE;
+        requests.set(Requests::PASID_IN_ANSWERS, device == 1);
+        Switch { model: &self.models[device], requests }
+    }
+
+    fn process(&self, pool: &Pool) -> Arc<Space> {
+        Process::new(&self.bench.host, pool, format(), config(self.host_width))
+    }
+}
+
+pub(crate) struct World<'a> {
+    machine: &'a Machine,
+    prng: Prng,
+    pool: Pool,
+    processes: Vec<Arc<Space>>,
+    bonds: Vec<Bonded<'a>>,
+    pinned: Option<Bonded<'a>>,
+    /// PASIDs that nobody should be able to use any more, unless they were taken again.
+    recent: VecDeque<u32>,
+    keeper: Arc<Keeper>,
+    told: Arc<Told>,
+    counts: &'a mut Counts,
+}
+
+impl<'a> World<'a> {
+    pub(crate) fn new(machine: &'a Machine, seed: u64, counts: &'a mut Counts) -> Self {
+        let mut world = Self {
+            machine,
+            prng: Prng::new(seed ^ 0x5a5a),
+            pool: Pool::default(),
+            processes: Vec::new(),
+            bonds: Vec::new(),
+            pinned: None,
+            recent: VecDeque::new(),
+            keeper: Arc::try_new(Keeper::default()).expect("memory"),
+            told: Arc::try_new(Told(Mutex::new(0))).expect("memory"),
+            counts,
+        };
+        (0..ASKING).for_each(|device| world.enable(device));
+        world
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        self.prng.below(limit as u64) as usize
+    }
+
+    fn address(&mut self) -> u64 {
+        BASE + self.prng.below(PAGES) * PAGE_SIZE
+    }
+
+    fn enable(&mut self, device: usize) {
+        let process = self.machine.process(&self.pool);
+        let root = portcullis_hal::Mm::root(&*process);
+        let control = self.machine.switch(device);
+        let named = &self.machine.devices[device];
+        self.machine.iommu.enable_feature(named, &control, Feature::Sva, &root).expect("everything");
+        let keeper = unsize_arc!(self.keeper.clone() => dyn PageFaultHandler);
+        let set = self.machine.iommu.set_page_fault_handler(named, None, keeper, PageRights::empty());
+        set.expect("page requests");
+    }
+
+    fn some_process(&mut self) -> Option<Arc<Space>> {
+        let at = self.below(self.processes.len().max(1));
+        self.processes.get(at).cloned()
+    }
+
+    /// Does something, and looks whether all is well.
+    pub(crate) fn step(&mut self) {
+        let seed = self.prng.next_u64();
+        let watched: Vec<_> = (0..4).map(|_| self.some_job()).collect();
+        let requests: Vec<_> = watched
+            .iter()
+            .map(|(device, job)| {
+                let requester = self.machine.models[*device].requester();
+                let request = Request { access: job.access, ..Request::read(requester, job.address) };
+                job.pasid.map_or(request, |pasid| request.with_pasid(pasid))
+            })
+            .collect();
+        self.machine.bench.begin(seed, &requests);
+        self.act();
+        self.machine.bench.end();
+        self.check();
+    }
+
+    fn some_job(&mut self) -> (usize, Job) {
+        let address = self.address();
+        let job = if self.below(2) == 0 { Job::read(address) } else { Job::write(address) };
+        let known = self.bonds.len();
+        match self.below(8) {
+            0 => (self.below(ASKING), job.with_pasid(1 + self.prng.below(12) as u32)),
+            _ if known > 0 => {
+                let at = self.below(known);
+                let pasid = self.bonds[at].bond.pasid().expect("a PASID");
+                (self.bonds[at].device, job.with_pasid(pasid.get()))
+            }
+            _ => (self.below(ASKING), job.with_pasid(1)),
+        }
+    }
+
+    fn act(&mut self) {
+        match self.below(100) {
+            0..=7 => self.start(),
+            8..=21 => self.bind(),
+            22..=27 => self.unbind(),
+            28..=30 => self.exit(),
+            31..=34 => self.fork(),
+            35..=40 => self.change(Change::Protect),
+            41..=46 => self.change(Change::Unmap),
+            47..=54 => self.reserve(),
+            55..=76 => self.touch(),
+            77..=79 => self.flood(),
+            80..=82 => self.ask_without_pasid(),
+            83..=85 => self.answer_late(),
+            86..=87 => self.restart(),
+            88..=90 => self.pin(),
+            91..=93 => {
+                self.counts.add("interrupt");
+                self.machine.iommu.handle_interrupt(UnitId(0));
+            }
+            _ => self.serve(),
+        }
+    }
+
+    fn start(&mut self) {
+        if self.processes.len() < 5 {
+            let process = self.machine.process(&self.pool);
+            for page in 0..PAGES {
+                if self.below(3) > 0 {
+                    process.reserve(BASE + page * PAGE_SIZE, self.prng.chance(2, 3));
+                }
+            }
+            self.processes.push(process);
+            self.counts.add("start");
+        }
+    }
+
+    fn bind(&mut self) {
+        let Some(process) = self.some_process() else { return };
+        let device = self.below(ASKING);
+        let named = &self.machine.devices[device];
+        let told = unsize_arc!(self.told.clone() => dyn ExitHandler);
+        match self.machine.iommu.bind(named, &Process::mm(&process), PageRights::empty(), told) {
+            Ok(bond) => {
+                let same = self.bonds.iter().find(|other| Arc::ptr_eq(&other.process, &process));
+                assert!(same.is_none_or(|other| other.bond.pasid() == bond.pasid()), "two PASIDs");
+                let taken = |other: &&Bonded<'_>| {
+                    other.bond.pasid() == bond.pasid() && !Arc::ptr_eq(&other.process, &process)
+                };
+                assert!(!self.bonds.iter().any(|other| taken(&other)), "{:?} is taken", bond.pasid());
+                self.counts.add(if same.is_some() { "bind again" } else { "bind" });
+                self.bonds.push(Bonded { bond, device, process });
+            }
+            Err(BindError::Exited) => {
+                assert!(process.has_ended());
+                self.counts.add("bind refused");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn unbind(&mut self) {
+        if self.bonds.is_empty() {
+            return;
+        }
+        let at = self.below(self.bonds.len());
+        let Bonded { bond, device, process } = self.bonds.swap_remove(at);
+        let pasid = bond.pasid().expect("a PASID");
+        if self.machine.bench.unit.open_groups().iter().any(|group| group.1 == Some(pasid.get())) {
+            self.counts.add("unbind with requests");
+        }
+        bond.unbind().expect("an answer");
+        self.counts.add("unbind");
+        self.recent.push_back(pasid.get());
+        if self.recent.len() > 4 {
+            self.recent.pop_front();
+        }
+        if !self.bonds.iter().any(|other| other.device == device && Arc::ptr_eq(&other.process, &process)) {
+            let sid = self.machine.models[device].requester() as u16;
+            let open = self.machine.bench.unit.open_groups();
+            let left = open.iter().any(|group| group.0 == sid && group.1 == Some(pasid.get()));
+            assert!(!left, "a request with {pasid} of {sid:#x} has no answer: {open:x?}");
+        }
+    }
+
+    fn exit(&mut self) {
+        if self.processes.is_empty() {
+            return;
+        }
+        let at = self.below(self.processes.len());
+        let process = self.processes.swap_remove(at);
+        if process.has_ended() {
+            return;
+        }
+        let mut users = self.bonds.iter().filter(|bonded| Arc::ptr_eq(&bonded.process, &process)).count();
+        let pinned = self.pinned.iter().any(|bonded| Arc::ptr_eq(&bonded.process, &process));
+        users += usize::from(pinned);
+        let before = *self.told.0.lock().unwrap();
+        process.end().expect("an answer");
+        assert_eq!(*self.told.0.lock().unwrap(), before + users as u64, "every driver is told");
+        self.counts.add(if users > 0 { "exit before unbind" } else { "exit" });
+        // A process that nobody can touch, but that can be bound in vain.
+        if self.below(4) == 0 {
+            self.processes.push(process);
+        }
+    }
+
+    fn fork(&mut self) {
+        let Some(process) = self.some_process().filter(|process| !process.has_ended()) else { return };
+        if self.processes.len() < 6 {
+            self.processes.push(process.fork(format(), config(self.machine.host_width)));
+            self.counts.add("fork");
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        let Some(process) = self.some_process().filter(|process| !process.has_ended()) else { return };
+        let first = self.prng.below(PAGES);
+        let count = 1 + self.prng.below((PAGES - first).min(4));
+        let there = process.change(BASE + first * PAGE_SIZE, count, change);
+        self.counts.add(match (change, there) {
+            (Change::Unmap, true) => "unmap",
+            (Change::Protect, true) => "protect",
+            (_, false) => "change of nothing",
+        });
+    }
+
+    fn reserve(&mut self) {
+        let address = self.address();
+        if let Some(process) = self.some_process().filter(|process| !process.has_ended()) {
+            process.reserve(address, self.prng.chance(2, 3));
+            self.counts.add("reserve");
+        }
+    }
+
+    /// A device touches a page; if it is not there, it asks for it, gets its answer now or some time later, and tries
+    /// again. What was lost in a flood it has to ask for again.
+    fn touch(&mut self) {
+        let (device, job) = self.some_job();
+        let wants = if job.access == Does::Write { Access::WRITE } else { Access::READ };
+        let allowed =
+            self.process_of(device, job.pasid).is_some_and(|process| process.allows(job.address, wants));
+        for attempt in 0.. {
+            let mode = if attempt == 0 { Mode::Any } else { Mode::Fresh };
+            match self.machine.models[device].access(job, mode) {
+                Attempt::Requested { group } => {
+                    self.counts.add("fault");
+                    if self.below(4) == 0 {
+                        return;
+                    }
+                    self.serve();
+                    if self.machine.models[device].has_asked(group) {
+                        self.counts.add("fault held back");
+                        return;
+                    }
+                    if !allowed {
+                        self.counts.add("fault refused");
+                        return;
+                    }
+                    assert!(attempt < 8, "{job:x?} was answered, again and again, and does not work");
+                }
+                Attempt::Answered(answer) if answer.outcome.output().is_some() => {
+                    assert!(attempt == 0 || allowed);
+                    self.counts.add(if attempt == 0 { "access" } else { "fault resolved" });
+                    return;
+                }
+                Attempt::NoCredit => return self.counts.add("no credit"),
+                other => {
+                    assert!(attempt == 0, "{job:x?}: {other:?}");
+                    return self.counts.add("access refused");
+                }
+            }
+        }
+    }
+
+    fn flood(&mut self) {
+        let (device, job) = self.some_job();
+        let model = &self.machine.models[device];
+        let limit = if self.below(2) == 0 { 40 } else { 290 };
+        let mut asked = 0;
+        for page in 0..limit {
+            let group: Vec<_> =
+                (0..1 + page % 3).map(|at| Job { address: BASE + at * PAGE_SIZE, ..job }).collect();
+            asked += u64::from(model.request_pages(&group).is_some());
+        }
+        self.counts.many("flood", asked);
+        self.counts.add(if limit > 256 { "flood beyond the queue" } else { "flood within the queue" });
+    }
+
+    fn ask_without_pasid(&mut self) {
+        let device = self.below(ASKING);
+        let job = Job::read(self.address());
+        if self.machine.models[device].request_pages(&[job]).is_some() {
+            self.counts.add("request without a PASID");
+        }
+    }
+
+    fn answer_late(&mut self) {
+        let group = {
+            let mut kept = self.keeper.0.lock().unwrap();
+            if kept.is_empty() {
+                return;
+            }
+            let at = self.prng.below(kept.len() as u64) as usize;
+            kept.swap_remove(at)
+        };
+        if self.below(3) == 0 {
+            drop(group);
+            self.counts.add("group dropped");
+        } else {
+            group.answer(PageResponse::Success);
+            self.counts.add("late answer");
+        }
+    }
+
+    /// All features of a device off and on.
+    fn restart(&mut self) {
+        let device = self.below(ASKING);
+        let (theirs, others) =
+            std::mem::take(&mut self.bonds).into_iter().partition(|it| it.device == device);
+        self.bonds = others;
+        let theirs: Vec<Bonded<'_>> = theirs;
+        theirs.into_iter().for_each(|bonded| bonded.bond.unbind().expect("an answer"));
+        let control = self.machine.switch(device);
+        let named = &self.machine.devices[device];
+        self.machine.iommu.disable_feature(named, &control, Feature::Sva).expect("an answer");
+        assert_eq!(self.machine.models[device].unanswered(), 0);
+        self.enable(device);
+        self.counts.add("disable and enable");
+    }
+
+    fn pin(&mut self) {
+        if let Some(bonded) = self.pinned.take() {
+            bonded.bond.unbind().expect("an answer");
+            self.counts.add("unpin");
+            return;
+        }
+        let Some(process) = self.some_process() else { return };
+        let first = self.address();
+        let range = PinnedRange { first, last: first + PAGE_SIZE - 1, access: Access::WRITE };
+        let told = unsize_arc!(self.told.clone() => dyn ExitHandler);
+        let named = &self.machine.devices[ASKING];
+        match self.machine.iommu.attach_pinned(named, &Process::mm(&process), &[range], told) {
+            Ok(bond) => {
+                assert!(process.reaches(first, Access::WRITE).is_some());
+                self.pinned = Some(Bonded { bond, device: ASKING, process });
+                self.counts.add("pin");
+            }
+            Err(BindError::Pin(_)) => {
+                assert!(!process.allows(first, Access::WRITE));
+                self.counts.add("pin refused");
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// An interrupt, a thread, and the devices take their messages.
+    fn serve(&mut self) {
+        for _ in 0..4 {
+            self.machine.iommu.handle_interrupt(UnitId(0));
+            let mut rounds = 0;
+            while self.machine.iommu.handle_page_faults() == PageFaultWork::More && rounds < 50 {
+                rounds += 1;
+            }
+            self.machine.models.iter().for_each(|model| {
+                model.step();
+                model.take_answers();
+            });
+        }
+        while self.machine.iommu.next_fault().is_some() {}
+        self.counts.add("serve");
+    }
+
+    fn process_of(&self, device: usize, pasid: Option<u32>) -> Option<&Arc<Space>> {
+        let mut all = self.bonds.iter().chain(&self.pinned);
+        let found = all.find(|it| it.device == device && it.bond.pasid().map(Pasid::get) == pasid)?;
+        Some(&found.process).filter(|process| !process.has_ended())
+    }
+
+    /// Devices reach what their processes may, and nothing else.
+    fn check(&mut self) {
+        let (bench, models) = (&self.machine.bench, &self.machine.models);
+        let bound = self.bonds.iter().filter_map(|it| it.bond.pasid()).map(Pasid::get);
+        let pasids: BTreeSet<u32> = bound.chain(self.recent.iter().copied()).chain([1]).collect();
+        let offset = self.prng.below(3);
+        let mut reached_all = 0;
+        for (device, model) in models.iter().enumerate() {
+            let all = pasids.iter().copied().map(Some).filter(|_| device < ASKING);
+            for pasid in all.chain([None]) {
+                let process = self.process_of(device, pasid);
+                for page in (offset..PAGES).step_by(3) {
+                    let address = BASE + page * PAGE_SIZE;
+                    for (job, access) in
+                        [(Job::read(address), Access::READ), (Job::write(address), Access::WRITE)]
+                    {
+                        let job = Job { pasid, ..job };
+                        let expected = process.and_then(|process| process.reaches(address, access));
+                        for outcome in model.reachable(job, |request| bench.unit.reachable(request)) {
+                            if let Outcome::Done(reached) = outcome {
+                                assert_eq!(Some(reached), expected, "device {device}, {job:x?}");
+                                reached_all += 1;
+                            }
+                        }
+                    }
+                }
+            }
+            assert_eq!(model.take_violations(), []);
+        }
+        assert_eq!(bench.unit.take_violations(), []);
+        assert_eq!(bench.host.take_troubles(), [""; 0]);
+        bench.unit.take_interrupts();
+        self.counts.many("reached", reached_all);
+    }
+
+    /// Everything ends: nothing is left unanswered, and no memory.
+    pub(crate) fn finish(mut self) {
+        self.machine.bench.schedule.calm();
+        self.bonds.drain(..).for_each(|bonded| bonded.bond.unbind().expect("an answer"));
+        if let Some(bonded) = self.pinned.take() {
+            bonded.bond.unbind().expect("an answer");
+        }
+        for device in 0..ASKING {
+            let control = self.machine.switch(device);
+            let named = &self.machine.devices[device];
+            self.machine.iommu.disable_feature(named, &control, Feature::Sva).expect("an answer");
+            let stats = named.page_fault_stats().expect("page requests");
+            assert_eq!((stats.owed, stats.undelivered), (0, 0));
+            self.counts.many("refused for lack of room", stats.flooded);
+            self.counts.many("requests dropped", stats.dropped);
+            self.counts.many("refused as unknown", stats.unknown);
+        }
+        self.keeper.0.lock().unwrap().clear();
+        self.processes.clear();
+        self.check();
+        assert_eq!(self.machine.bench.unit.unanswered_groups(), 0);
+        let space = self.machine.iommu.system_pasids().lock();
+        assert!((1..64).all(|pasid| Pasid::new(pasid).is_ok_and(|pasid| space.owner(pasid).is_none())));
+    }
+}
