@@ -274,7 +274,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let caching = self.takes_requests(stream);
         let mut transition = Transition::Hitless;
         let slot = record.contexts.as_ref().and_then(|contexts| contexts.entry(0));
-        let context = record.plain.context();
+        let context = record.plain.target().and_then(|target| record.context_of(target));
         // The descriptor is there before the entry sends requests to it, and goes after.
         if let (Some(slot), Some(context)) = (&slot, &context) {
             transition = port.bring_context(stream, 0, slot, context, Scope::Walk)?;

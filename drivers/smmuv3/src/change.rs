@@ -5,7 +5,7 @@ use crate::command::{Command, Scope};
 use crate::entry::{used_by_cd, used_by_ste};
 use crate::memory::Slot;
 use crate::port::{Health, Port};
-use crate::record::takes_requests;
+use crate::record::{is_translating, stalls, takes_requests};
 use crate::spec::registers;
 use crate::update::{Entry, plan, prefixed};
 use portcullis_hal::wait::Timeout;
@@ -113,8 +113,19 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if takes_requests(to) && !takes_requests(&slot.read()) {
             port.silence(&Command::atc_inv_all(stream))?;
         }
+        let ends_stalls =
+            stalls(&self.permissions(stream)) && is_translating(&slot.read()) && !is_translating(to);
         // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
-        port.bring(&slot, to, used_by_ste, Command::cfgi_ste(stream)).map_err(Unconfirmed::Unit)
+        let how = port.bring(&slot, to, used_by_ste, Command::cfgi_ste(stream)).map_err(Unconfirmed::Unit)?;
+        if ends_stalls {
+            port.execute(&[Command::stall_term(stream)]).map_err(Unconfirmed::Unit)?;
+        }
+        Ok(how)
+    }
+
+    /// Whether the entry of a stream translates now.
+    pub(crate) fn translates(&self, stream: StreamId) -> bool {
+        self.streams.entry(stream).is_some_and(|slot| is_translating(&slot.read()))
     }
 
     /// Whether the entry of a stream takes translation requests now.

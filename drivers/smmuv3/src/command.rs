@@ -3,11 +3,12 @@
 use crate::atc::{Block, Cached};
 use crate::spec::Shareability;
 use crate::spec::cmd::{
-    Atc0, Atc1, COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, Sync0, Sync1, Tlbi0,
-    Tlbi1,
+    Atc0, Atc1, COMMAND_WORDS, Cfgi0, Cfgi1, CommandGranule, CompletionSignal, Opcode, PriResp0, PriResp1,
+    Resume0, Resume1, Sync0, Sync1, Tlbi0, Tlbi1,
 };
+pub(crate) use crate::spec::cmd::{PageAction, StallAction};
 use core::fmt;
-use portcullis_hal::{Asid, Granule, PhysAddr, StreamId, Vmid};
+use portcullis_hal::{Asid, Granule, Pasid, PhysAddr, StreamId, Vmid};
 
 /// A command as it stands in a slot of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,6 +134,32 @@ impl Command {
         [Self([word.into(), all]), Self([word.with_ssv(true).with_g(true).into(), all])]
     }
 
+    /// ATC_INV of as little as can be (4.5.1).
+    pub fn atc_inv_page(stream: StreamId) -> Self {
+        Self::atc_inv(Cached { stream, pasid: None }, Block { start: 0, log2: 0 })
+    }
+
+    /// CMD_PRI_RESP: the answer to a group of page requests, with a PASID for devices that want it there (4.5.2).
+    pub fn pri_resp(stream: StreamId, pasid: Option<Pasid>, group: u16, action: PageAction) -> Self {
+        let word = PriResp0::new()
+            .with_opcode(Opcode::PRI_RESP)
+            .with_ssv(pasid.is_some())
+            .with_ssid(pasid.map_or(0, Pasid::get))
+            .with_sid(stream.get());
+        Self([word.into(), PriResp1::new().with_group(group & 0x1ff).with_action(action).into()])
+    }
+
+    /// CMD_RESUME: what becomes of a stalled transaction (4.6.1).
+    pub fn resume(stream: StreamId, tag: u16, action: StallAction) -> Self {
+        let word = Resume0::new().with_opcode(Opcode::RESUME).with_action(action).with_sid(stream.get());
+        Self([word.into(), Resume1::new().with_stag(tag).into()])
+    }
+
+    /// CMD_STALL_TERM: ends all stalled transactions of a stream whose entry lets none through any more (4.6.2).
+    pub fn stall_term(stream: StreamId) -> Self {
+        Self([Resume0::new().with_opcode(Opcode::STALL_TERM).with_sid(stream.get()).into(), 0])
+    }
+
     /// TLBI_NH_ASID or TLBI_S12_VMALL: everything with this tag (4.4).
     #[inline]
     pub fn tlbi_tag(tag: Tag) -> Self {
@@ -241,6 +268,21 @@ mod tests {
         assert_eq!(Command::atc_inv(cached, Block::ALL).0, [0xdead_beef_0000_0040, 52]);
         let all = Command::atc_inv_all(stream).map(|command| command.0);
         assert_eq!(all, [[0xdead_beef_0000_0040, 52], [0xdead_beef_0000_0a40, 52]]);
+    }
+
+    #[test]
+    fn answers_have_the_manuals_words() {
+        let stream = StreamId::new(0xdead_beef);
+        let pasid = portcullis_hal::Pasid::new(0xa_bcde).ok();
+        let success = Command::pri_resp(stream, pasid, 0x155, PageAction::SUCCESS);
+        assert_eq!(success.0, [0xdead_beef_abcd_e841, 0x2155]);
+        let invalid = Command::pri_resp(stream, None, 0x1ff, PageAction::INVALID);
+        assert_eq!(invalid.0, [0xdead_beef_0000_0041, 0x11ff]);
+        assert_eq!(Command::pri_resp(stream, None, 1, PageAction::FAILURE).0, [0xdead_beef_0000_0041, 1]);
+        assert_eq!(Command::resume(stream, 0x1234, StallAction::RETRY).0, [0xdead_beef_0000_1044, 0x1234]);
+        assert_eq!(Command::resume(stream, 0x1234, StallAction::ABORT).0, [0xdead_beef_0000_2044, 0x1234]);
+        assert_eq!(Command::stall_term(stream).0, [0xdead_beef_0000_0045, 0]);
+        assert_eq!(Command::atc_inv_page(stream).0, [0xdead_beef_0000_0040, 0]);
     }
 
     #[test]

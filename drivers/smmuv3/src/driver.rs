@@ -3,21 +3,20 @@
 use crate::attach::Attachments;
 use crate::domain::SmmuDomain;
 use crate::entry::missing_for;
-use crate::evtq::Found;
-use crate::fault;
 use crate::features::Features;
 use crate::options::{InterruptError, Interrupts};
+use crate::page_requests;
 use crate::port::{Health, Port, count};
 use crate::setup::share;
 use crate::spec::registers::{self, Gerror, IrqCtrl};
 use core::fmt;
 use portcullis_hal::wait::Register;
 use portcullis_hal::{
-    Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, StreamId, TableRoot, unsize_arc,
+    Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, StreamId, SyncError, TableRoot, unsize_arc,
 };
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, Missing, Permissions, Transition, Unit, UnitEvent, UnitInfo,
-    UnitStats,
+    AttachError, Domain, DomainError, DomainSpec, Missing, PageAnswer, Permissions, Transition, Unit,
+    UnitEvent, UnitInfo, UnitStats,
 };
 use spin::Mutex;
 
@@ -55,6 +54,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         domain: &Arc<dyn Domain>,
     ) -> Result<Transition, AttachError> {
         self.with(|attachments, port| attachments.attach(port, endpoints, domain))
+    }
+
+    /// Looks at the attachments while nobody changes them.
+    fn look<T>(&self, look: impl FnOnce(&Attachments<H, M>) -> T) -> Result<T, SyncError> {
+        self.attachments.lock().as_ref().map(look).ok_or(SyncError::Faulted)
     }
 
     /// Changes attachments, one CPU at a time.
@@ -125,17 +129,25 @@ impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
                 // An address of zero means the wire.
                 port.block.write64(registers::EVENTQ_IRQ_CFG0, 0);
                 port.block.write64(registers::GERROR_IRQ_CFG0, 0);
+                if port.page_requests.is_some() {
+                    port.block.write64(registers::PRIQ_IRQ_CFG0, 0);
+                }
             }
             Interrupts::Wired => {}
             Interrupts::Msi { .. } if !port.features.msi => return Err(InterruptError::NoMsi),
             Interrupts::Msi { events, errors } => {
                 let [address, data, attributes] = EVENT_MSI;
                 port.program_msi(address, data, attributes, events);
+                if port.page_requests.is_some() {
+                    let [address, data, attributes] = PAGE_REQUEST_MSI;
+                    port.program_msi(address, data, attributes, events);
+                }
                 let [address, data, attributes] = ERROR_MSI;
                 port.program_msi(address, data, attributes, errors);
             }
         }
-        let on = off.with_gerror_irqen(true).with_eventq_irqen(true);
+        let on =
+            off.with_gerror_irqen(true).with_eventq_irqen(true).with_priq_irqen(port.page_requests.is_some());
         port.block.write_acknowledged(registers::IRQ_CTRL, registers::IRQ_CTRLACK, on.into())?;
         Ok(())
     }
@@ -143,6 +155,8 @@ impl<H: Hal, M: Mmio + 'static> Driver<H, M> {
 
 const EVENT_MSI: [Register; 3] =
     [registers::EVENTQ_IRQ_CFG0, registers::EVENTQ_IRQ_CFG1, registers::EVENTQ_IRQ_CFG2];
+const PAGE_REQUEST_MSI: [Register; 3] =
+    [registers::PRIQ_IRQ_CFG0, registers::PRIQ_IRQ_CFG1, registers::PRIQ_IRQ_CFG2];
 const ERROR_MSI: [Register; 3] =
     [registers::GERROR_IRQ_CFG0, registers::GERROR_IRQ_CFG1, registers::GERROR_IRQ_CFG2];
 
@@ -153,30 +167,6 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.block.write64(address, message.address.get());
         self.block.write(data, message.data);
         self.block.write(attributes, DEVICE_NGNRE);
-    }
-
-    /// Reports what the event queue holds, one queueful at most: a device that faults without end takes the CPU for a
-    /// bounded time.
-    fn handle_events(&self, report: &mut dyn FnMut(UnitEvent)) {
-        let mut tell = |found| match found {
-            Found::Record(raw) => {
-                count(&self.counters.faults);
-                report(UnitEvent::Fault(fault::decode(raw)));
-            }
-            Found::Overflow => {
-                count(&self.counters.overflows);
-                report(UnitEvent::Overflow);
-            }
-        };
-        for _ in 0..self.events.size().entries() {
-            match self.next_event() {
-                Some(found) => tell(found),
-                None => return,
-            }
-        }
-        if let Some(found) = self.skip_events() {
-            tell(found);
-        }
     }
 
     /// Reports and acknowledges global errors. Those of the command queue are left to whoever waits for it.
@@ -256,7 +246,28 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
         self.inner.port.handle_events(report);
+        self.inner.port.handle_page_requests(report);
         self.inner.port.handle_errors(report);
+    }
+
+    fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {
+        for together in answers.chunks(page_requests::together()) {
+            let (commands, length) = self.inner.look(|attachments| attachments.answers(together))?;
+            self.inner.port.send_answers(commands.get(..length).unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    fn drain_page_requests(
+        &self,
+        endpoints: &[EndpointId],
+        report: &mut dyn FnMut(UnitEvent),
+    ) -> Result<(), SyncError> {
+        for together in endpoints.chunks(page_requests::together()) {
+            let (commands, length) = self.inner.look(|attachments| attachments.drains(together))?;
+            self.inner.port.drain(commands.get(..length).unwrap_or_default(), report)?;
+        }
+        Ok(())
     }
 
     fn stats(&self) -> UnitStats {

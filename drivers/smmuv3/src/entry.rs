@@ -7,7 +7,7 @@ use crate::spec::ste::{
     StreamWorld,
 };
 use crate::spec::{AddressSize, Cacheability, Shareability, TableGranule};
-use crate::update::Entry;
+use crate::update::{Entry, prefixed};
 use portcullis_hal::{Asid, Granule, PhysAddr, TableFormat, TableRoot, TableWrites, Vmid};
 use portcullis_iommu::{Missing, Stage, WalkCoherency};
 use portcullis_pgtable::AccessedDirty;
@@ -25,6 +25,8 @@ pub enum Shape {
         contexts: Contexts,
         /// Whether the hardware has to be told not to stall.
         stall: StallModel,
+        /// Whether answers that the unit makes up for page requests carry a PASID.
+        answers: AnswerPasid,
         /// Translation requests.
         ats: AtsMode,
     },
@@ -35,6 +37,15 @@ pub enum Shape {
         /// Translation requests.
         ats: AtsMode,
     },
+}
+
+/// Whether automatic answers to page requests carry a PASID (STE.PPAR).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnswerPasid {
+    /// The device wants it there.
+    Carried,
+    /// It does not, or never asks.
+    Absent,
 }
 
 /// The context descriptors of a stream.
@@ -91,7 +102,7 @@ impl Shape {
                 let word1 = Ste1::new().with_shcfg(ShareabilityOverride::INCOMING);
                 [word0(StreamConfig::BYPASS).into(), word1.into(), 0, 0, 0, 0, 0, 0]
             }
-            Self::Stage1 { contexts, stall, ats } => {
+            Self::Stage1 { contexts, stall, answers, ats } => {
                 let word0 = word0(StreamConfig::STAGE_1)
                     .with_s1contextptr(contexts.table.get() >> 6)
                     .with_s1fmt(contexts.format)
@@ -103,6 +114,7 @@ impl Shape {
                     .with_s1cor(Cacheability::WRITE_BACK)
                     .with_s1csh(Shareability::INNER)
                     .with_s1stalld(*stall == StallModel::Optional)
+                    .with_ppar(*answers == AnswerPasid::Carried)
                     .with_eats(*ats)
                     .with_strw(StreamWorld::NS_EL1)
                     .with_shcfg(match bypasses {
@@ -259,6 +271,12 @@ pub fn context_descriptor(
         *word = mair;
     }
     entry
+}
+
+/// The same context descriptor, with faults stalled (CD.S).
+pub fn stalling(context: Entry) -> Entry {
+    let [word0, rest @ ..] = context;
+    prefixed(Cd0::from(word0).with_s(true).into(), rest)
 }
 
 /// What a table's entries can hold, and no more than the unit emits.

@@ -1,16 +1,18 @@
-//! The event queue: the unit produces, the interrupt handler consumes.
+//! The queues that the unit fills and the interrupt handler empties: events and page requests.
 
+use crate::block::RegisterBlock;
 use crate::dma::Ring;
-use crate::port::Port;
 use crate::ring::RingSize;
-use crate::spec::event::EVENT_WORDS;
-use crate::spec::registers::{self, EventqIndex};
+use crate::spec::registers::EventqIndex;
+use portcullis_hal::wait::Register;
 use portcullis_hal::{Hal, Mmio, PhysAddr, barrier};
 use spin::Mutex;
 
-/// The ring and its read position.
-pub(crate) struct EventQueue<H: Hal> {
-    ring: Ring<H, EVENT_WORDS>,
+/// The ring, its registers and its read position.
+pub(crate) struct RecordQueue<H: Hal, const WORDS: usize> {
+    ring: Ring<H, WORDS>,
+    produced: Register,
+    consumed: Register,
     consumer: Mutex<Consumer>,
 }
 
@@ -26,16 +28,18 @@ struct Consumer {
 
 /// What a look into the queue found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Found {
+pub(crate) enum Found<const WORDS: usize> {
     /// A record.
-    Record([u64; EVENT_WORDS]),
+    Record([u64; WORDS]),
     /// Records were lost, for want of room; told when those before have been read.
     Overflow,
 }
 
-impl<H: Hal> EventQueue<H> {
-    pub(crate) fn new(ring: Ring<H, EVENT_WORDS>) -> Self {
-        Self { ring, consumer: Mutex::new(Consumer { position: 0, produced: 0, acknowledged: false }) }
+impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
+    /// A queue whose indices are in the registers `produced` and `consumed`.
+    pub(crate) fn new(ring: Ring<H, WORDS>, [produced, consumed]: [Register; 2]) -> Self {
+        let consumer = Mutex::new(Consumer { position: 0, produced: 0, acknowledged: false });
+        Self { ring, produced, consumed, consumer }
     }
 
     pub(crate) fn size(&self) -> RingSize {
@@ -49,30 +53,27 @@ impl<H: Hal> EventQueue<H> {
     pub(crate) fn leak(&mut self) {
         self.ring.leak();
     }
-}
 
-impl<H: Hal, M: Mmio> Port<H, M> {
     /// Takes the next record. The unit gets the slots back whenever all records known are read.
-    pub(crate) fn next_event(&self) -> Option<Found> {
-        let queue = &self.events;
-        self.hal().critical(|| {
-            let mut consumer = queue.consumer.lock();
+    pub(crate) fn next<M: Mmio>(&self, block: &RegisterBlock<H, M>) -> Option<Found<WORDS>> {
+        block.hal.critical(|| {
+            let mut consumer = self.consumer.lock();
             if consumer.position == consumer.produced {
-                let prod = self.look(&mut consumer);
+                let prod = self.look(block, &mut consumer);
                 if consumer.position == consumer.produced {
                     if prod.overflow() == consumer.acknowledged {
                         return None;
                     }
                     consumer.acknowledged = prod.overflow();
-                    self.release(&consumer);
+                    self.release(block, &consumer);
                     return Some(Found::Overflow);
                 }
                 barrier::after_completion();
             }
-            let record = queue.ring.read(consumer.position);
+            let record = self.ring.read(consumer.position);
             consumer.position = consumer.position.wrapping_add(1);
             if consumer.position == consumer.produced {
-                self.release(&consumer);
+                self.release(block, &consumer);
             }
             Some(Found::Record(record))
         })
@@ -83,20 +84,20 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     ///
     /// The unit interrupts when a record is written to an empty queue (IHI 0070, 3.18), so what counts is that the
     /// queue is seen empty after it was told so.
-    pub(crate) fn skip_events(&self) -> Option<Found> {
+    pub(crate) fn skip<M: Mmio>(&self, block: &RegisterBlock<H, M>) -> Option<Found<WORDS>> {
         /// How often the unit may be ahead once more. Each time takes two accesses to registers.
         const ROUNDS: u32 = 64;
-        self.hal().critical(|| {
-            let mut consumer = self.events.consumer.lock();
+        block.hal.critical(|| {
+            let mut consumer = self.consumer.lock();
             let mut found = None;
             for _ in 0..ROUNDS {
-                let prod = self.look(&mut consumer);
+                let prod = self.look(block, &mut consumer);
                 if consumer.position == consumer.produced && prod.overflow() == consumer.acknowledged {
                     break;
                 }
                 consumer.position = consumer.produced;
                 consumer.acknowledged = prod.overflow();
-                self.release(&consumer);
+                self.release(block, &consumer);
                 found = Some(Found::Overflow);
             }
             found
@@ -104,9 +105,9 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     }
 
     /// Reads how far the unit has written.
-    fn look(&self, consumer: &mut Consumer) -> EventqIndex {
-        let size = self.events.size();
-        let prod = EventqIndex::from(self.block.read(registers::EVENTQ_PROD));
+    fn look<M: Mmio>(&self, block: &RegisterBlock<H, M>, consumer: &mut Consumer) -> EventqIndex {
+        let size = self.size();
+        let prod = EventqIndex::from(block.read(self.produced));
         // An index out of reach shows no records: nothing there can be trusted.
         consumer.produced =
             size.position(consumer.position, prod.index() & size.index_mask()).unwrap_or(consumer.position);
@@ -114,11 +115,11 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     }
 
     /// Tells the unit how far the queue is read, after the reads.
-    fn release(&self, consumer: &Consumer) {
+    fn release<M: Mmio>(&self, block: &RegisterBlock<H, M>, consumer: &Consumer) {
         barrier::after_completion();
         let cons = EventqIndex::new()
-            .with_index(self.events.size().index(consumer.position))
+            .with_index(self.size().index(consumer.position))
             .with_overflow(consumer.acknowledged);
-        self.block.write(registers::EVENTQ_CONS, cons.into());
+        block.write(self.consumed, cons.into());
     }
 }

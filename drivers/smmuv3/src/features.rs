@@ -48,6 +48,8 @@ pub struct Features {
     pub msi: bool,
     /// PCI page requests (IDR0.PRI).
     pub pri: bool,
+    /// The largest queue of page requests, as a power of two, if the unit takes them (IDR1.PRIQS).
+    pub page_request_queue_log2: Option<u8>,
     /// PCI address translation services (IDR0.ATS).
     pub ats: bool,
     /// Two-level context descriptor tables (IDR0.CD2L).
@@ -111,6 +113,7 @@ impl Features {
             hyp: idr0.hyp(),
             msi: idr0.msi(),
             pri: idr0.pri(),
+            page_request_queue_log2: (idr0.pri() && idr0.ats()).then(|| idr1.priqs().min(RingSize::MAX_LOG2)),
             ats: idr0.ats(),
             two_level_cd: idr0.cd2l(),
             two_level_streams: idr0.st_level() == Idr0::ST_LEVEL_TWO,
@@ -193,11 +196,21 @@ impl Features {
         abilities
     }
 
-    /// What the driver makes of the capabilities, in the common layer's terms: no recovery from faults and no nesting, whatever the hardware can do.
+    /// Whether streams that may use PASIDs may have their faults stalled. Those without share context descriptors with
+    /// others, which may not.
+    pub(crate) fn can_stall(&self) -> bool {
+        self.stage_1 && self.pasid_bits() > 0 && self.stall == StallModel::Optional
+    }
+
+    /// What the driver makes of the capabilities, in the common layer's terms: no nesting, whatever the hardware
+    /// can do.
     pub fn unit_info(&self) -> UnitInfo {
         let mut stages = Stages::empty();
         stages.set(Stages::STAGE_1, self.stage_1);
         stages.set(Stages::STAGE_2, self.stage_2);
+        let mut fault_models = FaultModels::empty();
+        fault_models.set(FaultModels::PRI, self.page_request_queue_log2.is_some());
+        fault_models.set(FaultModels::STALL, self.can_stall());
         UnitInfo {
             backend: Backend::SmmuV3,
             stages,
@@ -205,7 +218,7 @@ impl Features {
             input_bits: if self.stage_1 { Self::STAGE_1_INPUT_BITS } else { self.stage_2_input_bits() },
             output_bits: self.output_bits(),
             pasid_bits: self.pasid_bits(),
-            fault_models: FaultModels::empty(),
+            fault_models,
             abilities: self.abilities(),
             entry_coherency: self.coherency,
             table_coherency: self.coherency,
@@ -301,14 +314,18 @@ mod tests {
     #[test]
     fn what_the_driver_does_not_drive_is_not_offered() {
         let mut ids = QEMU;
-        // PRI; stalls at will; 20 bits of SubstreamID.
+        // PRI, without the ATS that it needs; stalls at will; 20 bits of SubstreamID.
         ids[0] = ids[0] & !(0b11 << 24) | 1 << 16;
-        ids[1] |= 20 << 6;
+        ids[1] |= 20 << 6 | 8 << 11;
         let features = Features::read(&Ids(ids), &Options::default()).unwrap();
         assert!(features.pri && features.stage_1 && features.stage_2);
         assert_eq!((features.stall, features.substream_bits), (StallModel::Optional, 20));
         let info = features.unit_info();
-        assert_eq!((info.pasid_bits, info.fault_models, info.nesting), (20, FaultModels::empty(), false));
+        assert_eq!((info.pasid_bits, info.fault_models, info.nesting), (20, FaultModels::STALL, false));
+        ids[0] |= 1 << 10;
+        let features = Features::read(&Ids(ids), &Options::default()).unwrap();
+        assert_eq!(features.page_request_queue_log2, Some(8));
+        assert_eq!(features.unit_info().fault_models, FaultModels::all());
     }
 
     #[test]

@@ -31,7 +31,7 @@
 //!
 //! # Limits
 //!
-//! No PRI and no stalls; PASIDs beside stage 1, identity or nothing, not beside stage 2. A unit that stalls every fault, that fixes the
+//! Stalls only of streams that may use PASIDs; PASIDs beside stage 1, identity or nothing, not beside stage 2. A unit that stalls every fault, that fixes the
 //! addresses of its tables, or that walks big-endian tables only is refused.
 #![cfg_attr(not(test), no_std)]
 
@@ -56,6 +56,7 @@ pub mod invalidate;
 mod line;
 mod memory;
 mod options;
+mod page_requests;
 mod pasid;
 mod permit;
 mod port;

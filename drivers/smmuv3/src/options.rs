@@ -39,6 +39,8 @@ pub struct Options {
     pub command_queue_log2: u8,
     /// The event queue's size as a power of two, at most what the unit allows.
     pub event_queue_log2: u8,
+    /// The PRI queue's size as a power of two, at most what the unit allows; there is one if the unit takes page requests.
+    pub page_request_queue_log2: u8,
     /// The most bits of StreamID that the stream table covers. Streams beyond are refused, and recorded.
     pub stream_bits: u8,
     /// How completion is learned.
@@ -53,6 +55,7 @@ impl Default for Options {
             coherency: Coherency::Detect,
             command_queue_log2: 8,
             event_queue_log2: 7,
+            page_request_queue_log2: 9,
             stream_bits: 32,
             sync_signal: SyncSignal::Best,
             timeout_ns: 1_000_000_000,
@@ -67,7 +70,7 @@ pub enum Interrupts {
     Wired,
     /// By messages; needs IDR0.MSI.
     Msi {
-        /// For the event queue.
+        /// For the event queue, and for the PRI queue.
         events: MsiMessage,
         /// For global errors.
         errors: MsiMessage,

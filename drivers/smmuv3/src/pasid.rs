@@ -113,14 +113,19 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     }
 
     /// Brings the hardware to what the record says of a PASID.
-    fn switch_pasid(&self, port: &Port<H, M>, who: Cached, scope: Scope) -> Result<Transition, Unconfirmed> {
+    pub(crate) fn switch_pasid(
+        &self,
+        port: &Port<H, M>,
+        who: Cached,
+        scope: Scope,
+    ) -> Result<Transition, Unconfirmed> {
         let (stream, substream) = (who.stream, who.pasid.map_or(0, Pasid::get));
         let Some(record) = self.find(stream) else { return Ok(Transition::Hitless) };
         let caching = self.takes_requests(stream);
         let mut transition = Transition::Hitless;
         if let Some(slot) = record.contexts.as_ref().and_then(|contexts| contexts.entry(substream)) {
             let target = record.users().find(|user| user.0 == who).map(|user| user.1);
-            let context = target.and_then(|target| target.context()).unwrap_or(UNATTACHED);
+            let context = target.and_then(|target| record.context_of(target)).unwrap_or(UNATTACHED);
             let done = port.bring_context(stream, substream, &slot, &context, scope);
             if done.is_err() {
                 // For a unit that may look once more.

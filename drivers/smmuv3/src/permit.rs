@@ -2,14 +2,14 @@
 
 use crate::attach::{Attachments, stream};
 use crate::change::{Unconfirmed, worse};
-use crate::command::Command;
+use crate::command::{Command, Scope};
 use crate::context::ContextTable;
-use crate::entry::Shape;
+use crate::entry::{Shape, stalling};
 use crate::features::Features;
 use crate::port::{Health, Port};
-use crate::record::{Plain, Record, translates};
+use crate::record::{Plain, Record, stalls, translates};
 use alloc::vec::Vec;
-use portcullis_hal::{EndpointId, Hal, Mmio, OutOfMemory, StreamId, barrier, list};
+use portcullis_hal::{EndpointId, Hal, Mmio, OutOfMemory, Pasid, StreamId, barrier, list};
 use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Transition};
 
 impl Features {
@@ -18,9 +18,10 @@ impl Features {
         let mut missing = Missing::empty();
         missing.set(Missing::PASID, permissions.pasid_bits > self.pasid_bits());
         missing.set(Missing::ATS, translates(permissions) && !self.ats);
-        // No queue for page requests is set up.
-        missing.set(Missing::PRI, permissions.requests.contains(Requests::PAGE));
-        missing.set(Missing::STALL, permissions.requests.contains(Requests::STALL));
+        let asks = permissions.requests.contains(Requests::PAGE);
+        missing.set(Missing::PRI, asks && self.page_request_queue_log2.is_none());
+        let stalls = permissions.requests.contains(Requests::STALL);
+        missing.set(Missing::STALL, stalls && !(self.can_stall() && permissions.pasid_bits > 0));
         missing
     }
 }
@@ -95,11 +96,13 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                 continue;
             }
             let mut larger = ContextTable::new(port.hal(), &port.features, permissions.pasid_bits)?;
-            let plain = record.and_then(|record| Some((0, record.plain.context()?)));
-            let pasids = record.into_iter().flat_map(|record| &record.pasids);
-            let pasids = pasids
-                .filter_map(|(pasid, attached)| Some((pasid.get(), attached.target.as_ref()?.context()?)));
-            for (substream, context) in plain.into_iter().chain(pasids) {
+            for (who, target) in record.into_iter().flat_map(Record::users) {
+                // Stalls are withdrawn before the table takes its place, and granted after it.
+                let stalls = record.is_some_and(|record| record.stalls()) && stalls(permissions);
+                let Some(context) = target.context().map(|it| if stalls { stalling(it) } else { it }) else {
+                    continue;
+                };
+                let substream = who.pasid.map_or(0, Pasid::get);
                 larger.prepare(&port.features, substream)?;
                 if let Some(slot) = larger.entry(substream) {
                     slot.write(&context);
@@ -124,8 +127,8 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         users.try_for_each(|(_, target)| target.caches.reserve(port.hal(), most))
     }
 
-    /// Changes what a stream may do, step by step: less translation requests, PASIDs, more translation requests. There
-    /// is room for its record.
+    /// Changes what a stream may do, step by step: less translation requests and stalls, PASIDs, more stalls and
+    /// translation requests. There is room for its record.
     fn set_permissions(
         &mut self,
         port: &Port<H, M>,
@@ -144,10 +147,16 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             if self.takes_requests(stream) {
                 port.silence(&Command::atc_inv_all(stream))?;
             }
-            transition = self.set_requests(port, stream, permissions.requests)?;
+            let fewer = before.requests.difference(Requests::TRANSLATION);
+            transition = self.set_requests(port, stream, fewer)?;
             if let Some(record) = self.find(stream) {
                 record.users().for_each(|(who, target)| target.caches.remove(port.hal(), who));
             }
+        }
+        if stalls(&before) && !stalls(permissions) {
+            let requests = self.permissions(stream).requests.difference(Requests::STALL);
+            transition = worse(transition, self.set_stalls(port, stream, requests)?);
+            transition = worse(transition, self.set_requests(port, stream, requests)?);
         }
         if before.pasid_bits != permissions.pasid_bits {
             let Some(record) = self.find_mut(stream) else { return Ok(transition) };
@@ -166,6 +175,12 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                 }
             }
         }
+        if stalls(permissions) && !stalls(&before) {
+            let requests = self.permissions(stream).requests | Requests::STALL;
+            // The entry first: it must not forbid what a descriptor asks for (5.4, S).
+            transition = worse(transition, self.set_requests(port, stream, requests)?);
+            transition = worse(transition, self.set_stalls(port, stream, requests)?);
+        }
         if translates(permissions) && !translates(&before) {
             if let Some(record) = self.find(stream) {
                 record.users().for_each(|(who, target)| target.caches.add(port.hal(), who));
@@ -174,10 +189,35 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             barrier::store_then_load();
             transition = worse(transition, self.set_requests(port, stream, permissions.requests)?);
         }
+        if self.permissions(stream).requests != permissions.requests {
+            transition = worse(transition, self.set_requests(port, stream, permissions.requests)?);
+        }
         if let Ok(place) = self.place(stream)
             && self.records.get(place).is_some_and(Record::is_idle)
         {
             list::remove(&mut self.records, place);
+        }
+        Ok(transition)
+    }
+
+    /// Brings the stream's context descriptors to what `requests` say of stalls.
+    fn set_stalls(
+        &mut self,
+        port: &Port<H, M>,
+        stream: StreamId,
+        requests: Requests,
+    ) -> Result<Transition, Unconfirmed> {
+        let Some(record) = self.find_mut(stream) else { return Ok(Transition::Hitless) };
+        record.permissions.requests = requests;
+        let record = &*record;
+        let mut transition = Transition::Hitless;
+        for (who, target) in record.users() {
+            let substream = who.pasid.map_or(0, Pasid::get);
+            let slot = record.contexts.as_ref().and_then(|contexts| contexts.entry(substream));
+            if let (Some(slot), Some(context)) = (slot, record.context_of(target)) {
+                let how = port.bring_context(stream, substream, &slot, &context, Scope::Leaf)?;
+                transition = worse(transition, how);
+            }
         }
         Ok(transition)
     }

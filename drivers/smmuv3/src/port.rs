@@ -3,12 +3,14 @@
 use crate::block::RegisterBlock;
 use crate::cmdq::CommandQueue;
 use crate::dma::{MessageWord, Ring};
-use crate::evtq::EventQueue;
+use crate::evtq::RecordQueue;
 use crate::features::Features;
 use crate::line::Totals;
 use crate::memory::NoFrames;
 use crate::options::{Options, SyncSignal};
 use crate::ring::RingSize;
+use crate::spec::event::EVENT_WORDS;
+use crate::spec::pri::PAGE_REQUEST_WORDS;
 use crate::spec::registers::{self, Cr0, Gerror};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
@@ -46,6 +48,8 @@ pub(crate) struct Counters {
     pub(crate) faults: AtomicU64,
     pub(crate) overflows: AtomicU64,
     pub(crate) queue_errors: AtomicU64,
+    pub(crate) page_requests: AtomicU64,
+    pub(crate) answers: AtomicU64,
     /// Queue errors that an interrupt handler has reported.
     pub(crate) queue_errors_reported: AtomicU64,
 }
@@ -67,7 +71,8 @@ impl Counters {
             syncs: commands.syncs,
             doorbells: commands.doorbells,
             queue_errors: get(&self.queue_errors),
-            ..UnitStats::default()
+            page_requests: get(&self.page_requests),
+            answers: get(&self.answers),
         }
     }
 }
@@ -77,7 +82,9 @@ pub(crate) struct Port<H: Hal, M: Mmio> {
     pub(crate) block: RegisterBlock<H, M>,
     pub(crate) features: Features,
     pub(crate) commands: CommandQueue<H>,
-    pub(crate) events: EventQueue<H>,
+    pub(crate) events: RecordQueue<H, EVENT_WORDS>,
+    /// Where devices' page requests arrive, if the unit takes any.
+    pub(crate) page_requests: Option<RecordQueue<H, PAGE_REQUEST_WORDS>>,
     pub(crate) counters: Counters,
     health: AtomicU8,
     /// Serialises the read-modify-write of GERRORN.
@@ -101,14 +108,22 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let message = messages.then(|| MessageWord::new(&block.hal)).transpose()?;
         let commands = Ring::new(&block.hal, commands, writes)?;
         let events = Ring::new(&block.hal, events, writes)?;
+        let page_requests = features.page_request_queue_log2.map(|most| {
+            let size = RingSize::new(options.page_request_queue_log2.min(most));
+            Ring::new(&block.hal, size, writes)
+        });
+        let page_requests = page_requests.transpose()?;
+        let request_range = page_requests.as_ref().and_then(Ring::range);
         let message_range = message.as_ref().and_then(MessageWord::range);
-        for range in [message_range, commands.range(), events.range()].into_iter().flatten() {
+        for range in [message_range, request_range, commands.range(), events.range()].into_iter().flatten() {
             features.reach(range.start(), range.len())?;
         }
         Ok(Self {
             features,
             commands: CommandQueue::new(commands, message)?,
-            events: EventQueue::new(events),
+            events: RecordQueue::new(events, [registers::EVENTQ_PROD, registers::EVENTQ_CONS]),
+            page_requests: page_requests
+                .map(|ring| RecordQueue::new(ring, [registers::PRIQ_PROD, registers::PRIQ_CONS])),
             block,
             counters: Counters::default(),
             health: AtomicU8::new(Health::Off as u8),
@@ -168,6 +183,7 @@ impl<H: Hal, M: Mmio> Drop for Port<H, M> {
         if self.health() != Health::Off {
             self.commands.leak();
             self.events.leak();
+            self.page_requests.iter_mut().for_each(RecordQueue::leak);
         }
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::atc::Cached;
 use crate::context::ContextTable;
-use crate::entry::{Contexts, Shape};
-use crate::features::Features;
+use crate::entry::{AnswerPasid, Contexts, Shape, stalling};
+use crate::features::{Features, StallModel};
 use crate::spec::ste::{AtsMode, DefaultSubstream, Ste0, Ste1, StreamConfig};
 use crate::targets::Target;
 use crate::update::Entry;
@@ -49,11 +49,6 @@ impl<H: Hal, M: Mmio> Plain<H, M> {
         self.attachment()?.target.as_ref()
     }
 
-    /// Context descriptor 0 of a stream that may use PASIDs.
-    pub(crate) fn context(&self) -> Option<Entry> {
-        self.target()?.context()
-    }
-
     /// What hardware cannot do at the same time with these permissions.
     pub(crate) fn missing(&self, permissions: &Permissions) -> Missing {
         let pasids = permissions.pasid_bits > 0;
@@ -78,12 +73,22 @@ pub(crate) fn translates(permissions: &Permissions) -> bool {
     permissions.requests.contains(Requests::TRANSLATION)
 }
 
+/// Whether stalls are permitted.
+pub(crate) fn stalls(permissions: &Permissions) -> bool {
+    permissions.requests.contains(Requests::STALL)
+}
+
+/// Whether an entry translates.
+pub(crate) fn is_translating(entry: &Entry) -> bool {
+    let [word0, ..] = *entry;
+    let word0 = Ste0::from(word0);
+    word0.v() && [StreamConfig::STAGE_1, StreamConfig::STAGE_2].contains(&word0.config())
+}
+
 /// Whether an entry takes translation requests.
 pub(crate) fn takes_requests(entry: &Entry) -> bool {
-    let [word0, word1, ..] = *entry;
-    let word0 = Ste0::from(word0);
-    let stages = [StreamConfig::STAGE_1, StreamConfig::STAGE_2].contains(&word0.config());
-    word0.v() && stages && Ste1::from(word1).eats() != AtsMode::ABORT
+    let [_, word1, ..] = *entry;
+    is_translating(entry) && Ste1::from(word1).eats() != AtsMode::ABORT
 }
 
 /// A stream that is attached, or was permitted something.
@@ -122,10 +127,30 @@ impl<H: Hal, M: Mmio> Record<H, M> {
         plain.into_iter().chain(pasids)
     }
 
+    /// The context descriptor for a target in this stream's own table.
+    pub(crate) fn context_of(&self, target: &Target<H, M>) -> Option<Entry> {
+        let context = target.context()?;
+        Some(if self.stalls() { stalling(context) } else { context })
+    }
+
+    /// Whether its faults are stalled.
+    pub(crate) fn stalls(&self) -> bool {
+        stalls(&self.permissions)
+    }
+
     /// The entry.
     pub(crate) fn entry(&self, features: &Features) -> Entry {
         let ats = if translates(&self.permissions) { AtsMode::FULL } else { AtsMode::ABORT };
-        let stage_1 = |contexts| Shape::Stage1 { contexts, stall: features.stall, ats }.entry();
+        let requests = self.permissions.requests;
+        let stall = match self.stalls() {
+            true => StallModel::None,
+            false => features.stall,
+        };
+        let answers = match requests.contains(Requests::PAGE | Requests::PASID_IN_ANSWERS) {
+            true => AnswerPasid::Carried,
+            false => AnswerPasid::Absent,
+        };
+        let stage_1 = |contexts| Shape::Stage1 { contexts, stall, answers, ats }.entry();
         let idle = self.pasids.is_empty() && matches!(self.plain, Plain::Unattached);
         if let (Some(table), false) = (&self.contexts, idle) {
             let default = match &self.plain {

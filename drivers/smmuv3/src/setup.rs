@@ -122,6 +122,13 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.block.write(registers::EVENTQ_PROD, EventqIndex::new().into());
         self.block.write(registers::EVENTQ_CONS, EventqIndex::new().into());
 
+        if let Some(requests) = &self.page_requests {
+            let base = queue_base(requests.phys().ok_or(OutOfMemory)?, requests.size().log2());
+            self.block.write64(registers::PRIQ_BASE, base.into());
+            self.block.write(registers::PRIQ_PROD, EventqIndex::new().into());
+            self.block.write(registers::PRIQ_CONS, EventqIndex::new().into());
+        }
+
         // Errors of an earlier life.
         self.acknowledge_errors(|active| active);
         Ok(())
@@ -138,12 +145,21 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             self.execute(&[Command::tlbi_el2_all()])?;
         }
         self.execute(&[Command::tlbi_nsnh_all()])?;
-        self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.with_eventqen(true).into())?;
+        let cr0 = cr0.with_eventqen(true);
+        self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())?;
+        if self.page_requests.is_some() {
+            let cr0 = cr0.with_priqen(true);
+            self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())?;
+        }
         Ok(())
     }
 
     fn enable_translation(&self) -> Result<(), Timeout> {
-        let cr0 = Cr0::new().with_cmdqen(true).with_eventqen(true).with_atschk(self.features.ats);
+        let cr0 = Cr0::new()
+            .with_cmdqen(true)
+            .with_eventqen(true)
+            .with_priqen(self.page_requests.is_some())
+            .with_atschk(self.features.ats);
         if self.features.ats {
             // Accesses by translated addresses are for streams whose entry allows them (3.9.1); before the first one.
             self.block.write_acknowledged(registers::CR0, registers::CR0ACK, cr0.into())?;

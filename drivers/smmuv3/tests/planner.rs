@@ -7,7 +7,9 @@
 use portcullis_hal::{Asid, Granule, Mmio, PhysAddr, TableFormat, TableRoot, TableWrites, Vmid};
 use portcullis_iommu::Transition;
 use portcullis_pgtable::AccessedDirty;
-use portcullis_smmuv3::entry::{Contexts, Shape, Stage2, context_descriptor, used_by_cd, used_by_ste};
+use portcullis_smmuv3::entry::{
+    AnswerPasid, Contexts, Shape, Stage2, context_descriptor, used_by_cd, used_by_ste,
+};
 use portcullis_smmuv3::spec::AddressSize;
 use portcullis_smmuv3::spec::ste::{AtsMode, ContextFormat, DefaultSubstream};
 use portcullis_smmuv3::update::{Entry, plan};
@@ -93,7 +95,8 @@ const DEFAULTS: [DefaultSubstream; 3] =
 const ATS: [AtsMode; 2] = [AtsMode::ABORT, AtsMode::FULL];
 
 fn stage_1(contexts: Contexts, ats: AtsMode) -> Entry {
-    Shape::Stage1 { contexts, stall: StallModel::Optional, ats }.entry()
+    let answers = AnswerPasid::Absent;
+    Shape::Stage1 { contexts, stall: StallModel::Optional, answers, ats }.entry()
 }
 
 fn table(address: u64, format: ContextFormat, bits: u8, default: DefaultSubstream) -> Contexts {
@@ -130,6 +133,15 @@ fn entries() -> Vec<Entry> {
             }
         }
     }
+    // What page requests and stalls change.
+    for (stall, answers) in [
+        (StallModel::None, AnswerPasid::Absent),
+        (StallModel::Optional, AnswerPasid::Carried),
+        (StallModel::None, AnswerPasid::Carried),
+    ] {
+        let contexts = table(0x4_0000_0000, ContextFormat::TWO_LEVEL_64K, 20, DefaultSubstream::TERMINATE);
+        entries.push(Shape::Stage1 { contexts, stall, answers, ats: AtsMode::FULL }.entry());
+    }
     entries
 }
 
@@ -142,7 +154,7 @@ fn every_change_of_a_stream_table_entry_shows_the_old_one_the_new_one_or_if_told
             mixes += check(from, to, used_by_ste, ste);
         }
     }
-    assert_eq!((entries.len(), mixes), (41, 41 * 41 * 3 * 256));
+    assert_eq!((entries.len(), mixes), (44, 44 * 44 * 3 * 256));
 }
 
 /// The ID registers of QEMU 11.1.

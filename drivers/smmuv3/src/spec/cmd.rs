@@ -34,6 +34,12 @@ encoding! {
         TLBI_NSNH_ALL = 0x30,
         /// Invalidate what a device has cached of its translations (ATS).
         ATC_INV = 0x40,
+        /// Answer a group of page requests.
+        PRI_RESP = 0x41,
+        /// Retry or end a stalled transaction.
+        RESUME = 0x44,
+        /// End all stalled transactions of a stream.
+        STALL_TERM = 0x45,
         /// Complete when all earlier commands have completed.
         SYNC = 0x46,
     }
@@ -225,6 +231,114 @@ pub struct Atc1 {
 layout!(Atc1 {
     SIZE_OFFSET, SIZE_BITS: 5, 0;
     ADDR_OFFSET, ADDR_BITS: 63, 12;
+});
+
+encoding! {
+    /// CMD_PRI_RESP.Resp: what a device is told.
+    PageAction {
+        /// Response Failure: the device stops asking.
+        FAILURE = 0b00,
+        /// Invalid Request: a page is not to be had.
+        INVALID = 0b01,
+        /// Success.
+        SUCCESS = 0b10,
+    }
+}
+
+/// CMD_PRI_RESP, bits 63:0.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct PriResp0 {
+    /// `7:0` Opcode.
+    #[bits(8)]
+    pub opcode: Opcode,
+    #[bits(3)]
+    __: u8,
+    /// `11` The answer carries a SubstreamID.
+    pub ssv: bool,
+    /// `31:12` SubstreamID.
+    #[bits(20)]
+    pub ssid: u32,
+    /// `63:32` StreamID.
+    pub sid: u32,
+}
+
+layout!(PriResp0 {
+    OPCODE_OFFSET, OPCODE_BITS: 7, 0;
+    SSV_OFFSET, SSV_BITS: 11, 11;
+    SSID_OFFSET, SSID_BITS: 31, 12;
+    SID_OFFSET, SID_BITS: 63, 32;
+});
+
+/// CMD_PRI_RESP, bits 127:64.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct PriResp1 {
+    /// `72:64` Page request group index.
+    #[bits(9)]
+    pub group: u16,
+    #[bits(3)]
+    __: u8,
+    /// `77:76` The answer.
+    #[bits(2)]
+    pub action: PageAction,
+    #[bits(50)]
+    __: u64,
+}
+
+layout!(PriResp1 {
+    GROUP_OFFSET, GROUP_BITS: 8, 0;
+    ACTION_OFFSET, ACTION_BITS: 13, 12;
+});
+
+encoding! {
+    /// CMD_RESUME.Ac and Ab: what becomes of a stalled transaction.
+    StallAction {
+        /// It is ended; reads get zero and writes are ignored, if the context descriptor does not say that they abort.
+        TERMINATE = 0b00,
+        /// It is tried again.
+        RETRY = 0b01,
+        /// It is aborted.
+        ABORT = 0b10,
+    }
+}
+
+/// CMD_RESUME and CMD_STALL_TERM, bits 63:0.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Resume0 {
+    /// `7:0` Opcode.
+    #[bits(8)]
+    pub opcode: Opcode,
+    #[bits(4)]
+    __: u8,
+    /// `13:12` Ac and Ab; for CMD_RESUME.
+    #[bits(2)]
+    pub action: StallAction,
+    #[bits(18)]
+    __: u32,
+    /// `63:32` StreamID.
+    pub sid: u32,
+}
+
+layout!(Resume0 {
+    OPCODE_OFFSET, OPCODE_BITS: 7, 0;
+    ACTION_OFFSET, ACTION_BITS: 13, 12;
+    SID_OFFSET, SID_BITS: 63, 32;
+});
+
+/// CMD_RESUME, bits 127:64.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Resume1 {
+    /// `79:64` Stall tag.
+    pub stag: u16,
+    #[bits(48)]
+    __: u64,
+}
+
+layout!(Resume1 {
+    STAG_OFFSET, STAG_BITS: 15, 0;
 });
 
 encoding! {

@@ -9,6 +9,7 @@
 pub mod cd;
 pub mod cmd;
 pub mod event;
+pub mod pri;
 pub mod registers;
 pub mod ste;
 

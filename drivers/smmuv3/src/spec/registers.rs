@@ -43,6 +43,12 @@ registers! {
     EVENTQ_IRQ_CFG2 = 0xbc, "MSI attributes for events.";
     EVENTQ_PROD = 0x1_00a8, "Event queue write index, on page 1.";
     EVENTQ_CONS = 0x1_00ac, "Event queue read index, on page 1.";
+    PRIQ_BASE = 0xc0, "PRI queue address and size (64 bits).";
+    PRIQ_IRQ_CFG0 = 0xd0, "MSI address for page requests (64 bits).";
+    PRIQ_IRQ_CFG1 = 0xd8, "MSI data for page requests.";
+    PRIQ_IRQ_CFG2 = 0xdc, "MSI attributes for page requests.";
+    PRIQ_PROD = 0x1_00c8, "PRI queue write index, on page 1.";
+    PRIQ_CONS = 0x1_00cc, "PRI queue read index, on page 1.";
 }
 
 /// SMMU_IDR0: features.
@@ -557,7 +563,7 @@ layout!(CmdqCons {
     ERR_OFFSET, ERR_BITS: 30, 24;
 });
 
-/// SMMU_EVENTQ_PROD and SMMU_EVENTQ_CONS.
+/// SMMU_EVENTQ_PROD, SMMU_EVENTQ_CONS, SMMU_PRIQ_PROD and SMMU_PRIQ_CONS.
 #[bitfield(u32)]
 #[derive(PartialEq, Eq)]
 pub struct EventqIndex {

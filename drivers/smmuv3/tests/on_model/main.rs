@@ -8,6 +8,7 @@ mod board;
 mod change;
 mod coverage;
 mod mappings;
+mod page_requests;
 mod pasids;
 mod plan;
 mod ram;

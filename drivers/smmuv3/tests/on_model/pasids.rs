@@ -16,30 +16,30 @@ use portcullis_model::device::{self, Device, Job};
 use portcullis_model::smmuv3::{self, Config, code};
 use std::collections::BTreeSet;
 
-const SID: u32 = 0x10;
-const OTHER: u32 = 0x11;
-const ADDRESS: u64 = 0x1234_5000;
+pub(crate) const SID: u32 = 0x10;
+pub(crate) const OTHER: u32 = 0x11;
+pub(crate) const ADDRESS: u64 = 0x1234_5000;
 
-const fn endpoint(sid: u32) -> [EndpointId; 1] {
+pub(crate) const fn endpoint(sid: u32) -> [EndpointId; 1] {
     [EndpointId::new(sid)]
 }
 
-fn pasid(value: u32) -> Pasid {
+pub(crate) fn pasid(value: u32) -> Pasid {
     Pasid::new(value).unwrap()
 }
 
-fn permissions(pasid_bits: u8, requests: Requests) -> Permissions {
+pub(crate) fn permissions(pasid_bits: u8, requests: Requests) -> Permissions {
     Permissions { pasid_bits, requests }
 }
 
-struct Bench {
-    kernel: Kernel,
-    unit: Unit,
-    driver: Driver,
+pub(crate) struct Bench {
+    pub(crate) kernel: Kernel,
+    pub(crate) unit: Unit,
+    pub(crate) driver: Driver,
 }
 
 impl Bench {
-    fn new(config: Config) -> Self {
+    pub(crate) fn new(config: Config) -> Self {
         let kernel = Kernel::new(config.coherent);
         let mut unit = Unit::with(config, 0, &kernel, &mut Prng::new(7));
         unit.schedule.calm();
@@ -49,13 +49,13 @@ impl Bench {
         Self { kernel, unit, driver }
     }
 
-    fn domain(&self, stage: Stage) -> Arc<dyn Domain> {
+    pub(crate) fn domain(&self, stage: Stage) -> Arc<dyn Domain> {
         let spec = PagingSpec { stage: Some(stage), ..PagingSpec::default() };
         self.driver.new_domain(&DomainSpec::Paging(spec)).unwrap()
     }
 
     /// A domain with a page.
-    fn mapped(&self, stage: Stage) -> (Arc<dyn Domain>, Mapped<Frames<Kernel>, dyn Domain>) {
+    pub(crate) fn mapped(&self, stage: Stage) -> (Arc<dyn Domain>, Mapped<Frames<Kernel>, dyn Domain>) {
         let domain = self.domain(stage);
         let page = Frames::zeroed(&self.kernel, FrameOrder::for_bytes(1 << 16).unwrap()).unwrap();
         let page = Mapped::map(&domain, Iova::new(ADDRESS & !0xffff), page, Attributes::READ_WRITE).unwrap();
@@ -63,7 +63,7 @@ impl Bench {
     }
 
     /// All that may become of a read of the page, by what the unit has cached at any time.
-    fn outcomes(&self, sid: u32, pasid: Option<u32>) -> Vec<Outcome> {
+    pub(crate) fn outcomes(&self, sid: u32, pasid: Option<u32>) -> Vec<Outcome> {
         let request = Request { pasid, ..Request::read(sid, ADDRESS) };
         let outcomes = self.unit.model.reachable(request);
         // It is in all caches from now on.
@@ -72,7 +72,7 @@ impl Bench {
         outcomes.into_iter().collect()
     }
 
-    fn device(&self, sid: u32) -> std::sync::Arc<Device> {
+    pub(crate) fn device(&self, sid: u32) -> std::sync::Arc<Device> {
         let device = Device::new(sid, self.unit.model.clone(), self.unit.schedule.clone(), true);
         device.set_pasid(Some(20));
         device.set_ats(true);
@@ -82,36 +82,36 @@ impl Bench {
     }
 
     /// All that may become of a read through the device's cache.
-    fn through(&self, device: &Device, pasid: Option<u32>) -> BTreeSet<Outcome> {
+    pub(crate) fn through(&self, device: &Device, pasid: Option<u32>) -> BTreeSet<Outcome> {
         device.reachable(job(pasid), |request| self.unit.model.reachable(request))
     }
 
     /// The device caches what it can, and uses it.
-    fn use_all(&self, device: &Device, pasid: Option<u32>) -> Option<u64> {
+    pub(crate) fn use_all(&self, device: &Device, pasid: Option<u32>) -> Option<u64> {
         device.prefetch(job(pasid), Mode::Hostile);
         device.access(job(pasid), Mode::Hostile).output()
     }
 
-    fn check(&self) {
+    pub(crate) fn check(&self) {
         assert_eq!(self.unit.model.take_violations(), []);
         assert_eq!(self.kernel.0.take_wrong(), Vec::<String>::new());
     }
 }
 
-fn job(pasid: Option<u32>) -> Job {
+pub(crate) fn job(pasid: Option<u32>) -> Job {
     Job { pasid, ..Job::read(ADDRESS) }
 }
 
-fn at(page: &Mapped<Frames<Kernel>, dyn Domain>) -> Outcome {
+pub(crate) fn at(page: &Mapped<Frames<Kernel>, dyn Domain>) -> Outcome {
     Outcome::Done(page.memory().phys().get() + (ADDRESS & 0xffff))
 }
 
-fn fault(code: u8) -> Vec<Outcome> {
+pub(crate) fn fault(code: u8) -> Vec<Outcome> {
     vec![Outcome::Fault(code)]
 }
 
 /// Units with one-level and two-level tables of context descriptors, snooping and not.
-fn units() -> Vec<Config> {
+pub(crate) fn units() -> Vec<Config> {
     let full = Config { oas: 44, ..Config::full() };
     vec![
         full.clone(),
@@ -229,7 +229,7 @@ fn what_the_architecture_does_not_have_is_refused_by_name_and_changes_nothing() 
     let permit = |bits, requests| driver.permit(&endpoint(SID), &permissions(bits, requests));
     driver.attach(&endpoint(SID), &stage_2).unwrap();
     assert_eq!(permit(4, Requests::empty()), refused(Missing::PASID));
-    assert_eq!(permit(0, Requests::PAGE), refused(Missing::PRI));
+    assert_eq!(permit(0, Requests::STALL), refused(Missing::STALL));
     assert_eq!(bench.outcomes(SID, None), [at(&page)]);
     assert_eq!(permit(0, Requests::TRANSLATION), Ok(Transition::Hitless));
     assert_eq!(driver.attach(&endpoint(SID), &identity), refused(Missing::ATS));

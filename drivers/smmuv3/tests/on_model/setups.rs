@@ -101,6 +101,7 @@ impl Unit {
             coherency,
             command_queue_log2: prng.below(9) as u8,
             event_queue_log2: prng.below(8) as u8,
+            page_request_queue_log2: Options::default().page_request_queue_log2,
             sync_signal: if seed.is_multiple_of(3) { SyncSignal::Poll } else { SyncSignal::Best },
             stream_bits: 32,
             timeout_ns: 1_000_000_000,
