@@ -1,11 +1,12 @@
 //! Doing one operation, and what has to come of it.
 
 use crate::plan::{Act, Op, Trouble};
+use crate::sizes::abilities;
 use crate::space::{GATHERS, Kind, STRICT, Segment, Space, foreign, mapping, vouch};
 use crate::world::{Finding, World, request};
 use portcullis_hal::host::{IDENTITY, unmap};
 use portcullis_hal::{Access, Gather, Iova, IovaRange, MemoryKind, TableWrites};
-use portcullis_iommu::{DomainError, DomainSpec, PagingSpec, Stage, Unit as _};
+use portcullis_iommu::{DomainError, DomainSpec, Missing, PagingSpec, Stage, Unit as _};
 use portcullis_model::core::{Mode, Prng};
 use portcullis_model::smmuv3::points;
 
@@ -45,6 +46,8 @@ impl World {
             Act::Churn => self.churn(op, &mut prng),
             Act::Permit => self.permit(op, &mut prng),
             Act::AttachPasid | Act::DetachPasid => self.change_pasid(op, &mut prng),
+            Act::Resize => self.resize(op, &mut prng),
+            Act::Harvest => self.harvest(op, &mut prng),
             Act::Restart => self.restart(op.with[0] as usize % self.units.len(), &mut prng),
         };
         self.relent(op.trouble);
@@ -134,6 +137,8 @@ impl World {
         };
         let widest = if stage == Stage::Stage1 { 48 } else { self.output_bits.min(48) };
         let width = 32 + prng.below(u64::from(widest) - 31) as u8;
+        let offered = driver.features().abilities();
+        let wanted = abilities(offered, prng);
         let (kind, spec, owner) = match op.with[1] % 16 {
             0 => (Kind::Blocked, DomainSpec::Blocked, None),
             1 | 2 => (Kind::Identity, DomainSpec::Identity(IDENTITY), None),
@@ -147,20 +152,32 @@ impl World {
                 (Kind::Shared(stage), DomainSpec::Shared(vouch(tables.root())), Some(tables))
             }
             6..=8 => {
-                let spec =
-                    PagingSpec { stage: Some(stage), input_bits: Some(width), ..PagingSpec::default() };
+                let spec = PagingSpec { stage: Some(stage), input_bits: Some(width), abilities: wanted };
                 (Kind::Tables(stage), DomainSpec::Paging(spec), None)
             }
             _ => {
-                let spec = PagingSpec { stage: Some(stage), ..PagingSpec::default() };
+                let spec = PagingSpec { stage: Some(stage), input_bits: None, abilities: wanted };
                 (Kind::Tables(stage), DomainSpec::Paging(spec), None)
             }
         };
         let result = driver.new_domain(&spec);
         self.log.push(format!("d{} = new {} -> {}", self.spaces.len(), kind.name(), result.is_ok()));
+        let lacks = match kind {
+            Kind::Tables(_) => wanted.missing(offered),
+            _ => Missing::empty(),
+        };
         match result {
+            Ok(_) if !lacks.is_empty() => Err(format!("a domain that the unit lacks {lacks} for")),
+            Err(DomainError::Unsupported { missing }) if missing == lacks && !lacks.is_empty() => {
+                self.count(format!("refused domain: {missing}"));
+                Ok(())
+            }
             Ok(handle) => {
-                self.spaces.push(Space::new(kind, Some(handle), owner));
+                let mut space = Space::new(kind, Some(handle), owner);
+                if matches!(kind, Kind::Tables(_)) {
+                    space.abilities = wanted;
+                }
+                self.spaces.push(space);
                 self.count(format!("domain {}", kind.name()));
                 Ok(())
             }

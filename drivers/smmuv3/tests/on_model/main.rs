@@ -15,6 +15,7 @@ mod ram;
 mod regressions;
 mod run;
 mod setups;
+mod sizes;
 mod space;
 mod substreams;
 mod world;

@@ -1,10 +1,11 @@
 //! Mapping, unmapping, syncing, and what has to come of it.
 
 use crate::plan::{Op, Trouble};
+use crate::sizes::Done;
 use crate::space::{GATHERS, Kind, STRICT, Segment, Space, expressible, mapping};
 use crate::world::{Finding, World};
 use portcullis_hal::{Access, Iova, IovaRange, MapError, MemoryKind, OutOfMemory, UnmapError};
-use portcullis_iommu::Stage;
+use portcullis_iommu::{Abilities, Stage};
 use portcullis_model::core::Prng;
 
 impl World {
@@ -105,8 +106,14 @@ impl World {
             .flat_map(|(iova, segment)| [*iova, (iova + (segment.len - 1)).min(last)])
             .take(8)
             .collect();
+        let resizable = self.spaces[at].abilities.contains(Abilities::RESIZE);
+        let splits = resizable && prng.chance(2, 3);
+        if splits && self.split_for(at, &range, gather, op)? == Done::InPart {
+            return self.sync(at, gather);
+        }
         let space = &mut self.spaces[at];
-        let partial = space.spans(first) || last != space.last && space.spans(last + 1);
+        let may_be_partial = |at| space.spans(at) || space.may_be_joined(at);
+        let partial = !splits && (may_be_partial(first) || last != space.last && may_be_partial(last + 1));
         let saved = partial.then(|| space.save());
         let used = self.probes(at, &inside);
         self.warm(&used, prng)?;
@@ -119,7 +126,9 @@ impl World {
         let result = self.spaces[at].unmap(range, gather).unwrap_or(Ok(expected));
         self.log.push(format!("unmap d{at} {first:#x}..={last:#x} into {gather} -> {result:x?}"));
         match (result, saved) {
-            (Ok(bytes), _) if bytes == expected => {}
+            (Ok(bytes), _) if bytes == expected => {
+                self.spaces[at].written.retain(|address| !(first..=last).contains(address));
+            }
             (Err(UnmapError::Partial { .. }), Some(saved)) => {
                 self.spaces[at].restore(saved);
                 self.count("refused partial");
@@ -226,7 +235,7 @@ fn access(prng: &mut Prng) -> Access {
 }
 
 /// What to unmap: a mapping, a part of one, several, or whole tables.
-fn extent(space: &Space, prng: &mut Prng) -> (u64, u64) {
+pub(crate) fn extent(space: &Space, prng: &mut Prng) -> (u64, u64) {
     let (page, block) = (space.page(), space.block());
     let segments = space.segments();
     let pick = prng.below(segments.len().max(1) as u64) as usize;

@@ -26,6 +26,8 @@ pub(crate) enum Act {
     Permit,
     AttachPasid,
     DetachPasid,
+    Resize,
+    Harvest,
 }
 
 /// What goes wrong meanwhile.
@@ -53,7 +55,7 @@ pub(crate) struct Op {
     pub(crate) seed: u64,
 }
 
-const WEIGHTS: [(Act, u64); 20] = [
+const WEIGHTS: [(Act, u64); 22] = [
     (Act::Map, 240),
     (Act::Unmap, 130),
     (Act::UnmapLater, 90),
@@ -74,6 +76,8 @@ const WEIGHTS: [(Act, u64); 20] = [
     (Act::Permit, 40),
     (Act::AttachPasid, 90),
     (Act::DetachPasid, 25),
+    (Act::Resize, 70),
+    (Act::Harvest, 50),
 ];
 
 /// Whether a seed's sequence has failures of the hardware in it. In the others nothing may leak.
@@ -106,10 +110,10 @@ fn act(prng: &mut Prng) -> Act {
 }
 
 fn trouble(prng: &mut Prng, act: Act, troubled: bool) -> Trouble {
-    let waits = matches!(act, Act::Unmap | Act::Sync | Act::Attach | Act::Detach | Act::Block);
+    let waits = matches!(act, Act::Unmap | Act::Resize | Act::Sync | Act::Attach | Act::Detach | Act::Block);
     let nth = |prng: &mut Prng, bound| prng.below(bound) as u8;
     match prng.below(1000) {
-        0..80 if !waits || act == Act::Attach => Trouble::OutOfMemory(nth(prng, 5)),
+        0..80 if !waits || matches!(act, Act::Attach | Act::Resize) => Trouble::OutOfMemory(nth(prng, 5)),
         80..87 if waits && troubled => Trouble::Illegal(nth(prng, 6)),
         87..90 if waits && troubled => Trouble::Unreadable(nth(prng, 4), 6),
         90..94 if waits && troubled => Trouble::Hang,

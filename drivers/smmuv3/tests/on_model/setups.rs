@@ -71,11 +71,11 @@ pub(crate) fn config(seed: u64) -> (&'static str, Config) {
     let few = Config { asid16: false, vmid16: false, ..Config::qemu() };
     match seed % 10 {
         0 => ("qemu", qemu),
-        1 => ("full", Config::full()),
+        1 => ("full", Config { bbml: 1 + (seed / 10 % 2) as u8, ..Config::full() }),
         2 => ("small", Config::small()),
         3 => ("stage 1 only", Config { stage2: false, ril: false, ..few }),
         4 => ("stage 2 only", Config { stage1: false, oas: 48, ..few }),
-        5 => ("16 KiB", Config { gran4k: false, gran64k: false, ..qemu }),
+        5 => ("16 KiB", Config { gran4k: false, gran64k: false, bbml: 1, httu: 2, ..qemu }),
         6 => ("64 KiB", Config { gran4k: false, gran16k: false, ril: false, oas: 48, ..qemu }),
         7 => ("full, not coherent", Config { coherent: false, ..Config::full() }),
         8 => ("linear, no ranges", Config { two_level_streams: false, sid_bits: 10, ril: false, ..few }),

@@ -8,10 +8,10 @@ use portcullis_hal::{
     Access, Arc, Attributes, FixedMapping, Gather, Iova, IovaRange, MapError, Mapping, MemoryKind, PhysAddr,
     PhysRange, SharedTable, TableRoot, TableWrites, UnmapError,
 };
-use portcullis_iommu::{Domain, Stage};
+use portcullis_iommu::{Abilities, Domain, Stage};
 use portcullis_model::smmuv3::code;
 use portcullis_pgtable::{Config, ConfigError, Format, PageTable, VmsaStage1, VmsaStage2};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The driver under test.
 pub(crate) type Driver = portcullis_smmuv3::Driver<Kernel, Registers>;
@@ -137,6 +137,13 @@ pub(crate) struct Space {
     ghosts: Vec<Ghost>,
     /// Unmapped address ranges that wait in a gather: a table that was cut off there may still be walked.
     cuts: Vec<Range>,
+    pub(crate) abilities: Abilities,
+    /// The gathers with which sizes changed.
+    resized: BTreeSet<usize>,
+    /// Where devices wrote since the marks were collected.
+    pub(crate) written: BTreeSet<u64>,
+    /// Ranges whose marks were collected, and of which the unit may yet think that they are marked.
+    harvested: Vec<Range>,
 }
 
 /// An unmapped range and the gather in which it waits.
@@ -165,6 +172,10 @@ impl Space {
             mapped: BTreeMap::new(),
             ghosts: Vec::new(),
             cuts: Vec::new(),
+            abilities: Abilities::empty(),
+            resized: BTreeSet::new(),
+            written: BTreeSet::new(),
+            harvested: Vec::new(),
         }
     }
 
@@ -287,6 +298,24 @@ impl Space {
     pub(crate) fn synced(&mut self, gather: usize) {
         self.ghosts.retain(|ghost| ghost.gather != Some(gather));
         self.cuts.retain(|cut| cut.2 != Some(gather));
+        self.harvested.retain(|range| range.2 != Some(gather));
+        self.resized.remove(&gather);
+    }
+
+    /// Sizes changed with a gather.
+    pub(crate) fn resized(&mut self, gather: usize) {
+        self.resized.insert(gather);
+    }
+
+    /// Marks were collected.
+    pub(crate) fn harvested(&mut self, first: u64, last: u64, gather: usize) {
+        self.harvested.push((first, last, Some(gather)));
+    }
+
+    /// Whether the unit knows of an address only what the tables say.
+    pub(crate) fn is_settled(&self, address: u64) -> bool {
+        let ranges = self.cuts.iter().chain(&self.harvested);
+        !ranges.into_iter().any(|&(first, last, _)| (first..=last).contains(&address))
     }
 
     /// A gather's invalidation failed: what it held may be reached for ever.
@@ -297,12 +326,14 @@ impl Space {
             }
         };
         self.ghosts.iter_mut().for_each(|ghost| lose(&mut ghost.gather));
-        self.cuts.iter_mut().for_each(|cut| lose(&mut cut.2));
+        self.cuts.iter_mut().chain(&mut self.harvested).for_each(|cut| lose(&mut cut.2));
+        self.resized.remove(&gather);
     }
 
     /// Whether a gather holds anything.
     pub(crate) fn waits(&self, gather: usize) -> bool {
-        self.cuts.iter().any(|cut| cut.2 == Some(gather))
+        let ranges = self.cuts.iter().chain(&self.harvested);
+        ranges.into_iter().any(|range| range.2 == Some(gather)) || self.resized.contains(&gather)
     }
 
     /// What may become of an access.

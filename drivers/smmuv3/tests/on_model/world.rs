@@ -440,6 +440,17 @@ impl World {
                 "unit {at}: {request:x?} ({mode:?}) ended in {outcome:x?}; allowed is {allowed:x?}"
             ));
         }
+        if let (Outcome::Done(phys), Access::WRITE) = (outcome, kind)
+            && let Some(stream) = self.streams.get(&(at, request.requester))
+        {
+            let space = match request.pasid {
+                None => stream.space,
+                Some(pasid) => stream.pasids.get(&pasid).copied(),
+            };
+            if let Some(space) = space {
+                self.note_write(space, request.address, phys);
+            }
+        }
         Ok(outcome)
     }
 

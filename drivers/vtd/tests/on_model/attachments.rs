@@ -157,7 +157,10 @@ impl World {
                     change = Break::Possible;
                 }
                 for device in devices {
-                    if self.devices[device].attached.at(pasid) == Some(new) {
+                    let attached = &self.devices[device].attached;
+                    // Of what else the device is attached to, nothing more is known than before.
+                    let unknown = matches!(attached, Attached::Unknown(several) if !several.is_empty());
+                    if attached.at(pasid) == Some(new) || blocked && unknown {
                         continue;
                     }
                     self.leave(device, pasid);
@@ -256,6 +259,11 @@ impl World {
 
     /// A device with a TLB makes an access by a translation that it has, or asks for.
     fn access(&mut self, device: usize, request: &Request, mode: Mode) -> Outcomes {
+        // A translated request that is refused is recorded with the translated address, of which nothing is known here.
+        let mode = match self.devices[device].attached {
+            Attached::Unknown(_) => Mode::Fresh,
+            Attached::To(_) => mode,
+        };
         let Attempt::Answered(response) = self.devices[device].function.access(job(request), mode) else {
             return Ok(());
         };
@@ -271,13 +279,14 @@ impl World {
         Ok(())
     }
 
-    fn issue(&mut self, request: &Request, mode: Mode) -> Outcomes {
+    pub(crate) fn issue(&mut self, request: &Request, mode: Mode) -> Outcomes {
         let outcome = self.bench.unit.dma(*request, mode).outcome;
         let allowed = self.allowed(request);
         ensure!(allowed.admits(&outcome), "{request:x?} ended with {outcome:x?}, allowed are {allowed:x?}");
         if let Outcome::Fault(code) = outcome {
             self.faults.push((request.requester as u16, request.address & !0xfff, code));
         }
+        self.note_write(request, &outcome);
         Ok(())
     }
 

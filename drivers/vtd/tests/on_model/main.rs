@@ -32,6 +32,7 @@ mod regressions;
 mod rig;
 mod run;
 mod sva;
+mod sizes;
 mod threads;
 mod world;
 

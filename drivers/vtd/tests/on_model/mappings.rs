@@ -8,16 +8,16 @@ use crate::oracle::{Content, Piece};
 use crate::world::{Break, Foreign, Outcomes, Slot, World};
 use portcullis_hal::host;
 use portcullis_hal::{
-    Access, Attributes, Gather, Iova, IovaRange, MapError, Mapping, PhysAddr, PhysRange, SharedTable,
-    UnmapError,
+    Access, Attributes, Gather, Iova, IovaRange, MapError, Mapping, PhysAddr, PhysRange, ResizeError,
+    SharedTable, UnmapError,
 };
-use portcullis_iommu::{DomainError, DomainKind, DomainSpec, PagingSpec, Stage, Unit};
+use portcullis_iommu::{Abilities, DomainError, DomainKind, DomainSpec, PagingSpec, Stage, Unit};
 use portcullis_model::core::Request;
 use portcullis_model::vtd::Feature;
 use portcullis_pgtable::{AccessedDirty, Config, PageTable, VtdSecondStage, X86};
 
 pub(crate) const PAGE: u64 = 0x1000;
-const LARGE: u64 = 0x20_0000;
+pub(crate) const LARGE: u64 = 0x20_0000;
 const HUGE: u64 = 1 << 30;
 
 /// Where memory is mapped by value, out of the way of the other windows.
@@ -26,7 +26,7 @@ pub(crate) const LENT: u64 = 0x2000_0000;
 /// Sizes of mappings, in pages.
 const SIZES: [u64; 12] = [1, 1, 1, 2, 3, 5, 8, 16, 512, 513, 1024, HUGE / PAGE];
 
-fn range(first: u64, len: u64) -> IovaRange {
+pub(crate) fn range(first: u64, len: u64) -> IovaRange {
     IovaRange::new(Iova::new(first), len).expect("test ranges do not wrap")
 }
 
@@ -36,13 +36,18 @@ impl World {
         if self.slots[at].is_some() {
             self.drop_domain(0, slot)?;
         }
-        let paging =
-            |stage, input_bits| DomainSpec::Paging(PagingSpec { stage, input_bits, ..PagingSpec::default() });
+        let tracks = kind >> 4 & 3 == 0;
+        let abilities = if tracks { Abilities::all() } else { Abilities::empty() };
+        let paging = |stage, input_bits| DomainSpec::Paging(PagingSpec { stage, input_bits, abilities });
         let has = |feature| self.config.has(feature);
-        let (first, second) = (has(Feature::FirstStage), has(Feature::SecondStage));
+        // Without a stage named, it is the first if there is one.
+        let marked = |feature| !tracks || has(Feature::PageWalkCoherent) && has(feature);
+        let first = has(Feature::FirstStage) && marked(Feature::FirstStage);
+        let second = has(Feature::SecondStage) && marked(Feature::SecondStageDirty);
+        let either = if has(Feature::FirstStage) { first } else { second };
         let mut foreign = None;
         let (spec, possible) = match kind % 16 {
-            0..3 => (paging(None, None), first || second),
+            0..3 => (paging(None, None), either),
             3..6 => (paging(Some(Stage::Stage1), None), first),
             6..9 => (paging(Some(Stage::Stage2), None), second),
             9 => (paging(Some(Stage::Stage2), Some(39)), second),
@@ -76,7 +81,11 @@ impl World {
         let last = domain.aperture().last().get();
         let tagged_by_pasid = info.stage != Some(Stage::Stage2);
         let width = self.config.host_width;
-        self.spaces.push(crate::oracle::Space::new(content, tagged_by_pasid, last, width));
+        let mut space = crate::oracle::Space::new(content, tagged_by_pasid, last, width);
+        if info.kind == DomainKind::Paging {
+            space.abilities = abilities;
+        }
+        self.spaces.push(space);
         self.foreign.push(foreign);
         self.slots[at] = Some(Slot {
             space: self.spaces.len() - 1,
@@ -271,18 +280,13 @@ impl World {
         Ok(())
     }
 
-    pub(crate) fn unmap(
-        &mut self,
-        nonce: u64,
-        slot: u8,
+    /// What an operation is about: a mapping, a part of one, what is around it, or a place. The first and the last
+    /// address, and one in between.
+    pub(crate) fn choose(
+        &self,
+        space: usize,
         (pick, shape, place): (u8, u8, Place),
-        sync: Sync,
-    ) -> Outcomes {
-        let at = self.index(slot);
-        let Some(space) = self.slots[at].as_ref().map(|slot| slot.space) else { return Ok(()) };
-        if self.spaces[space].content != Content::Mappings {
-            return Ok(());
-        }
+    ) -> Option<(u64, u64, u64)> {
         let has_lent = self.spaces[space].live.iter().any(|piece| piece.touches(LENT, LENT + LARGE));
         let live: Vec<Piece> = self.spaces[space]
             .live
@@ -308,12 +312,29 @@ impl World {
             Some((first, len)) if first + (len - 1) <= self.spaces[space].last => (first, len),
             _ => {
                 let len = self.size(place);
-                let Some(start) = self.start(space, place, len) else { return Ok(()) };
+                let start = self.start(space, place, len)?;
                 (start, len)
             }
         };
         let last = first + (len - 1);
         let middle = piece.map_or(first, |piece| piece.iova.clamp(first, last));
+        Some((first, last, middle))
+    }
+
+    pub(crate) fn unmap(
+        &mut self,
+        nonce: u64,
+        slot: u8,
+        (pick, shape, place): (u8, u8, Place),
+        sync: Sync,
+    ) -> Outcomes {
+        let at = self.index(slot);
+        let Some(space) = self.slots[at].as_ref().map(|slot| slot.space) else { return Ok(()) };
+        if self.spaces[space].content != Content::Mappings {
+            return Ok(());
+        }
+        let Some((first, last, middle)) = self.choose(space, (pick, shape, place)) else { return Ok(()) };
+        let len = last - first + 1;
         for address in [first, last & !7, middle] {
             self.touch(address);
         }
@@ -322,6 +343,16 @@ impl World {
         let mut own = Gather::new();
         let Some(slot) = &mut self.slots[at] else { return Ok(()) };
         let gather = if sync == Sync::Strict { &mut own } else { &mut slot.gather };
+        let splits = nonce & 0x300 == 0 && self.foreign[space].is_none();
+        if splits {
+            match slot.domain.split_ends(range(first, len), gather) {
+                Ok(_) => {}
+                Err(ResizeError::OutOfMemory(_)) if self.short => {
+                    return self.end(before, Break::None);
+                }
+                Err(error) => return Err(format!("split for an unmap: {error}")),
+            }
+        }
         let result = match &self.foreign[space] {
             None => host::unmap(&*slot.domain, range(first, len), gather),
             Some(Foreign::First(table)) => table.unmap(range(first, len), gather),
@@ -350,7 +381,7 @@ impl World {
                     }
                 }
             }
-            Err(UnmapError::Partial { iova, size }) => {
+            Err(UnmapError::Partial { iova, size }) if !splits => {
                 let leaf = IovaRange::block(iova, size);
                 let partly = !range(first, len).covers(&leaf) && range(first, len).overlaps(&leaf);
                 ensure!(

@@ -31,6 +31,10 @@ pub(crate) enum Op {
     Map { slot: u8, place: Place, pieces: u8, step: u8, access: u8, aligned: bool },
     /// Unmaps around a mapping.
     Unmap { slot: u8, pick: u8, shape: u8, place: Place, sync: Sync },
+    /// Changes the sizes of leaves.
+    Resize { slot: u8, pick: u8, shape: u8, place: Place, how: u8, sync: Sync },
+    /// Collects what the unit noted in leaves.
+    Harvest { slot: u8, how: u8, sync: Sync },
     /// Maps frames by value.
     Lend { slot: u8, offset: u8, order: u8 },
     /// Takes frames back.
@@ -76,6 +80,8 @@ impl Op {
             Self::Drop { slot }
             | Self::Map { slot, .. }
             | Self::Unmap { slot, .. }
+            | Self::Resize { slot, .. }
+            | Self::Harvest { slot, .. }
             | Self::Lend { slot, .. }
             | Self::Reclaim { slot, .. }
             | Self::Sync { slot }
@@ -93,6 +99,8 @@ impl Op {
             Self::Map { .. } => "map",
             Self::Unmap { sync: Sync::Strict, .. } => "unmap, strict",
             Self::Unmap { .. } => "unmap, gathered",
+            Self::Resize { .. } => "resize",
+            Self::Harvest { .. } => "harvest",
             Self::Lend { .. } => "map by value",
             Self::Reclaim { sync: Sync::Strict, .. } => "reclaim, strict",
             Self::Reclaim { .. } => "reclaim, gathered",
@@ -156,7 +164,12 @@ fn one(prng: &mut Prng, roughness: Roughness) -> Op {
             let pieces = if b & 3 == 0 { 2 + (b >> 2) % 3 } else { 1 };
             Op::Map { slot: a, place: place(prng), pieces, step: c, access: d, aligned: b & 0x30 != 0 }
         }
-        210..380 => Op::Unmap { slot: a, pick: b, shape: d, place: place(prng), sync },
+        210..330 => Op::Unmap { slot: a, pick: b, shape: d, place: place(prng), sync },
+        330..365 => {
+            let how = prng.next_u64() as u8;
+            Op::Resize { slot: a, pick: b, shape: d, place: place(prng), how, sync }
+        }
+        365..380 => Op::Harvest { slot: a, how: b, sync },
         380..420 => Op::Lend { slot: a, offset: b, order: d },
         420..460 => Op::Reclaim { slot: a, pick: b, sync },
         460..490 => Op::Sync { slot: a },

@@ -1,7 +1,7 @@
 //! What has to be reachable, what may be, and what must not: known from the operations alone.
 
 use portcullis_hal::Access;
-use portcullis_iommu::{Permissions, Requests};
+use portcullis_iommu::{Abilities, Permissions, Requests};
 use portcullis_model::core::{self as model, Outcome};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -122,6 +122,11 @@ pub(crate) struct Space {
     ghosts: Vec<(Until, Piece)>,
     /// Mapped, but hardware that caches absent entries did not confirm it.
     doubtful: Vec<Piece>,
+    pub(crate) abilities: Abilities,
+    /// Where devices wrote since the marks were collected.
+    pub(crate) written: BTreeSet<u64>,
+    /// Leaves whose marks were collected, and of which hardware may yet think that they are marked.
+    harvested: Vec<(Until, (u64, u64))>,
     /// Devices attached, by index, with the PASID; 0 without one.
     pub(crate) users: BTreeSet<(usize, u32)>,
     /// Hardware may use the domain for ever.
@@ -138,6 +143,9 @@ impl Space {
             live: Vec::new(),
             ghosts: Vec::new(),
             doubtful: Vec::new(),
+            abilities: Abilities::empty(),
+            written: BTreeSet::new(),
+            harvested: Vec::new(),
             users: BTreeSet::new(),
             quarantined: false,
         }
@@ -178,8 +186,29 @@ impl Space {
         }
     }
 
+    /// A device wrote to `phys`.
+    pub(crate) fn note_write(&mut self, address: u64, phys: u64) {
+        let allowed = self.allowed(address, model::Access::Write);
+        let sure = allowed.faults == 0 && allowed.outputs.iter().eq([&phys]);
+        let hidden = self.harvested.iter().any(|(_, (first, last))| (*first..=*last).contains(&address));
+        if self.abilities.contains(Abilities::TRACKING) && sure && !hidden {
+            self.written.insert(address);
+        }
+    }
+
+    /// The marks of a leaf were collected; in a gather that failed to be synced, or in the domain's own.
+    pub(crate) fn harvested(&mut self, leaf: (u64, u64), failed: bool) {
+        self.harvested.push((if failed { Until::Forgotten } else { Until::Gather }, leaf));
+    }
+
+    /// Hardware knows that a leaf is not marked.
+    pub(crate) fn settled(&mut self, leaf: (u64, u64)) {
+        self.harvested.retain(|(_, other)| *other != leaf);
+    }
+
     /// Takes out what is mapped in a range. It stays possible until its sync.
     pub(crate) fn unmap(&mut self, first: u64, last: u64) {
+        self.written.retain(|address| !(first..=last).contains(address));
         let mut kept = Vec::new();
         for piece in std::mem::take(&mut self.live) {
             let below = first.checked_sub(1).and_then(|end| piece.within(0, end));
@@ -212,8 +241,10 @@ impl Space {
     pub(crate) fn gather_synced(&mut self, confirmed: bool) {
         if confirmed {
             self.ghosts.retain(|(until, _)| *until == Until::Forgotten);
+            self.harvested.retain(|(until, _)| *until == Until::Forgotten);
         } else {
             self.ghosts.iter_mut().for_each(|(until, _)| *until = Until::Forgotten);
+            self.harvested.iter_mut().for_each(|(until, _)| *until = Until::Forgotten);
         }
     }
 
@@ -223,6 +254,7 @@ impl Space {
         self.users.remove(&(device, pasid));
         if self.users.is_empty() && !self.quarantined {
             self.ghosts.clear();
+            self.harvested.clear();
             self.doubtful.clear();
         }
     }

@@ -332,6 +332,10 @@ impl World {
             Op::Unmap { slot, pick, shape, place, sync } => {
                 self.unmap(nonce, slot, (pick, shape, place), sync)
             }
+            Op::Resize { slot, pick, shape, place, how, sync } => {
+                self.resize(nonce, slot, (pick, shape, place), (how, sync))
+            }
+            Op::Harvest { slot, how, sync } => self.harvest(nonce, slot, how, sync),
             Op::Lend { slot, offset, order } => self.lend(nonce, slot, offset, order),
             Op::Reclaim { slot, pick, sync } => self.reclaim(nonce, slot, pick, sync),
             Op::Sync { slot } => self.sync(nonce, slot),
