@@ -5,14 +5,15 @@
 use crate::embedder::{Kernel, Sink, debug, identity, shared, show};
 use alloc::vec::Vec;
 use core::hint::black_box;
+use core::ops::ControlFlow;
 use portcullis_hal::{
     Arc, Attributes, EndpointId, FixedMapping, FrameOrder, Frames, Gather, Iova, IovaRange, Mapped, Mapping,
-    Pasid, PhysAddr, PhysRange, TableFormat, TableRoot, TableWrites, unsize_arc,
+    Pasid, PhysAddr, PhysRange, TableFormat, TableRoot, TableWrites, Usage, unsize_arc,
 };
 use portcullis_iommu::{
-    Answered, Device, DeviceDescription, DeviceId, Domain, DomainSpec, Fault, FaultHandler, FaultLog,
-    GroupId, GroupIndex, IdPool, Iommu, IovaAllocator, PageAnswer, PageResponse, PagingSpec, Permissions,
-    PlatformName, Requests, ReservedKind, ReservedRegion, Stage, StallTag, Unit, UnitId,
+    Abilities, Answered, Device, DeviceDescription, DeviceId, Domain, DomainSpec, Fault, FaultHandler,
+    FaultLog, GroupId, GroupIndex, IdPool, Iommu, IovaAllocator, PageAnswer, PageResponse, PagingSpec,
+    Permissions, PlatformName, Requests, ReservedKind, ReservedRegion, Stage, StallTag, Unit, UnitId,
 };
 
 /// The machine's registry.
@@ -140,7 +141,7 @@ fn spec() -> DomainSpec {
         2 => DomainSpec::Paging(black_box(PagingSpec {
             stage: Some(Stage::Stage1),
             input_bits: Some(48),
-            ..PagingSpec::default()
+            abilities: Abilities::all(),
         })),
         _ => DomainSpec::Shared(shared(TableRoot {
             format: TableFormat::X86 { levels: 4 },
@@ -159,6 +160,7 @@ fn memory(domain: &Arc<dyn Domain>) {
     }
     black_box((mapping().range(), mapping().mapping()));
     let mut gather = Gather::new();
+    leaves(&**domain, &mut gather);
     for _ in 0..black_box(2) {
         let Ok(frames) = Frames::zeroed(&Kernel, FrameOrder::SINGLE) else { return };
         let mapped = match Mapped::map(domain, black_box(Iova::new(0)), frames, Attributes::READ_WRITE) {
@@ -184,6 +186,35 @@ fn memory(domain: &Arc<dyn Domain>) {
             Ok(proof) => drop(black_box(unsynced.reclaim(&proof).ok())),
             Err(error) => show(&error),
         }
+    }
+}
+
+/// The sizes of leaves, and their marks.
+#[inline(never)]
+fn leaves(domain: &dyn Domain, gather: &mut Gather) {
+    let range = black_box(domain.aperture());
+    for result in [
+        domain.split_ends(range, gather),
+        domain.split(range, black_box(0x1000), gather),
+        domain.join(range, gather),
+    ] {
+        match result {
+            Ok(progress) => debug(&progress),
+            Err(error) => show(&error),
+        }
+    }
+    let visited = domain.visit(range, &mut |mapping| {
+        debug(&mapping);
+        ControlFlow::Continue(())
+    });
+    if let Err(error) = visited {
+        show(&error);
+    }
+    let harvested = domain.harvest(range, black_box(Usage::all()), gather, &mut |mapping, usage| {
+        debug(&(mapping, usage));
+    });
+    if let Err(error) = harvested {
+        show(&error);
     }
 }
 

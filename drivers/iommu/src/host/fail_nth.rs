@@ -5,9 +5,9 @@
 //! makes, and how many frames a failed one may keep for the next, is a table beside the test of each back end.
 
 use crate::{
-    AddDeviceError, AttachError, Backend, DeviceDescription, DeviceId, Domain, DomainError, DomainSpec,
-    GroupId, Iommu, PagingSpec, Permissions, Requests, ReservedKind, ReservedRegion, Stage, Stages, Unit,
-    UnitId,
+    Abilities, AddDeviceError, AttachError, Backend, DeviceDescription, DeviceId, Domain, DomainError,
+    DomainSpec, GroupId, Iommu, PagingSpec, Permissions, Requests, ReservedKind, ReservedRegion, Stage,
+    Stages, Unit, UnitId,
 };
 use alloc::boxed::Box;
 use alloc::collections::BTreeSet;
@@ -18,7 +18,7 @@ use portcullis_hal::host::scarce::{ScarceHal, exempt, failing, heap_left_by, unf
 use portcullis_hal::host::{self, IDENTITY};
 use portcullis_hal::{
     Arc, Attributes, EndpointId, FixedMapping, Gather, Iova, IovaRange, MapError, Mapping, OutOfMemory,
-    Pasid, PhysAddr, PhysRange, RequesterId, SharedTable, SyncError, UnmapError,
+    Pasid, PhysAddr, PhysRange, Progress, RequesterId, ResizeError, SharedTable, SyncError, UnmapError,
 };
 
 /// A machine with one unit that no driver has touched.
@@ -62,6 +62,7 @@ failed_from! {
     AttachError => AttachError::OutOfMemory(_) | AttachError::Reserved(MapError::OutOfMemory(_)),
     MapError => MapError::OutOfMemory(_),
     AddDeviceError => AddDeviceError::OutOfMemory(_),
+    ResizeError => ResizeError::OutOfMemory(_),
 }
 
 impl From<UnmapError> for Failed {
@@ -206,7 +207,8 @@ impl<M: Machine> Bed<M> {
 /// The kinds of domains that a unit has; paging ones first.
 fn specs<M: Machine>(machine: &M, unit: &dyn Unit) -> Vec<(&'static str, DomainSpec)> {
     let info = unit.info();
-    let paging = |stage| DomainSpec::Paging(PagingSpec { stage, ..PagingSpec::default() });
+    let abilities = info.abilities & Abilities::RESIZE;
+    let paging = |stage| DomainSpec::Paging(PagingSpec { stage, abilities, ..PagingSpec::default() });
     let mut specs = Vec::new();
     if info.stages.contains(Stages::STAGE_1) {
         specs.push(("stage 1", paging(Some(Stage::Stage1))));
@@ -279,6 +281,9 @@ fn rows<M: Machine>(bed: &Bed<M>) -> Vec<Row<M>> {
         },
     ));
     rows.extend(mappings());
+    if bed.unit.info().abilities.contains(Abilities::RESIZE) {
+        rows.extend(resizes());
+    }
     rows.extend(registry());
     if bed.unit.info().pasid_bits > 0 {
         // SMMUv3 has no stage 2 by PASID.
@@ -312,6 +317,50 @@ fn mappings<M: Machine>() -> Vec<Row<M>> {
         row("unmap: a page", Seen::Yes, fill, |bed| unmap(&bed.paging()?.new, AREA, 0x1000)),
         row("unmap: tables cut off", Seen::Yes, fill, |bed| unmap(&bed.paging()?.new, AREA, 1 << 21)),
     ])
+}
+
+/// Changes of the sizes of leaves that a device uses.
+fn resizes<M: Machine>() -> Vec<Row<M>> {
+    let area = || IovaRange::block(Iova::new(AREA), 2 << 21);
+    let fill = move |bed: &Bed<M>| {
+        map(&bed.paging()?.new, &[page(AREA, NEW, 2 << 21)])?;
+        bed.attach(1, &bed.paging()?.new)
+    };
+    let split =
+        move |bed: &Bed<M>| resize(&bed.paging()?.new, |domain, gather| domain.split(area(), 0x1000, gather));
+    Vec::from([
+        row("split: two leaves into pages", Seen::No, fill, split),
+        row("split: around a range", Seen::No, fill, |bed| {
+            let inner =
+                IovaRange::from_bounds(Iova::new(AREA + 0x1000), Iova::new(AREA + (2 << 21) - 0x1001));
+            let inner = inner.map_err(|error| Failed::Otherwise(error.to_string()))?;
+            resize(&bed.paging()?.new, |domain, gather| domain.split_ends(inner, gather))
+        }),
+        row(
+            "join: pages into two leaves",
+            Seen::No,
+            move |bed| {
+                fill(bed)?;
+                split(bed)
+            },
+            move |bed| resize(&bed.paging()?.new, |domain, gather| domain.join(area(), gather)),
+        ),
+    ])
+}
+
+/// Repeats a change of sizes as it asks for, and has hardware forget the old ones, also after a failure.
+fn resize(
+    domain: &Arc<dyn Domain>,
+    change: impl Fn(&dyn Domain, &mut Gather) -> Result<Progress, ResizeError>,
+) -> Result<(), Failed> {
+    let mut gather = Gather::new();
+    loop {
+        let progress = change(&**domain, &mut gather);
+        let _proof = domain.sync(&mut gather)?;
+        if progress? == Progress::Done {
+            return Ok(());
+        }
+    }
 }
 
 /// What goes through the registry.

@@ -31,8 +31,8 @@ mod permissions;
 mod regressions;
 mod rig;
 mod run;
-mod sva;
 mod sizes;
+mod sva;
 mod threads;
 mod world;
 
