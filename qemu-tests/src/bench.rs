@@ -4,11 +4,15 @@
 //! The kernel's `job=bench` runs on machines whose clock ticks once per instruction, so the numbers do not depend on
 //! the host and come out the same each time, but for what the compiler does. Each machine boots twice, and it is an error
 //! if the numbers differ. A third boot is of a kernel that also counts barriers, cleaned cache lines, page tables walked
-//! and accesses to the unit's registers; it takes more instructions, which are not looked at. The table is printed;
+//! and accesses to the unit's registers; it takes more instructions, which are not looked at.
+//!
+//! On the host, against units that are done at once, the same operations are measured in nanoseconds, and how threads get
+//! through the drivers' queues. Bytes of tables are counted there too, bytes of code in the kernel. All is printed;
 //! `bench.json` and `bench.svg` in the build directory's `bench/` hold the same for programs and for people.
-//! How threads get through the drivers' queues is measured on the host, against a unit that is done at once.
 
+mod code;
 mod cost;
+mod host;
 mod json;
 mod linux;
 mod plot;
@@ -32,6 +36,7 @@ use crate::ui::{self, Style, paint};
 use crate::verdict::{self, Expected};
 use crate::workspace::Workspace;
 use cost::{Cost, Counts};
+use host::{Host, Memory};
 use linux::Operation;
 use rules::Completion;
 
@@ -47,6 +52,8 @@ struct Row {
     cost: Cost,
     /// From the kernel that counts.
     counts: Counts,
+    /// The time that it takes on the host.
+    nanoseconds: Option<u64>,
     /// What Linux takes on such a machine, where that was measured.
     linux: Option<u64>,
 }
@@ -70,6 +77,8 @@ struct Measured {
     rows: Vec<Row>,
     /// What does not hold.
     problems: Vec<String>,
+    /// What tables take.
+    memory: Vec<Memory>,
 }
 
 /// Measures on one architecture's machines or on all. Says whether all [rules](rules) hold; a goal that is missed is a
@@ -80,16 +89,25 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
     let counting =
         |arch: &Arch| build::kernel(workspace, *arch, Variant::Counting).map(|kernel| (*arch, kernel));
     let counting = arches.iter().map(counting).collect::<Result<HashMap<_, _>>>()?;
+    let code =
+        arches.iter().map(|arch| code::measure(*arch, &lab.kernel(*arch))).collect::<Result<Vec<_>>>()?;
+    let host = host::measure(workspace)?;
     let mut all = Vec::new();
-    for profile in lab.profiles.select(arch, Iommu::Native) {
+    let machines = [Iommu::Native, Iommu::Virtio].map(|iommu| lab.profiles.select(arch, iommu));
+    for profile in machines.into_iter().flatten() {
         ui::say(&format!("measuring on {}", profile.name));
         let counting = counting.get(&profile.arch).context("no counting kernel")?;
-        all.push(measure(&lab, profile, counting)?);
+        all.push(measure(&lab, profile, counting, &host)?);
     }
     for measured in &all {
         println!("\n{}", paint(Style::Bold, &format!("{}: {}", measured.machine, measured.about)));
         print!("{}", ui::table(&table(measured)));
+        if !measured.memory.is_empty() {
+            print!("\n{}", ui::table(&host::table(&measured.memory)));
+        }
     }
+    println!("\n{}", paint(Style::Bold, "The drivers in the kernel"));
+    print!("{}", ui::table(&code::table(&code)));
     let queues = throughput::measure(workspace)?;
     for queue in &queues {
         println!(
@@ -104,7 +122,7 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
     let directory = workspace.target().join("bench");
     fs::create_dir_all(&directory).with_context(|| format!("cannot create {}", directory.display()))?;
     for (name, text) in [
-        ("bench.json", json::document(&lab.tools.describe(), &all, &queues)),
+        ("bench.json", json::document(&lab.tools.describe(), &all, &code, &queues)),
         ("bench.svg", plot::document(&all)),
     ] {
         let path = directory.join(name);
@@ -122,7 +140,7 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
 }
 
 /// Runs the benchmark on one machine: twice as it ships, and once counting.
-fn measure(lab: &Lab, profile: &Profile, counting: &Path) -> Result<Measured> {
+fn measure(lab: &Lab, profile: &Profile, counting: &Path, host: &Host) -> Result<Measured> {
     let shipped = lab.kernel(profile.arch);
     let first = costs(&boot(lab, profile, &shipped, "bench")?, &profile.name)?;
     let again = costs(&boot(lab, profile, &shipped, "bench-again")?, &profile.name)?;
@@ -132,11 +150,13 @@ fn measure(lab: &Lab, profile: &Profile, counting: &Path) -> Result<Measured> {
         about: profile.about.clone(),
         rows: vec![],
         problems: vec![],
+        memory: host.memory(&profile.name),
     };
     for (((operation, cost), again), counted) in linux::OPERATIONS.iter().zip(first).zip(again).zip(counted) {
         let counts =
             counted.counts.with_context(|| format!("{}: the kernel does not count", profile.name))?;
-        let row = Row { operation, cost, counts, linux: operation.linux_on(&profile.name) };
+        let nanoseconds = host.nanoseconds(&profile.name, operation.key);
+        let row = Row { operation, cost, counts, nanoseconds, linux: operation.linux_on(&profile.name) };
         let problems = rules::problems(&row, &again, &counted, Completion::on(profile));
         measured.problems.extend(problems.iter().map(|problem| format!("{}: {problem}", profile.name)));
         measured.rows.push(row);
@@ -191,6 +211,7 @@ fn table(measured: &Measured) -> Vec<Vec<String>> {
         "barriers",
         "cleans",
         "tables",
+        "ns (host)",
     ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for row in &measured.rows {
@@ -209,6 +230,7 @@ fn table(measured: &Measured) -> Vec<Vec<String>> {
             grouped(row.counts.barriers),
             grouped(row.counts.cleans),
             grouped(row.counts.tables),
+            or_dash(row.nanoseconds.map(grouped)),
         ]);
     }
     rows
@@ -243,6 +265,9 @@ fn grouped(number: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use super::code::Code;
     use super::*;
 
     fn report(lines: &[String]) -> Report {
@@ -270,6 +295,7 @@ mod tests {
             operation,
             cost,
             counts: cost.counts.unwrap(),
+            nanoseconds: Some(7),
             linux: operation.linux_on(machine),
         };
         linux::OPERATIONS.iter().zip(costs).map(row).collect()
@@ -308,13 +334,17 @@ mod tests {
             about: "a \"quoted\" <machine>".to_owned(),
             rows: rows("aarch64"),
             problems: vec![],
+            memory: vec![Memory { of: "domain", about: "a domain", tables: 4096, heap: 8 }],
         };
         let sample = throughput::Sample { threads: 8, per_second: 7, retries_ppm: 6, doorbells_ppm: 5 };
         let queue = throughput::Throughput { queue: "a queue", samples: vec![sample] };
-        let json = json::document("QEMU", std::slice::from_ref(&measured), &[queue]);
+        let code = Code { arch: "aarch64".to_owned(), bytes: BTreeMap::from([("vtd".to_owned(), 9)]) };
+        let json = json::document("QEMU", std::slice::from_ref(&measured), &[code], &[queue]);
         let svg = plot::document(std::slice::from_ref(&measured));
         assert!(json.contains(r#""about": "a \"quoted\" <machine>""#));
         assert!(json.contains(r#""queue": "a queue""#));
+        assert!(json.contains(r#"{ "arch": "aarch64", "crate": "vtd", "bytes": 9 }"#));
+        assert!(json.contains(r#"{ "of": "domain", "tables": 4096, "heap": 8 }"#));
         assert!(json.contains(r#"{ "threads": 8, "per_second": 7, "retries_ppm": 6, "doorbells_ppm": 5 }"#));
         assert!(svg.contains("&lt;machine&gt;"));
         for operation in &linux::OPERATIONS {

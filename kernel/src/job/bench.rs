@@ -15,7 +15,7 @@ use core::arch::asm;
 use portcullis_hal::{FrameOrder, Frames, PAGE_SIZE, PhysAddr};
 use portcullis_operations::{Bench, Clock, Cost, Rounds, median};
 
-const ROUNDS: Rounds = Rounds { many: 1001, some: 101, few: 5 };
+const ROUNDS: Rounds = Rounds { many: 1001, some: 101, few: 3 };
 
 pub(super) fn run(machine: &Machine, report: &mut Report) {
     report.section("Benchmark");

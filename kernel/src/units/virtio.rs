@@ -15,8 +15,14 @@ use portcullis_iommu::{Unit, UnitId};
 use portcullis_pci::MsixTable;
 use portcullis_virtio_iommu::{MsixVector, Options, PciTransport, RegisterWindow, Vectors};
 
-type Driver = portcullis_virtio_iommu::VirtioIommu<KernelHal, PciTransport<RegisterWindow>>;
-type Setup = portcullis_virtio_iommu::Setup<KernelHal, PciTransport<RegisterWindow>>;
+/// The device's registers, counted where the benchmark wants that.
+#[cfg(feature = "count")]
+type Window = counted::Counted;
+#[cfg(not(feature = "count"))]
+type Window = RegisterWindow;
+
+type Driver = portcullis_virtio_iommu::VirtioIommu<KernelHal, PciTransport<Window>>;
+type Setup = portcullis_virtio_iommu::Setup<KernelHal, PciTransport<Window>>;
 
 /// The vector for faults and for changes of the configuration.
 const VECTOR: u16 = 0;
@@ -83,7 +89,7 @@ impl Enabled {
     }
 }
 
-fn probe(bus: &Bus, id: RequesterId, index: usize) -> Result<PciTransport<RegisterWindow>, String> {
+fn probe(bus: &Bus, id: RequesterId, index: usize) -> Result<PciTransport<Window>, String> {
     portcullis_pci::enable_memory(&bus.config, id);
     let read = |offset| bus.config.read32(id, offset);
     let map = |bar, offset: u32, len: u32| {
@@ -92,7 +98,43 @@ fn probe(bus: &Bus, id: RequesterId, index: usize) -> Result<PciTransport<Regist
         let range = PhysRange::new(start, u64::from(len)).ok().filter(|range| window.covers(range))?;
         let base = paging::map_device(range).ok()?;
         // SAFETY: just mapped as device memory for this length; nobody else drives this function.
-        Some(unsafe { RegisterWindow::new(base, len as usize) })
+        let window = unsafe { RegisterWindow::new(base, len as usize) };
+        #[cfg(feature = "count")]
+        let window = counted::Counted(window);
+        Some(window)
     };
     PciTransport::probe(read, map).map_err(words)
+}
+
+#[cfg(feature = "count")]
+mod counted {
+    use portcullis_hal::count::{self, Event};
+    use portcullis_virtio_iommu::{RegisterWindow, Registers};
+
+    /// Registers whose accesses are counted.
+    pub(crate) struct Counted(pub(super) RegisterWindow);
+
+    macro_rules! counted {
+        ($($read:ident, $write:ident, $ty:ty;)*) => {
+            // SAFETY: the accesses are those of the registers behind, which keep the contract.
+            unsafe impl Registers for Counted {
+                $(
+                    fn $read(&self, offset: usize) -> $ty {
+                        count::add(Event::Read, 1);
+                        self.0.$read(offset)
+                    }
+
+                    fn $write(&self, offset: usize, value: $ty) {
+                        count::add(Event::Write, 1);
+                        self.0.$write(offset, value);
+                    }
+                )*
+            }
+        };
+    }
+    counted! {
+        read8, write8, u8;
+        read16, write16, u16;
+        read32, write32, u32;
+    }
 }

@@ -1,19 +1,34 @@
 //! The results as JSON.
 
+use super::code::Code;
 use super::cost::Counts;
+use super::host::Memory;
 use super::throughput::{Sample, Throughput};
 use super::{Measured, Row};
 
 /// All results, with the QEMU that they come from.
-pub(super) fn document(qemu: &str, all: &[Measured], queues: &[Throughput]) -> String {
+pub(super) fn document(qemu: &str, all: &[Measured], code: &[Code], queues: &[Throughput]) -> String {
     let machines: Vec<String> = all.iter().map(machine).collect();
+    let code: Vec<String> = code.iter().flat_map(code_of).collect();
     let queues: Vec<String> = queues.iter().map(queue).collect();
     format!(
-        "{{\n  \"qemu\": {},\n  \"machines\": [\n{}\n  ],\n  \"throughput\": [\n{}\n  ]\n}}\n",
+        "{{\n  \"qemu\": {},\n  \"machines\": [\n{}\n  ],\n  \"code\": [\n{}\n  ],\n  \"throughput\": [\n{}\n  ]\n}}\n",
         string(qemu),
         machines.join(",\n"),
+        code.join(",\n"),
         queues.join(",\n")
     )
+}
+
+fn code_of(code: &Code) -> impl Iterator<Item = String> {
+    code.bytes.iter().map(|(name, bytes)| {
+        format!("    {{ \"arch\": {}, \"crate\": {}, \"bytes\": {bytes} }}", string(&code.arch), string(name))
+    })
+}
+
+fn memory(memory: &Memory) -> String {
+    let Memory { of, tables, heap, .. } = memory;
+    format!("        {{ \"of\": {}, \"tables\": {tables}, \"heap\": {heap} }}", string(of))
 }
 
 fn queue(throughput: &Throughput) -> String {
@@ -35,11 +50,14 @@ fn sample(sample: &Sample) -> String {
 
 fn machine(measured: &Measured) -> String {
     let rows: Vec<String> = measured.rows.iter().map(row).collect();
+    let memory: Vec<String> = measured.memory.iter().map(memory).collect();
     format!(
-        "    {{\n      \"name\": {},\n      \"about\": {},\n      \"operations\": [\n{}\n      ]\n    }}",
+        "    {{\n      \"name\": {},\n      \"about\": {},\n      \"operations\": [\n{}\n      ],\n      \
+         \"memory\": [\n{}\n      ]\n    }}",
         string(&measured.machine),
         string(&measured.about),
-        rows.join(",\n")
+        rows.join(",\n"),
+        memory.join(",\n")
     )
 }
 
@@ -49,11 +67,12 @@ fn row(row: &Row) -> String {
     format!(
         "        {{ \"operation\": {}, \"instructions\": {}, \"doorbells\": {}, \"invalidations\": {}, \
          \"polls\": {polls}, \"reads\": {reads}, \"writes\": {writes}, \"barriers\": {barriers}, \
-         \"cleans\": {cleans}, \"tables\": {tables}, \"linux\": {}, \"goal\": {} }}",
+         \"cleans\": {cleans}, \"tables\": {tables}, \"host_ns\": {}, \"linux\": {}, \"goal\": {} }}",
         string(row.operation.key),
         row.cost.instructions,
         row.cost.doorbells,
         row.cost.invalidations,
+        number(row.nanoseconds),
         number(row.linux),
         number(row.goal())
     )

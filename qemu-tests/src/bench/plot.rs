@@ -19,8 +19,11 @@ const OURS: &str = "#2f6fb0";
 const LINUX: &str = "#b9b9b9";
 const GOAL: &str = "#c0392b";
 
+/// A heading, and what stands below it.
+type Column = (&'static str, fn(&Row) -> u64);
+
 /// The columns beside the bars.
-const COLUMNS: [(&str, fn(&Row) -> u64); 7] = [
+const COLUMNS: [Column; 8] = [
     ("invalid.", |row| row.cost.invalidations),
     ("doorbells", |row| row.cost.doorbells),
     ("polls", |row| row.counts.polls),
@@ -28,6 +31,7 @@ const COLUMNS: [(&str, fn(&Row) -> u64); 7] = [
     ("barriers", |row| row.counts.barriers),
     ("cleans", |row| row.counts.cleans),
     ("tables", |row| row.counts.tables),
+    ("ns (host)", |row| row.nanoseconds.unwrap_or(0)),
 ];
 
 /// A chart of all results.

@@ -71,7 +71,7 @@ mod tests {
 
     fn judge(cost: Cost, again: Cost, counts: Counts, completion: Completion) -> usize {
         let unmap = OPERATIONS.iter().find(|operation| operation.is_strict_unmap()).unwrap();
-        let row = Row { operation: unmap, cost, counts, linux: None };
+        let row = Row { operation: unmap, cost, counts, nanoseconds: None, linux: None };
         problems(&row, &again, &Cost { counts: Some(counts), ..cost }, completion).len()
     }
 
