@@ -1,9 +1,11 @@
 //! The second CPU: it does what the first one gives it.
 
+use crate::machine::Machine;
 use crate::memory::KernelHal;
 use crate::report::words;
 use alloc::boxed::Box;
-use alloc::string::String;
+use alloc::string::{String, ToString};
+use core::sync::atomic::{AtomicBool, Ordering};
 use portcullis_arch::cpu;
 use portcullis_hal::{Arc, Hal};
 use spin::Mutex;
@@ -13,8 +15,18 @@ type Task = Box<dyn FnOnce() + Send>;
 /// What is to be done next.
 static NEXT: Mutex<Option<Task>> = Mutex::new(None);
 
+/// Whether the second CPU was started.
+static STARTED: AtomicBool = AtomicBool::new(false);
+
+/// Starts the second CPU.
+pub(crate) fn start(machine: &Machine) -> Result<String, String> {
+    let started = machine.start_second_cpu(serve)?;
+    STARTED.store(true, Ordering::Release);
+    Ok(started)
+}
+
 /// The second CPU's own code: does one task after the other.
-pub(crate) fn serve(_index: usize) -> ! {
+fn serve(_index: usize) -> ! {
     cpu::enable_interrupts();
     loop {
         let task = NEXT.lock().take();
@@ -32,6 +44,9 @@ pub(crate) struct Pending<T>(Arc<Mutex<Option<T>>>);
 pub(crate) fn submit<T: Send + 'static>(
     task: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Pending<T>, String> {
+    if !STARTED.load(Ordering::Acquire) {
+        return Err("the second CPU does not run".to_string());
+    }
     let result = Arc::try_new(Mutex::new(None)).map_err(words)?;
     let place = result.clone();
     *NEXT.lock() = Some(Box::new(move || {

@@ -72,11 +72,7 @@ impl Edu {
         let before = self.interrupts();
         self.start(direction, iova, len, completion);
         match completion {
-            Completion::Poll => {
-                wait::until(&KernelHal, "edu DMA command", COMMAND_RUN, 0, TIMEOUT_NS, || {
-                    self.registers.read64(DMA_COMMAND)
-                })?;
-            }
+            Completion::Poll => self.finish()?,
             Completion::Interrupt => {
                 wait::until(&KernelHal, "edu interrupts", u64::MAX, before + 1, TIMEOUT_NS, || {
                     self.interrupts()
@@ -98,6 +94,12 @@ impl Edu {
         self.registers.write64(DMA_COUNT, len.min(BUFFER_SIZE));
         portcullis_hal::barrier::before_doorbell();
         self.registers.write64(DMA_COMMAND, COMMAND_RUN | way | interrupt);
+    }
+
+    /// Waits until no transfer is under way.
+    pub(crate) fn finish(&self) -> Result<(), Timeout> {
+        let command = || self.registers.read64(DMA_COMMAND);
+        wait::until(&KernelHal, "edu DMA command", COMMAND_RUN, 0, TIMEOUT_NS, command).map(drop)
     }
 
     /// Whether a transfer is under way.

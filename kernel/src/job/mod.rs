@@ -7,6 +7,7 @@ mod kinds;
 mod processors;
 mod revocation;
 mod rogue;
+mod sharing;
 mod spaces;
 mod table;
 
@@ -33,6 +34,7 @@ pub(crate) fn main(machine: &'static Machine, report: &mut Report) {
     kinds::run(machine, report);
     processors::run(machine, report);
     spaces::run(machine, report);
+    sharing::run(machine, report);
     table::run(machine, report);
 }
 

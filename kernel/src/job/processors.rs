@@ -47,7 +47,7 @@ struct Work {
 
 pub(super) fn run(machine: &'static Machine, report: &mut Report) {
     report.section("Two CPUs");
-    let started = machine.start_second_cpu(second::serve);
+    let started = second::start(machine);
     if !report.check("cpus.start", started) {
         return;
     }

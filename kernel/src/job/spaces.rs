@@ -14,10 +14,10 @@ use core::sync::atomic::Ordering;
 use portcullis_arch::PageFault;
 use portcullis_hal::{Access, FaultOutcome, Frames, Hal, Mm, MmFault, PinError};
 
-const READ_WRITE: Access = Access::READ.union(Access::WRITE);
+pub(super) const READ_WRITE: Access = Access::READ.union(Access::WRITE);
 
 /// Where the checks have their memory.
-const HEAP: u64 = 0x10_0000_0000;
+pub(super) const HEAP: u64 = 0x10_0000_0000;
 
 /// How long the other CPU may take, in nanoseconds.
 const TIMEOUT_NS: u64 = 60_000_000_000;
@@ -36,22 +36,22 @@ pub(super) fn run(_machine: &'static Machine, report: &mut Report) {
     report.check("space.exit", exit());
     report.check("space.shoot-unmap", shoot_unmap());
     report.check("space.shoot-protect", shoot_protect());
-    let left = mm::in_use() - frames;
-    report.check("space.frames", if left == 0 { Ok("all came back") } else { Err("some are lost") });
+    let left = mm::in_use();
+    report.check("space.frames", if left == frames { Ok("all came back") } else { Err("some are lost") });
 }
 
-fn pages(index: u64, count: u64) -> Result<PageRange, String> {
+pub(super) fn pages(index: u64, count: u64) -> Result<PageRange, String> {
     PageRange::new(HEAP + index * PAGE, count * PAGE).map_err(words)
 }
 
 /// A servant with `count` pages from [`HEAP`] on.
-fn servant(count: u64) -> Result<Thread, String> {
+pub(super) fn servant(count: u64) -> Result<Thread, String> {
     let thread = Thread::new(Program::Servant, 0).map_err(words)?;
     thread.space().map(pages(0, count)?, READ_WRITE).map_err(words)?;
     Ok(thread)
 }
 
-fn execute(thread: &mut Thread, order: Order) -> Result<u64, String> {
+pub(super) fn execute(thread: &mut Thread, order: Order) -> Result<u64, String> {
     thread.execute(order).map_err(|ended| format!("{order:?}: {ended}"))
 }
 
@@ -74,11 +74,11 @@ fn denied(ended: Ended, address: u64, access: Access) -> Result<String, String> 
     }
 }
 
-fn first_word(memory: &Frames<KernelHal>) -> u64 {
+pub(super) fn first_word(memory: &Frames<KernelHal>) -> u64 {
     memory.words().first().map_or(0, |word| word.load(Ordering::Acquire))
 }
 
-fn word_at(space: &AddressSpace, address: u64) -> Result<u64, String> {
+pub(super) fn word_at(space: &AddressSpace, address: u64) -> Result<u64, String> {
     Ok(first_word(space.frame_at(address).ok_or("no memory there")?.frames()))
 }
 
@@ -147,10 +147,10 @@ fn fork() -> Outcome {
             return Err(format!("{found:?} instead of {expected:?}"));
         }
     }
-    let copied = mm::in_use() - frames;
+    let copied = mm::in_use().saturating_sub(frames);
     // The other side has its own by now: what is left is not copied again.
     execute(&mut child, Order::Store(HEAP, 5))?;
-    if mm::in_use() - frames != copied || execute(&mut parent, Order::Load(HEAP))? != 3 {
+    if mm::in_use() != frames + copied || execute(&mut parent, Order::Load(HEAP))? != 3 {
         return Err("the last owner copied, or wrote to the other's".to_string());
     }
     match child.execute(Order::Exit(copied as u64)) {
@@ -192,7 +192,7 @@ fn unmap() -> Outcome {
     let frames = mm::in_use();
     let gone = thread.space().unmap(pages(1, 1)?).map_err(words)?;
     if gone != 1 || mm::in_use() + 1 != frames {
-        return Err(format!("{gone} pages gone, {} frames freed", frames - mm::in_use()));
+        return Err(format!("{gone} pages gone, {} frames freed", frames.saturating_sub(mm::in_use())));
     }
     execute(&mut thread, Order::Load(HEAP))?;
     execute(&mut thread, Order::Load(HEAP + 2 * PAGE))?;
@@ -294,7 +294,7 @@ fn exit() -> Outcome {
         execute(&mut thread, Order::Store(HEAP + page * PAGE, page))?;
     }
     let child = thread.fork().map_err(words)?;
-    let used = crate::memory::usage().0 - bytes;
+    let used = crate::memory::usage().0.saturating_sub(bytes);
     let gone = thread.space().end().map_err(words)?;
     let instruction = match thread.execute(Order::Load(HEAP)) {
         Err(Ended::Fault(fault, FaultOutcome::Denied)) => fault,
@@ -304,9 +304,9 @@ fn exit() -> Outcome {
         return Err(format!("{instruction:?} instead of the next instruction"));
     }
     drop((thread, child));
-    let (frames, bytes) = (mm::in_use() - frames, crate::memory::usage().0 - bytes);
-    if frames != 0 || bytes != 0 {
-        return Err(format!("{frames} frames and {bytes} bytes are left"));
+    let left = (mm::in_use(), crate::memory::usage().0);
+    if left != (frames, bytes) {
+        return Err(format!("{left:?} frames and bytes in use, {:?} before", (frames, bytes)));
     }
     Ok(format!("{gone} pages, {} KiB with their tables", used / 1024))
 }
