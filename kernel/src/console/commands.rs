@@ -5,6 +5,7 @@
 use super::Next;
 use super::pages;
 use super::pasids;
+use super::processes;
 use super::state::{State, length, number, range};
 use crate::devices::edu::{Completion, Direction};
 use crate::report::text;
@@ -112,6 +113,44 @@ const COMMANDS: &[Command] = &[
         purpose: "shows what became of a device's page requests",
         run: pages::page_faults,
     },
+    Command {
+        name: "process",
+        arguments: "new LEN|fork PROCESS",
+        purpose: "makes a process with a heap, or a copy of one",
+        run: processes::process,
+    },
+    Command {
+        name: "load",
+        arguments: "PROCESS ADDRESS",
+        purpose: "has it read a word",
+        run: processes::load,
+    },
+    Command {
+        name: "store",
+        arguments: "PROCESS ADDRESS VALUE",
+        purpose: "has it write a word",
+        run: processes::store,
+    },
+    Command {
+        name: "protect",
+        arguments: "PROCESS ADDRESS LEN r|rw",
+        purpose: "changes what it may do with pages",
+        run: processes::protect,
+    },
+    Command {
+        name: "release",
+        arguments: "PROCESS ADDRESS LEN",
+        purpose: "takes pages away from it",
+        run: processes::release,
+    },
+    Command { name: "exit", arguments: "PROCESS", purpose: "ends its address space", run: processes::exit },
+    Command {
+        name: "bind",
+        arguments: "DEVICE PROCESS",
+        purpose: "lets a device work in its address space",
+        run: processes::bind,
+    },
+    Command { name: "unbind", arguments: "BOND", purpose: "ends that", run: processes::unbind },
     Command {
         name: "dma",
         arguments: "DEVICE read|write IOVA LEN",

@@ -6,6 +6,7 @@
 mod commands;
 mod pages;
 mod pasids;
+mod processes;
 mod state;
 
 use crate::machine::Machine;

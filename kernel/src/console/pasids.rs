@@ -97,7 +97,7 @@ pub(super) fn disable(state: &mut State, arguments: &[&str]) -> Result<Next, Str
     Ok(Next::Continue)
 }
 
-fn function<'a>(machine: &'a Machine, device: &Device) -> Result<&'a PciDevice, String> {
+pub(super) fn function<'a>(machine: &'a Machine, device: &Device) -> Result<&'a PciDevice, String> {
     let function = machine.function_of(device.id()).ok_or("not a PCI device")?;
     if machine.is_retired(function.index) {
         return Err("its registers were given away".into());
@@ -105,7 +105,10 @@ fn function<'a>(machine: &'a Machine, device: &Device) -> Result<&'a PciDevice, 
     Ok(function)
 }
 
-fn control<'a>(machine: &'a Machine, function: &'a PciDevice) -> FunctionControl<'a, KernelHal, MmioRegion> {
+pub(super) fn control<'a>(
+    machine: &'a Machine,
+    function: &'a PciDevice,
+) -> FunctionControl<'a, KernelHal, MmioRegion> {
     FunctionControl {
         hal: &KernelHal,
         config: &machine.config,

@@ -1,8 +1,10 @@
-//! What the console made: domains and frames, by name.
+//! What the console made: domains, frames, processes and bonds, by name.
 
+use super::processes::DeviceBond;
 use crate::machine::Machine;
 use crate::memory::KernelHal;
 use crate::report::words;
+use crate::user::Thread;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -16,13 +18,23 @@ const FRAME_BUDGET: u64 = 256 << 20;
 pub(super) struct State {
     pub(super) machine: &'static Machine,
     pub(super) domains: Vec<Arc<dyn Domain>>,
+    pub(super) processes: Vec<Thread>,
+    /// `None` where they have ended.
+    pub(super) bonds: Vec<Option<DeviceBond>>,
     frames: Vec<Frames<KernelHal>>,
     allocated: u64,
 }
 
 impl State {
     pub(super) const fn new(machine: &'static Machine) -> Self {
-        Self { machine, domains: Vec::new(), frames: Vec::new(), allocated: 0 }
+        Self {
+            machine,
+            domains: Vec::new(),
+            processes: Vec::new(),
+            bonds: Vec::new(),
+            frames: Vec::new(),
+            allocated: 0,
+        }
     }
 
     /// The domain called `d0`, `d1` ...
@@ -41,6 +53,23 @@ impl State {
     pub(super) fn frame(&self, name: &str) -> Result<&Frames<KernelHal>, String> {
         let index = number(name.strip_prefix('f').ok_or("frames are called f0, f1 ...")?)?;
         self.frames.get(index as usize).ok_or_else(|| format!("no frame {name}"))
+    }
+
+    /// The process called `p0`, `p1` ...
+    pub(super) fn process(&self, name: &str) -> Result<&Thread, String> {
+        self.processes.get(process_index(name)?).ok_or_else(|| format!("no process {name}"))
+    }
+
+    /// As [`process`](Self::process), to run it.
+    pub(super) fn process_mut(&mut self, name: &str) -> Result<&mut Thread, String> {
+        self.processes.get_mut(process_index(name)?).ok_or_else(|| format!("no process {name}"))
+    }
+
+    /// Takes the bond called `b0`, `b1` ... out.
+    pub(super) fn take_bond(&mut self, name: &str) -> Result<DeviceBond, String> {
+        let index = number(name.strip_prefix('b').ok_or("bonds are called b0, b1 ...")?)?;
+        let bond = self.bonds.get_mut(index as usize).and_then(Option::take);
+        bond.ok_or_else(|| format!("no bond {name}"))
     }
 
     /// All frames with their names.
@@ -95,6 +124,11 @@ impl State {
         }
         PhysRange::new(range.start(), len).map_err(words)
     }
+}
+
+fn process_index(name: &str) -> Result<usize, String> {
+    let index = number(name.strip_prefix('p').ok_or("processes are called p0, p1 ...")?)?;
+    usize::try_from(index).map_err(words)
 }
 
 /// A number, decimal or hexadecimal with `0x`.
