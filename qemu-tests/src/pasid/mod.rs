@@ -7,6 +7,7 @@
 mod ats;
 mod dma;
 mod pages;
+mod process;
 mod replace;
 mod rig;
 mod tables;
@@ -31,7 +32,7 @@ pub struct Test {
 const BOTH: &[&str] = &["x86_64-first", "x86_64-second"];
 const FIRST: &[&str] = &["x86_64-first"];
 
-static TESTS: [Test; 10] = [
+static TESTS: [Test; 13] = [
     Test { name: "switches", machines: BOTH, play: dma::switches },
     Test { name: "dma", machines: BOTH, play: dma::dma },
     Test { name: "two-endpoints", machines: BOTH, play: dma::two_endpoints },
@@ -42,6 +43,9 @@ static TESTS: [Test; 10] = [
     Test { name: "page-requests", machines: FIRST, play: pages::page_requests },
     Test { name: "late-answers", machines: FIRST, play: pages::late_answers },
     Test { name: "flood", machines: FIRST, play: pages::flood },
+    Test { name: "bind", machines: FIRST, play: process::bind },
+    Test { name: "exit", machines: FIRST, play: process::exit },
+    Test { name: "exit-in-flood", machines: FIRST, play: process::exit_in_flood },
 ];
 
 /// How a test ended.

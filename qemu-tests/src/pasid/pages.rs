@@ -162,13 +162,13 @@ fn paged_domain(rig: &mut Rig, endpoint: usize, access: &str) -> Result<Frame> {
     rig.pager(&place, PASID, &domain, PAGES, SIZE, access)
 }
 
-fn ask(rig: &mut Rig, endpoint: usize, request: PageRequest) -> Result<()> {
+pub(super) fn ask(rig: &mut Rig, endpoint: usize, request: PageRequest) -> Result<()> {
     let (id, _) = rig.endpoint(endpoint)?;
     done(rig.link.request_page(&id, request)?, "a page request")
 }
 
 /// As [`ask`], while the queue may be full.
-fn ask_again(rig: &mut Rig, endpoint: usize, request: PageRequest) -> Result<()> {
+pub(super) fn ask_again(rig: &mut Rig, endpoint: usize, request: PageRequest) -> Result<()> {
     let (id, _) = rig.endpoint(endpoint)?;
     let end = Instant::now() + LIMIT;
     loop {
@@ -180,7 +180,7 @@ fn ask_again(rig: &mut Rig, endpoint: usize, request: PageRequest) -> Result<()>
 }
 
 /// Exactly these responses come, in this order.
-fn expect(rig: &mut Rig, endpoint: usize, expected: &[Response]) -> Result<()> {
+pub(super) fn expect(rig: &mut Rig, endpoint: usize, expected: &[Response]) -> Result<()> {
     let (id, place) = rig.endpoint(endpoint)?;
     let mut got = collect(rig, &id, expected.len())?;
     // What the kernel has to say it has said when it has answered.
@@ -190,7 +190,7 @@ fn expect(rig: &mut Rig, endpoint: usize, expected: &[Response]) -> Result<()> {
     Ok(())
 }
 
-fn collect(rig: &mut Rig, id: &str, count: usize) -> Result<Vec<Response>> {
+pub(super) fn collect(rig: &mut Rig, id: &str, count: usize) -> Result<Vec<Response>> {
     let end = Instant::now() + LIMIT;
     let mut got = Vec::new();
     while got.len() < count {
