@@ -70,6 +70,19 @@ pub enum TableFormat {
     },
 }
 
+impl TableFormat {
+    /// The granule of the formats of VMSAv8-64.
+    pub const fn granule(&self) -> Option<Granule> {
+        match self {
+            Self::VmsaStage1 { granule, .. }
+            | Self::VmsaStage1Lpa2 { granule, .. }
+            | Self::VmsaStage2 { granule, .. }
+            | Self::VmsaStage2Lpa2 { granule, .. } => Some(*granule),
+            Self::X86 { .. } | Self::VtdSecondStage { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for TableFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kib = |granule: &Granule| 1 << (granule.shift() - 10);

@@ -168,7 +168,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             return Ok(target);
         }
         let pool = match root.format {
-            TableFormat::VmsaStage1 { .. } => &mut self.asids,
+            TableFormat::VmsaStage1 { .. } | TableFormat::VmsaStage1Lpa2 { .. } => &mut self.asids,
             _ => &mut self.vmids,
         };
         let id = pool.take().ok_or(AttachError::NoFreeId)?;
@@ -186,7 +186,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         id: u16,
     ) -> Result<Arc<Target<H, M>>, AttachError> {
         let (tag, translation) = match root.format {
-            TableFormat::VmsaStage1 { granule, mair } => {
+            TableFormat::VmsaStage1 { granule, mair } | TableFormat::VmsaStage1Lpa2 { granule, mair } => {
                 let asid = Asid::new(id);
                 let frames = port.features.zeroed(port.hal(), CD_BYTES)?;
                 let entry = context_descriptor(root, granule, mair, asid, domain.marks(), &port.features);

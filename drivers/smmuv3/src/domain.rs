@@ -50,12 +50,7 @@ impl<H: Hal> Body<H> {
 
     /// The granule of the tables.
     fn granule(&self) -> Granule {
-        match self.root().map(|root| root.format) {
-            Some(TableFormat::VmsaStage1 { granule, .. } | TableFormat::VmsaStage2 { granule, .. }) => {
-                granule
-            }
-            _ => Granule::Size4K,
-        }
+        self.root().and_then(|root| root.format.granule()).unwrap_or(Granule::Size4K)
     }
 }
 
@@ -276,7 +271,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
 
     fn stage(&self) -> Option<Stage> {
         match self.root()?.format {
-            TableFormat::VmsaStage2 { .. } => Some(Stage::Stage2),
+            TableFormat::VmsaStage2 { .. } | TableFormat::VmsaStage2Lpa2 { .. } => Some(Stage::Stage2),
             _ => Some(Stage::Stage1),
         }
     }

@@ -1,7 +1,7 @@
 //! Stream table entries and context descriptors that the driver writes, and the bits of them that hardware looks at.
 
 use crate::features::{Features, StallModel};
-use crate::spec::cd::{CD_MAIR_WORD, Cd0, Cd1};
+use crate::spec::cd::{CD_MAIR_WORD, Cd0, Cd1, Cd2};
 use crate::spec::ste::{
     AtsMode, ContextFormat, DefaultSubstream, ShareabilityOverride, Ste0, Ste1, Ste2, Ste3, StreamConfig,
     StreamWorld,
@@ -90,6 +90,8 @@ pub struct Stage2 {
     pub output_size: AddressSize,
     /// Who marks the entries that are used.
     pub marks: AccessedDirty,
+    /// The tables have the descriptors of FEAT_LPA2.
+    pub lpa2: bool,
 }
 
 impl Shape {
@@ -140,7 +142,7 @@ impl Shape {
                     .with_s2ha(marked)
                     .with_s2hd(marked)
                     .with_s2r(true);
-                let word3 = Ste3::new().with_s2ttb(stage_2.root.get() >> 4);
+                let word3 = Ste3::new().with_s2ds(stage_2.lpa2).with_s2ttb(stage_2.root.get() >> 4);
                 let word0 = word0(StreamConfig::STAGE_2);
                 [word0.into(), word1.into(), word2.into(), word3.into(), 0, 0, 0, 0]
             }
@@ -266,7 +268,8 @@ pub fn context_descriptor(
         .with_hd(marked)
         .with_asid(asid.get());
     let word1 = Cd1::new().with_ttb0(root.root.get() >> 4);
-    let mut entry = [word0.into(), word1.into(), 0, 0, 0, 0, 0, 0];
+    let word2 = Cd2::new().with_ds(is_lpa2(&root.format));
+    let mut entry = [word0.into(), word1.into(), word2.into(), 0, 0, 0, 0, 0];
     if let Some(word) = entry.get_mut(CD_MAIR_WORD) {
         *word = mair;
     }
@@ -288,27 +291,32 @@ fn output_size(root: &TableRoot, features: &Features) -> AddressSize {
 pub fn missing_for(root: &TableRoot, features: &Features) -> (Stage, Missing) {
     let mut missing = Missing::empty();
     let (stage, granule) = match root.format {
-        TableFormat::VmsaStage1 { granule, .. } => {
+        TableFormat::VmsaStage1 { granule, .. } | TableFormat::VmsaStage1Lpa2 { granule, .. } => {
             missing.set(Missing::STAGE_1, !features.stage_1);
-            let fits = (MIN_INPUT_BITS..=Features::STAGE_1_INPUT_BITS).contains(&root.input_bits);
+            let fits = (MIN_INPUT_BITS..=features.stage_1_input_bits(granule)).contains(&root.input_bits);
             missing.set(Missing::INPUT_WIDTH, !fits);
             (Stage::Stage1, granule)
         }
-        TableFormat::VmsaStage2 { granule, start_level } => {
+        TableFormat::VmsaStage2 { granule, start_level }
+        | TableFormat::VmsaStage2Lpa2 { granule, start_level } => {
             missing.set(Missing::STAGE_2, !features.stage_2);
-            let fits = (MIN_INPUT_BITS..=features.stage_2_input_bits()).contains(&root.input_bits);
+            let fits = (MIN_INPUT_BITS..=features.stage_2_input_bits(granule)).contains(&root.input_bits);
             missing.set(Missing::INPUT_WIDTH, !fits);
             missing
                 .set(Missing::FORMAT, encoded_start_level(granule, start_level, root.input_bits).is_none());
             (Stage::Stage2, granule)
         }
-        TableFormat::VmsaStage1Lpa2 { .. }
-        | TableFormat::VmsaStage2Lpa2 { .. }
-        | TableFormat::X86 { .. }
-        | TableFormat::VtdSecondStage { .. } => {
+        TableFormat::X86 { .. } | TableFormat::VtdSecondStage { .. } => {
             return (Stage::Stage1, Missing::FORMAT);
         }
     };
+    if is_lpa2(&root.format) {
+        let wrong = !features.lpa2 || granule == Granule::Size64K;
+        missing.set(Missing::FORMAT, wrong || missing.contains(Missing::FORMAT));
+    } else if granule != Granule::Size64K {
+        // Descriptors without these addresses.
+        missing.set(Missing::INPUT_WIDTH, root.input_bits > 48 || missing.contains(Missing::INPUT_WIDTH));
+    }
     missing.set(Missing::GRANULE, !features.has_granule(granule));
     let beyond = root.output_bits > features.output_bits() || features.reach(root.root, ROOT_ALIGN).is_err();
     missing.set(Missing::OUTPUT_WIDTH, beyond);
@@ -318,6 +326,11 @@ pub fn missing_for(root: &TableRoot, features: &Features) -> (Stage, Missing) {
     (stage, missing)
 }
 
+/// Whether tables have the descriptors of FEAT_LPA2.
+fn is_lpa2(format: &TableFormat) -> bool {
+    matches!(format, TableFormat::VmsaStage1Lpa2 { .. } | TableFormat::VmsaStage2Lpa2 { .. })
+}
+
 /// The narrowest inputs of both stages: T0SZ is at most 39.
 const MIN_INPUT_BITS: u8 = 25;
 /// The least alignment of a root table, in bytes.
@@ -325,7 +338,9 @@ const ROOT_ALIGN: u64 = 64;
 
 /// The fields of the entry for a stage-2 table, or `None` if the start level does not fit the width.
 pub fn stage_2(root: &TableRoot, vmid: Vmid, marks: AccessedDirty, features: &Features) -> Option<Stage2> {
-    let TableFormat::VmsaStage2 { granule, start_level } = root.format else {
+    let (TableFormat::VmsaStage2 { granule, start_level }
+    | TableFormat::VmsaStage2Lpa2 { granule, start_level }) = root.format
+    else {
         return None;
     };
     Some(Stage2 {
@@ -336,6 +351,7 @@ pub fn stage_2(root: &TableRoot, vmid: Vmid, marks: AccessedDirty, features: &Fe
         granule,
         output_size: output_size(root, features),
         marks,
+        lpa2: is_lpa2(&root.format),
     })
 }
 
@@ -352,7 +368,9 @@ fn encoded_start_level(granule: Granule, level: u8, input_bits: u8) -> Option<u8
     }
     match granule {
         Granule::Size4K => 2_u8.checked_sub(level),
-        Granule::Size16K | Granule::Size64K if level > 0 => 3_u8.checked_sub(level),
+        // With 16 KiB, tables at level 0 have 52-bit addresses only, of which they resolve the last bits.
+        Granule::Size16K if level > 0 || input_bits > 48 => 3_u8.checked_sub(level),
+        Granule::Size64K if level > 0 => 3_u8.checked_sub(level),
         Granule::Size16K | Granule::Size64K => None,
     }
 }

@@ -78,6 +78,10 @@ pub struct Features {
     pub tracking: bool,
     /// The width of physical addresses (IDR5.OAS).
     pub output_size: AddressSize,
+    /// 52-bit addresses with 4 and 16 KiB granules (IDR5.DS).
+    pub lpa2: bool,
+    /// 52-bit stage-1 input addresses (IDR5.VAX), with granules that have 52-bit addresses.
+    pub wide_inputs: bool,
     /// 4 KiB granule (IDR5.GRAN4K).
     pub granule_4k: bool,
     /// 16 KiB granule (IDR5.GRAN16K).
@@ -138,23 +142,32 @@ impl Features {
             },
             tracking: idr0.httu() == Idr0::HTTU_ACCESS_AND_DIRTY && coherent,
             output_size: idr5.oas(),
+            lpa2: idr5.ds(),
+            wide_inputs: idr5.vax() == Idr5::VAX_52,
             granule_4k: idr5.gran4k(),
             granule_16k: idr5.gran16k(),
             granule_64k: idr5.gran64k(),
         })
     }
 
-    /// The width of stage-1 input addresses. Wider ones (IDR5.VAX) need formats that the driver does not use.
-    pub const STAGE_1_INPUT_BITS: u8 = 48;
+    /// Whether tables of this granule have 52-bit addresses.
+    fn has_52_bits(&self, granule: Granule) -> bool {
+        granule == Granule::Size64K || self.lpa2
+    }
+
+    /// The width of stage-1 input addresses with this granule.
+    pub fn stage_1_input_bits(&self, granule: Granule) -> u8 {
+        if self.wide_inputs && self.has_52_bits(granule) { 52 } else { 48 }
+    }
 
     /// The width of physical addresses that tables can hold and the unit can emit.
     pub fn output_bits(&self) -> u8 {
         self.output_size.bits()
     }
 
-    /// The width of stage-2 input addresses: as wide as the output (IHI 0070, 3.4.1).
-    pub fn stage_2_input_bits(&self) -> u8 {
-        self.output_bits().min(48)
+    /// The width of stage-2 input addresses with this granule: as wide as the output (IHI 0070, 3.4.1).
+    pub fn stage_2_input_bits(&self, granule: Granule) -> u8 {
+        self.output_bits().min(if self.has_52_bits(granule) { 52 } else { 48 })
     }
 
     /// The width of the PASIDs that a device can be permitted: that of SubstreamIDs, which stage 1 alone translates.
@@ -215,7 +228,10 @@ impl Features {
             backend: Backend::SmmuV3,
             stages,
             page_sizes: page_sizes(self.own_granule()),
-            input_bits: if self.stage_1 { Self::STAGE_1_INPUT_BITS } else { self.stage_2_input_bits() },
+            input_bits: match self.stage_1 {
+                true => self.stage_1_input_bits(self.own_granule()),
+                false => self.stage_2_input_bits(self.own_granule()),
+            },
             output_bits: self.output_bits(),
             pasid_bits: self.pasid_bits(),
             fault_models,
@@ -228,8 +244,8 @@ impl Features {
     }
 }
 
-/// The leaf sizes of VMSAv8-64 with 48-bit addresses.
-pub(crate) const fn page_sizes(granule: Granule) -> u64 {
+/// The sizes of single leaves of VMSAv8-64 with 48-bit addresses.
+const fn page_sizes(granule: Granule) -> u64 {
     match granule {
         Granule::Size4K => 1 << 12 | 1 << 21 | 1 << 30,
         Granule::Size16K => 1 << 14 | 1 << 25,
@@ -305,7 +321,7 @@ mod tests {
             (features.ranges, features.break_before_make),
             (RangeInvalidation::Supported, BbmLevel::Level2)
         );
-        assert_eq!((features.output_bits(), features.stage_2_input_bits()), (44, 44));
+        assert_eq!((features.output_bits(), features.stage_2_input_bits(Granule::Size4K)), (44, 44));
         assert_eq!((features.stall, features.coherency), (StallModel::None, WalkCoherency::Snooped));
         let info = features.unit_info();
         assert_eq!((info.page_sizes, info.input_bits), (0x4020_1000, 48));

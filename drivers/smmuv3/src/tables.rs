@@ -1,13 +1,16 @@
 //! The page tables of a paging domain: one of the formats that a unit can walk.
 
-use crate::features::{Features, page_sizes};
+use crate::features::Features;
 use core::ops::ControlFlow;
 use portcullis_hal::{
     Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Progress, ResizeError, TableRoot,
     Translated, UnmapError, Usage,
 };
 use portcullis_iommu::{Abilities, DomainError, Missing, PagingSpec, Stage};
-use portcullis_pgtable::{AccessedDirty, BbmLevel, Config, ConfigError, PageTable, VmsaStage1, VmsaStage2};
+use portcullis_pgtable::{
+    AccessedDirty, BbmLevel, Config, ConfigError, PageTable, VmsaStage1, VmsaStage1Lpa2, VmsaStage2,
+    VmsaStage2Lpa2,
+};
 
 /// A page table of either stage and any granule.
 pub(crate) enum Tables<H: Hal> {
@@ -17,6 +20,10 @@ pub(crate) enum Tables<H: Hal> {
     Stage2Granule4K(PageTable<H, VmsaStage2<12>>),
     Stage2Granule16K(PageTable<H, VmsaStage2<14>>),
     Stage2Granule64K(PageTable<H, VmsaStage2<16>>),
+    Stage1Granule4KLpa2(PageTable<H, VmsaStage1Lpa2<12>>),
+    Stage1Granule16KLpa2(PageTable<H, VmsaStage1Lpa2<14>>),
+    Stage2Granule4KLpa2(PageTable<H, VmsaStage2Lpa2<12>>),
+    Stage2Granule16KLpa2(PageTable<H, VmsaStage2Lpa2<14>>),
 }
 
 /// Evaluates an expression on the table, whatever its format.
@@ -29,6 +36,10 @@ macro_rules! on_table {
             Tables::Stage2Granule4K($table) => $expression,
             Tables::Stage2Granule16K($table) => $expression,
             Tables::Stage2Granule64K($table) => $expression,
+            Tables::Stage1Granule4KLpa2($table) => $expression,
+            Tables::Stage1Granule16KLpa2($table) => $expression,
+            Tables::Stage2Granule4KLpa2($table) => $expression,
+            Tables::Stage2Granule16KLpa2($table) => $expression,
         }
     };
 }
@@ -41,9 +52,10 @@ impl<H: Hal> Tables<H> {
             None if features.stage_1 => Stage::Stage1,
             None => Stage::Stage2,
         };
+        let granule = features.own_granule();
         let (supported, lack, widest) = match stage {
-            Stage::Stage1 => (features.stage_1, Missing::STAGE_1, Features::STAGE_1_INPUT_BITS),
-            Stage::Stage2 => (features.stage_2, Missing::STAGE_2, features.stage_2_input_bits()),
+            Stage::Stage1 => (features.stage_1, Missing::STAGE_1, features.stage_1_input_bits(granule)),
+            Stage::Stage2 => (features.stage_2, Missing::STAGE_2, features.stage_2_input_bits(granule)),
         };
         let unsupported = |missing| Err(DomainError::Unsupported { missing });
         if !supported {
@@ -59,12 +71,16 @@ impl<H: Hal> Tables<H> {
         if !lacks.is_empty() {
             return unsupported(lacks);
         }
-        let granule = features.own_granule();
         let level = resize_level(spec.abilities, features);
         let config = Config {
             input_bits,
             output_bits: features.output_bits(),
-            page_sizes: page_sizes(granule),
+            // A run under the contiguous hint is unmapped as a whole, unless it can be split; the others are those
+            // that the format has.
+            page_sizes: match spec.abilities.contains(Abilities::RESIZE) {
+                true => u64::MAX,
+                false => !runs(granule),
+            },
             writes: features.table_writes(),
         };
         let marks = marks(spec.abilities);
@@ -75,7 +91,13 @@ impl<H: Hal> Tables<H> {
                 PageTable::new(hal, format, config).map(Self::$kind)
             }};
         }
+        // Descriptors with 52-bit addresses, where they make a difference. The 64 KiB granule has no others.
+        let wide = features.lpa2 && input_bits.max(features.output_bits()) > 48;
         let tables = match (stage, granule) {
+            (Stage::Stage1, Granule::Size4K) if wide => table!(Stage1Granule4KLpa2, VmsaStage1Lpa2),
+            (Stage::Stage1, Granule::Size16K) if wide => table!(Stage1Granule16KLpa2, VmsaStage1Lpa2),
+            (Stage::Stage2, Granule::Size4K) if wide => table!(Stage2Granule4KLpa2, VmsaStage2Lpa2),
+            (Stage::Stage2, Granule::Size16K) if wide => table!(Stage2Granule16KLpa2, VmsaStage2Lpa2),
             (Stage::Stage1, Granule::Size4K) => table!(Stage1Granule4K, VmsaStage1),
             (Stage::Stage1, Granule::Size16K) => table!(Stage1Granule16K, VmsaStage1),
             (Stage::Stage1, Granule::Size64K) => table!(Stage1Granule64K, VmsaStage1),
@@ -146,6 +168,15 @@ impl<H: Hal> Tables<H> {
 
     pub(crate) fn translate(&self, iova: Iova) -> Option<Translated> {
         on_table!(self, table => table.translate(iova))
+    }
+}
+
+/// The sizes of runs of leaves under the contiguous hint (Arm ARM, D8.7.1).
+const fn runs(granule: Granule) -> u64 {
+    match granule {
+        Granule::Size4K => 1 << 16 | 1 << 25 | 1 << 34,
+        Granule::Size16K => 1 << 21 | 1 << 30,
+        Granule::Size64K => 1 << 21 | 1 << 34,
     }
 }
 

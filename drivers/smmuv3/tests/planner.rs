@@ -112,6 +112,7 @@ fn stage_2(vmid: u16, root: u64, ats: AtsMode) -> Entry {
         granule: Granule::Size4K,
         output_size: AddressSize::BITS_44,
         marks: AccessedDirty::Preset,
+        lpa2: false,
     };
     Shape::Stage2 { tables, ats }.entry()
 }

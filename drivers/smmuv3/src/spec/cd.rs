@@ -136,6 +136,22 @@ layout!(Cd1 {
     TTB0_OFFSET, TTB0_BITS: 51, 4;
 });
 
+/// CD bits 191:128.
+#[bitfield(u64)]
+#[derive(PartialEq, Eq)]
+pub struct Cd2 {
+    #[bits(58)]
+    __: u64,
+    /// `186` 52-bit addresses with 4 and 16 KiB granules (FEAT_LPA2).
+    pub ds: bool,
+    #[bits(5)]
+    __: u8,
+}
+
+layout!(Cd2 {
+    DS_OFFSET, DS_BITS: 58, 58;
+});
+
 /// A level-1 context descriptor: points to a second-level table.
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]

@@ -262,7 +262,9 @@ pub struct Idr5 {
     pub gran16k: bool,
     /// `6` 64 KiB granule.
     pub gran64k: bool,
-    #[bits(3)]
+    /// `7` 52-bit addresses with 4 and 16 KiB granules.
+    pub ds: bool,
+    #[bits(2)]
     __: u8,
     /// `11:10` Virtual address extension: 0b01 adds 52-bit inputs.
     #[bits(2)]
@@ -273,11 +275,16 @@ pub struct Idr5 {
     pub stall_max: u16,
 }
 
+impl Idr5 {
+    /// VAX: 52-bit stage-1 inputs.
+    pub const VAX_52: u8 = 0b01;
+}
 layout!(Idr5 {
     OAS_OFFSET, OAS_BITS: 2, 0;
     GRAN4K_OFFSET, GRAN4K_BITS: 4, 4;
     GRAN16K_OFFSET, GRAN16K_BITS: 5, 5;
     GRAN64K_OFFSET, GRAN64K_BITS: 6, 6;
+    DS_OFFSET, DS_BITS: 7, 7;
     VAX_OFFSET, VAX_BITS: 11, 10;
     STALL_MAX_OFFSET, STALL_MAX_BITS: 31, 16;
 });

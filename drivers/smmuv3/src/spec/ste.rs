@@ -272,8 +272,12 @@ layout!(Ste2 {
 #[bitfield(u64)]
 #[derive(PartialEq, Eq)]
 pub struct Ste3 {
-    #[bits(4)]
+    #[bits(2)]
     __: u8,
+    /// `194` The high bit of S2SL0.
+    pub s2sl0_2: bool,
+    /// `195` 52-bit addresses with 4 and 16 KiB granules (FEAT_LPA2).
+    pub s2ds: bool,
     /// `243:196` Address bits 51:4 of the stage-2 root table.
     #[bits(48)]
     pub s2ttb: u64,
@@ -282,6 +286,8 @@ pub struct Ste3 {
 }
 
 layout!(Ste3 {
+    S2SL0_2_OFFSET, S2SL0_2_BITS: 2, 2;
+    S2DS_OFFSET, S2DS_BITS: 3, 3;
     S2TTB_OFFSET, S2TTB_BITS: 51, 4;
 });
 

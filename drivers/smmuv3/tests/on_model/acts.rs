@@ -5,7 +5,7 @@ use crate::sizes::abilities;
 use crate::space::{GATHERS, Kind, STRICT, Segment, Space, foreign, mapping, vouch};
 use crate::world::{Finding, World, request};
 use portcullis_hal::host::{IDENTITY, unmap};
-use portcullis_hal::{Access, Gather, Iova, IovaRange, MemoryKind, TableWrites};
+use portcullis_hal::{Access, Gather, Iova, IovaRange, MemoryKind, TableFormat, TableWrites};
 use portcullis_iommu::{DomainError, DomainSpec, Missing, PagingSpec, Stage, Unit as _};
 use portcullis_model::core::{Mode, Prng};
 use portcullis_model::smmuv3::points;
@@ -135,7 +135,11 @@ impl World {
             (true, false) => Stage::Stage1,
             _ => Stage::Stage2,
         };
-        let widest = if stage == Stage::Stage1 { 48 } else { self.output_bits.min(48) };
+        let (features, granule) = (driver.features(), driver.features().own_granule());
+        let widest = match stage {
+            Stage::Stage1 => features.stage_1_input_bits(granule),
+            Stage::Stage2 => features.stage_2_input_bits(granule),
+        };
         let width = 32 + prng.below(u64::from(widest) - 31) as u8;
         let offered = driver.features().abilities();
         let wanted = abilities(offered, prng);
@@ -147,7 +151,7 @@ impl World {
                 let granules: Vec<u8> = granules.iter().filter(|g| g.0).map(|g| g.1).collect();
                 let granule = granules[prng.below(granules.len() as u64) as usize];
                 let writes = if self.coherent { TableWrites::Cached } else { TableWrites::Cleaned };
-                let widths = (width, self.output_bits.min(48));
+                let widths = (width.min(48), self.output_bits.min(48));
                 let Ok(tables) = foreign(&self.kernel, stage, granule, widths, writes) else { return Ok(()) };
                 (Kind::Shared(stage), DomainSpec::Shared(vouch(tables.root())), Some(tables))
             }
@@ -173,6 +177,11 @@ impl World {
                 Ok(())
             }
             Ok(handle) => {
+                let format = handle.info().root.map(|root| root.format);
+                if let Some(TableFormat::VmsaStage1Lpa2 { .. } | TableFormat::VmsaStage2Lpa2 { .. }) = format
+                {
+                    self.count("domain of 52 bits");
+                }
                 let mut space = Space::new(kind, Some(handle), owner);
                 if matches!(kind, Kind::Tables(_)) {
                     space.abilities = wanted;

@@ -13,6 +13,7 @@ const MINIMA: &[(&str, u64)] = &[
     ("refused overlap", 1500),
     ("refused partial", 30),
     ("refused range", 500),
+    ("domain of 52 bits", 550),
     ("ends split", 2900),
     ("split", 2800),
     ("split for an unmap", 6000),

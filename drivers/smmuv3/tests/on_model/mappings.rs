@@ -17,7 +17,8 @@ impl World {
         let (mut pieces, mut list) = (Vec::<(u64, Segment)>::new(), Vec::new());
         let mut good = true;
         for _ in 0..[1, 1, 1, 2, 3][prng.below(5) as usize] {
-            let (len, phys) = memory(space, next, self.output_bits.min(48), prng);
+            let root = space.handle.as_ref().and_then(|domain| domain.info().root);
+            let (len, phys) = memory(space, next, root.map_or(48, |root| root.output_bits), prng);
             let access = access(prng);
             let kinds = [MemoryKind::WriteBack, MemoryKind::NonCacheable, MemoryKind::Device];
             let memory = kinds[prng.below(6).saturating_sub(3) as usize];

@@ -69,7 +69,9 @@ pub(crate) fn config(seed: u64) -> (&'static str, Config) {
     let qemu = Config::qemu();
     // So few ids that they come round.
     let few = Config { asid16: false, vmid16: false, ..Config::qemu() };
-    match seed % 10 {
+    // Addresses of 52 bits, by the descriptors of FEAT_LPA2 or with the 64 KiB granule.
+    let wide = Config { oas: 52, ds: true, va52: true, httu: 2, ..Config::qemu() };
+    match seed % 13 {
         0 => ("qemu", qemu),
         1 => ("full", Config { bbml: 1 + (seed / 10 % 2) as u8, ..Config::full() }),
         2 => ("small", Config::small()),
@@ -79,6 +81,9 @@ pub(crate) fn config(seed: u64) -> (&'static str, Config) {
         6 => ("64 KiB", Config { gran4k: false, gran16k: false, ril: false, oas: 48, ..qemu }),
         7 => ("full, not coherent", Config { coherent: false, ..Config::full() }),
         8 => ("linear, no ranges", Config { two_level_streams: false, sid_bits: 10, ril: false, ..few }),
+        9 => ("52 bits, 4 KiB", wide),
+        10 => ("52 bits, 16 KiB", Config { gran4k: false, gran64k: false, bbml: 1, ..wide }),
+        11 => ("52 bits, 64 KiB", Config { gran4k: false, gran16k: false, ds: false, ..wide }),
         _ => ("16 KiB, not coherent", Config { coherent: false, gran4k: false, oas: 40, ..few }),
     }
 }

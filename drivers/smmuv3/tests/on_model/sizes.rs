@@ -41,7 +41,7 @@ impl World {
         let Some(at) = self.own(op.with[0]) else { return Ok(()) };
         let (page, block) = (self.spaces[at].page(), self.spaces[at].block());
         let large = self.spaces[at].segments().iter().filter(|(_, segment)| segment.len >= block);
-        let large = large.map(|(iova, segment)| (*iova, iova + (segment.len - 1))).last();
+        let large = large.map(|(iova, segment)| (*iova, iova + (segment.len - 1))).next_back();
         let (first, last) = match large {
             Some(segment) if prng.chance(1, 2) => segment,
             _ => extent(&self.spaces[at], prng),
