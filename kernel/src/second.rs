@@ -5,7 +5,7 @@ use crate::memory::KernelHal;
 use crate::report::words;
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portcullis_arch::cpu;
 use portcullis_hal::{Arc, Hal};
 use spin::Mutex;
@@ -14,6 +14,10 @@ type Task = Box<dyn FnOnce() + Send>;
 
 /// What is to be done next.
 static NEXT: Mutex<Option<Task>> = Mutex::new(None);
+
+/// Tasks that were given and tasks that are over, with all that they held.
+static GIVEN: AtomicU64 = AtomicU64::new(0);
+static FINISHED: AtomicU64 = AtomicU64::new(0);
 
 /// Whether the second CPU was started.
 static STARTED: AtomicBool = AtomicBool::new(false);
@@ -31,14 +35,20 @@ fn serve(_index: usize) -> ! {
     loop {
         let task = NEXT.lock().take();
         match task {
-            Some(task) => task(),
+            Some(task) => {
+                task();
+                FINISHED.fetch_add(1, Ordering::Release);
+            }
             None => KernelHal.relax(),
         }
     }
 }
 
 /// A task under way, whose result is `T`.
-pub(crate) struct Pending<T>(Arc<Mutex<Option<T>>>);
+pub(crate) struct Pending<T> {
+    number: u64,
+    result: Arc<Mutex<Option<T>>>,
+}
 
 /// Gives the second CPU a task. There is one at a time.
 pub(crate) fn submit<T: Send + 'static>(
@@ -53,16 +63,16 @@ pub(crate) fn submit<T: Send + 'static>(
         let done = task();
         *place.lock() = Some(done);
     }));
-    Ok(Pending(result))
+    Ok(Pending { number: GIVEN.fetch_add(1, Ordering::Relaxed) + 1, result })
 }
 
 impl<T> Pending<T> {
-    /// Waits for the result, for `timeout_ns` at most.
+    /// Waits until the task is over, for `timeout_ns` at most, and returns its result.
     pub(crate) fn wait(&self, timeout_ns: u64) -> Option<T> {
         let start = KernelHal.now_ns();
         loop {
-            if let Some(result) = self.0.lock().take() {
-                return Some(result);
+            if FINISHED.load(Ordering::Acquire) >= self.number {
+                return self.result.lock().take();
             }
             if KernelHal.now_ns().saturating_sub(start) > timeout_ns {
                 return None;
