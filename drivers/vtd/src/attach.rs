@@ -1,5 +1,6 @@
 //! Changes of attachments, with and without PASID.
 
+use crate::detach::Absence;
 use crate::domain::PagingDomain;
 use crate::endpoint::{Attachment, Endpoint, PasidEntry, PasidTables, Pdts};
 use crate::entry::{Plan, Step, pasid_used, plan};
@@ -51,7 +52,9 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         state.check_permitted(endpoints, pasid)?;
         if ours.kind() == DomainKind::Blocked {
             // An entry that is not present denies everything, and needs no memory.
-            return Self::detach_from(this, &mut state, endpoints, pasid).map(|()| Transition::Hitless);
+            let absence = if pasid == RID_PASID { Absence::Recorded } else { Absence::Silent };
+            let blocked = Self::detach_from(this, &mut state, endpoints, pasid, absence);
+            return blocked.map(|()| Transition::Hitless);
         }
         let missing = ours.missing(&this.features);
         if !missing.is_empty() {
@@ -251,7 +254,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         if old.is_some_and(|old| Arc::ptr_eq(&old.domain, &new.domain)) {
             return Ok(Transition::Hitless);
         }
-        let old = old.map(|old| old.tag);
+        let (old, silenced) = (old.map(|old| old.tag), endpoint.is_silenced(pasid));
         let transition = if endpoint.is_live() {
             let transition = this.replace(state, sid, pasid, old, entry, new.tag)?;
             // Nothing was translated before.
@@ -262,6 +265,9 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             Transition::Hitless
         };
         ours.targets.join(this, new.tag);
+        if let Some(endpoint) = state.endpoint_mut(sid).filter(|_| silenced) {
+            endpoint.silenced -= 1;
+        }
         if let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.attach(new.clone())) {
             Self::leave(this, state, sid, &old);
         }
@@ -281,8 +287,8 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         self.announce(|| endpoint_appeared(&self.features, sid, tag))
     }
 
-    /// Tells the unit of an entry that was not present and is present now, if it has to be told.
-    fn announce(&self, batch: impl FnOnce() -> Batch) -> Result<(), SyncError> {
+    /// Tells the unit of a change of an entry that was not present, if it has to be told.
+    pub(crate) fn announce(&self, batch: impl FnOnce() -> Batch) -> Result<(), SyncError> {
         if self.features.cap.cm() {
             self.run_or_forget(batch().descriptors())?;
         } else if self.features.cap.rwbf() {

@@ -2,13 +2,22 @@
 
 use crate::attach::{source_id, source_ids};
 use crate::endpoint::Memory;
-use crate::entry::PRESENT;
-use crate::forget::{device_of, endpoint_gone, entry_changed, unit_and_device};
-use crate::invalidate::{RID_PASID, Tag};
+use crate::entry::{PRESENT, SILENT};
+use crate::forget::{Batch, device_of, endpoint_gone, entry_changed, unit_and_device};
+use crate::invalidate::{Descriptor, RID_PASID, Tag};
 use crate::unit::{Inner, State};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Arc, EndpointId, Hal, Mmio, SyncError};
 use portcullis_iommu::AttachError;
+
+/// What becomes of accesses with a PASID that reaches nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// They fault, and that is recorded.
+    Recorded,
+    /// Nobody is told: the PASID was taken away on purpose, from a device that may still use it.
+    Silent,
+}
 
 impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     /// See [`Unit::detach_pasid`](portcullis_iommu::Unit::detach_pasid).
@@ -20,7 +29,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         for &endpoint in endpoints {
             source_id(endpoint)?;
         }
-        Self::detach_from(this, &mut this.state.lock(), endpoints, pasid)
+        Self::detach_from(this, &mut this.state.lock(), endpoints, pasid, Absence::Recorded)
     }
 
     /// Takes an endpoint's PASID from whatever it is attached to, or the requests without one ([`RID_PASID`]). Others
@@ -30,9 +39,15 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         state: &mut State<H>,
         endpoints: &[EndpointId],
         pasid: u32,
+        absence: Absence,
     ) -> Result<(), AttachError> {
-        let has_others = |sid| state.endpoint(sid).is_some_and(|endpoint| endpoint.has_others(pasid));
-        if !source_ids(endpoints).any(has_others) {
+        // What is to be silent keeps the context entry, which serves other PASIDs too.
+        let stays = |sid| {
+            state.endpoint(sid).is_some_and(|endpoint| {
+                endpoint.has_others(pasid) || absence == Absence::Silent && endpoint.is_live()
+            })
+        };
+        if !source_ids(endpoints).any(stays) {
             return Self::block(this, state, endpoints);
         }
         for sid in source_ids(endpoints) {
@@ -40,9 +55,14 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             let Some(old) = endpoint.attachment(pasid).map(|attachment| attachment.tag) else {
                 // An earlier call may have ended before hardware confirmed it.
                 this.confirm_forgotten(state, sid).map_err(|error| this.unconfirmed(error))?;
+                if absence == Absence::Recorded {
+                    Self::end_silence(this, state, sid, pasid)?;
+                }
                 continue;
             };
-            let result = if !endpoint.has_others(pasid) {
+            let result = if absence == Absence::Silent {
+                this.remove(state, sid, old, absence)
+            } else if !endpoint.has_others(pasid) {
                 let [endpoint] = [EndpointId::new(u32::from(sid))];
                 Self::block(this, state, &[endpoint])?;
                 continue;
@@ -52,13 +72,16 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
                     this.replace(state, sid, pasid, Some(old), entry, tag).map(|_transition| ())
                 })
             } else {
-                this.remove(state, sid, old)
+                this.remove(state, sid, old, absence)
             };
             if let Err(error) = result {
                 this.give_up(state, endpoints);
                 return Err(this.unconfirmed(error));
             }
-            if let Some(old) = state.endpoint_mut(sid).and_then(|endpoint| endpoint.detach(pasid)) {
+            if let Some(endpoint) = state.endpoint_mut(sid)
+                && let Some(old) = endpoint.detach(pasid)
+            {
+                endpoint.silenced += u32::from(absence == Absence::Silent);
                 Self::leave(this, state, sid, &old);
             }
         }
@@ -66,14 +89,34 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         Ok(())
     }
 
+    /// Has the faults of a PASID that reaches nothing recorded again.
+    fn end_silence(this: &Arc<Self>, state: &mut State<H>, sid: u16, pasid: u32) -> Result<(), AttachError> {
+        let Some(endpoint) = state.endpoint_mut(sid).filter(|endpoint| endpoint.is_silenced(pasid)) else {
+            return Ok(());
+        };
+        if !endpoint.has_others(pasid) {
+            return Self::block(this, state, &[EndpointId::new(u32::from(sid))]);
+        }
+        endpoint.silenced -= 1;
+        endpoint.pasids.write(pasid, [0; 4]);
+        // Some units may have the entry, although it was not present, or the old one on its way.
+        let cached = || Batch::of([Descriptor::pasid_cache_global()]);
+        if let Err(error) = this.announce(cached) {
+            this.give_up(state, &[EndpointId::new(u32::from(sid))]);
+            return Err(this.unconfirmed(error));
+        }
+        Ok(())
+    }
+
     /// Takes a PASID entry of an endpoint in use away. Its content stays until hardware has forgotten it.
-    fn remove(&self, state: &State<H>, sid: u16, old: Tag) -> Result<(), SyncError> {
+    fn remove(&self, state: &State<H>, sid: u16, old: Tag, absence: Absence) -> Result<(), SyncError> {
         let endpoint = state.endpoint(sid).ok_or(SyncError::Faulted)?;
         let [first, ..] = endpoint.pasids.entry(old.pasid);
-        endpoint.pasids.store(old.pasid, 0, first & !PRESENT);
+        let absent = if absence == Absence::Silent { SILENT } else { 0 };
+        endpoint.pasids.store(old.pasid, 0, first & !PRESENT | absent);
         let device = device_of(sid, old.pasid, &endpoint.permissions);
         self.run_or_forget(entry_changed(&self.features, old, device).descriptors())?;
-        endpoint.pasids.write(old.pasid, [0; 4]);
+        endpoint.pasids.write(old.pasid, [absent, 0, 0, 0]);
         Ok(())
     }
 
@@ -131,6 +174,10 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             endpoint.pasids.write(old.tag.pasid, [0; 4]);
             Self::leave(this, state, sid, &old);
         }
+        if let Some(endpoint) = state.endpoint_mut(sid).filter(|endpoint| endpoint.silenced > 0) {
+            endpoint.pasids.clear_silent();
+            endpoint.silenced = 0;
+        }
         Ok(())
     }
 
@@ -148,6 +195,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         if let Some(endpoint) = state.endpoint_mut(sid) {
             endpoint.attachments.drain(..).for_each(core::mem::forget);
             endpoint.memory = Memory::Unknown;
+            endpoint.silenced = 0;
         }
     }
 

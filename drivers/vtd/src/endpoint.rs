@@ -1,5 +1,6 @@
 //! What belongs to an endpoint: its PASID tables, and what its PASIDs are attached to.
 
+use crate::entry::{PRESENT, SILENT};
 use crate::error::TableError;
 use crate::features::Features;
 use crate::invalidate::{RID_PASID, Tag};
@@ -127,6 +128,21 @@ impl<H: Hal> PasidTables<H> {
         }
     }
 
+    /// Whether the entry of a PASID is not present and keeps its faults from being recorded.
+    fn is_silent(&self, pasid: u32) -> bool {
+        let [first, ..] = self.entry(pasid);
+        first & (PRESENT | SILENT) == SILENT
+    }
+
+    /// Clears the entries that keep faults from being recorded. Hardware cannot find them.
+    pub(crate) fn clear_silent(&self) {
+        for &(slot, _) in &self.leaves {
+            let first = u32::from(slot) << TABLE_BITS;
+            let silent = (first..first + (1 << TABLE_BITS)).filter(|&pasid| self.is_silent(pasid));
+            silent.for_each(|pasid| self.write(pasid, [0; 4]));
+        }
+    }
+
     /// Writes the entry of a PASID that is not present, and that hardware has forgotten.
     pub(crate) fn write(&self, pasid: u32, entry: PasidEntry) {
         if let Some((leaf, number)) = self.leaf(pasid) {
@@ -160,16 +176,30 @@ pub(crate) struct Endpoint<H: Hal> {
     /// In the order of PASIDs, those of requests without one first. The context entry is present if there is any.
     pub(crate) attachments: Vec<Attachment>,
     pub(crate) memory: Memory,
+    /// How many PASIDs reach nothing without a record of it.
+    pub(crate) silenced: u32,
 }
 
 impl<H: Hal> Endpoint<H> {
     pub(crate) fn new(sid: u16, pasids: PasidTables<H>) -> Self {
-        Self { sid, pasids, permissions: Permissions::NONE, attachments: Vec::new(), memory: Memory::Nothing }
+        Self {
+            sid,
+            pasids,
+            permissions: Permissions::NONE,
+            attachments: Vec::new(),
+            memory: Memory::Nothing,
+            silenced: 0,
+        }
     }
 
     /// Whether hardware can find its PASID entries.
     pub(crate) fn is_live(&self) -> bool {
-        !self.attachments.is_empty()
+        !self.attachments.is_empty() || self.silenced > 0
+    }
+
+    /// Whether a PASID reaches nothing without a record of it.
+    pub(crate) fn is_silenced(&self, pasid: u32) -> bool {
+        self.silenced > 0 && self.pasids.is_silent(pasid)
     }
 
     fn find(&self, pasid: u32) -> Result<usize, usize> {
@@ -180,9 +210,10 @@ impl<H: Hal> Endpoint<H> {
         self.attachments.get(self.find(pasid).ok()?)
     }
 
-    /// Whether any other PASID is attached than this one.
+    /// Whether any other PASID is attached than this one, or silenced.
     pub(crate) fn has_others(&self, pasid: u32) -> bool {
         self.attachments.iter().any(|attachment| attachment.tag.pasid != pasid)
+            || self.silenced > u32::from(self.is_silenced(pasid))
     }
 
     /// Notes an attachment and returns the one that it takes the place of. There is room.

@@ -75,6 +75,9 @@ impl Plan {
 /// Present, in the first quantum of every entry.
 pub(crate) const PRESENT: u128 = 1;
 
+/// FPD of PASID entries, which counts whether they are present or not: faults are not recorded.
+pub(crate) const SILENT: u128 = 2;
+
 /// The bits of a PASID entry that hardware uses (section 9.6).
 pub(crate) fn pasid_used(entry: &[u128; 4]) -> [u128; 4] {
     /// Present and FPD, which is evaluated even if the entry is not present.

@@ -64,12 +64,14 @@ impl World {
             Attached::Unknown(_) => vec![0],
         };
         pasids.into_iter().for_each(|pasid| self.leave(device, pasid));
+        self.devices[device].cut.clear();
     }
 
     /// Hardware did not confirm a change: what the device was attached to before and what it was to be attached to both
     /// remain.
     pub(crate) fn unknown(&mut self, device: usize, new: Option<usize>) {
         let mut all = self.devices[device].attached.all();
+        self.devices[device].cut.clear();
         all.extend(new);
         for &space in &all {
             self.spaces[space].quarantined = true;
@@ -163,6 +165,13 @@ impl World {
                     if attached.at(pasid) == Some(new) || blocked && unknown {
                         continue;
                     }
+                    let had = self.devices[device].attached.at(pasid).is_some();
+                    if blocked && pasid != 0 && had {
+                        self.devices[device].cut.insert(pasid);
+                        self.count("attach PASID", "cut");
+                    } else if !blocked {
+                        self.devices[device].cut.remove(&pasid);
+                    }
                     self.leave(device, pasid);
                     if let (false, Attached::To(domains)) = (blocked, &mut self.devices[device].attached) {
                         domains.insert(pasid, new);
@@ -227,6 +236,7 @@ impl World {
                     let unknown = matches!(self.devices[device].attached, Attached::Unknown(_));
                     ensure!(!unknown || !self.faulted, "an answer of a unit that is out of order");
                     self.leave(device, pasid);
+                    self.devices[device].cut.remove(&pasid);
                 }
             }
             Err(AttachError::Timeout(timeout)) => {

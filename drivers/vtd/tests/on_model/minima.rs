@@ -9,6 +9,7 @@ pub(crate) const MINIMA: &[(&str, &str, &str, u64)] = &[
     ("attach", "replaced, disruptive", "", 1000),
     ("attach", "replaced, hitless", "", 6000),
     ("attach PASID", "blocked", "", 300),
+    ("attach PASID", "cut", "", 30),
     ("attach PASID", "first", "", 3000),
     ("attach PASID", "not permitted", "", 700),
     ("attach PASID", "replaced, disruptive", "", 80),

@@ -30,16 +30,19 @@ pub(crate) const fn kind_of(code: u8) -> Option<u8> {
 pub(crate) struct Allowed {
     pub(crate) outputs: BTreeSet<u64>,
     pub(crate) faults: u8,
+    /// It may end without a record.
+    pub(crate) silent: bool,
 }
 
 impl Allowed {
     pub(crate) fn faults(faults: u8) -> Self {
-        Self { outputs: BTreeSet::new(), faults }
+        Self { faults, ..Self::default() }
     }
 
     pub(crate) fn or(mut self, other: Self) -> Self {
         self.outputs.extend(other.outputs);
         self.faults |= other.faults;
+        self.silent |= other.silent;
         self
     }
 
@@ -47,6 +50,7 @@ impl Allowed {
         match *outcome {
             Outcome::Done(address) => self.outputs.contains(&address),
             Outcome::Fault(code) => kind_of(code).is_some_and(|kind| self.faults & kind != 0),
+            Outcome::Silent(code) => self.silent && kind_of(code) == Some(AT_PASID),
             // A translation request meets what would be a fault in the page tables.
             Outcome::NotGranted => self.faults & AT_PAGE != 0,
             _ => false,
@@ -155,7 +159,7 @@ impl Space {
         match self.content {
             Content::Nothing => return Allowed::faults(AT_CONTEXT),
             Content::Everything if address >> self.width != 0 => return Allowed::faults(AT_PAGE),
-            Content::Everything => return Allowed { outputs: [address].into(), faults: 0 },
+            Content::Everything => return Allowed { outputs: [address].into(), ..Allowed::default() },
             Content::Mappings => {}
         }
         let covers = |piece: &&Piece| piece.touches(address, address);
@@ -163,7 +167,8 @@ impl Space {
         let ghosts: Vec<_> = self.ghosts.iter().map(|(_, piece)| piece).filter(covers).collect();
         let sure = now.is_some() && ghosts.is_empty() && !self.doubtful.iter().any(|piece| covers(&piece));
         let old = ghosts.iter().filter_map(|piece| piece.output(address, access));
-        Allowed { outputs: old.chain(now).collect(), faults: if sure { 0 } else { AT_PAGE } }
+        let faults = if sure { 0 } else { AT_PAGE };
+        Allowed { outputs: old.chain(now).collect(), faults, silent: false }
     }
 
     pub(crate) fn is_mapped(&self, address: u64) -> bool {
@@ -301,6 +306,7 @@ impl Attached {
 pub(crate) fn allowed(
     spaces: &[Space],
     attached: &Attached,
+    cut: &BTreeSet<u32>,
     permissions: &Permissions,
     request: &model::Request,
 ) -> Allowed {
@@ -308,11 +314,12 @@ pub(crate) fn allowed(
     let domains = match attached {
         Attached::To(domains) => domains,
         Attached::Unknown(several) => {
-            let anything = Allowed::faults(AT_CONTEXT | AT_GATE | AT_PASID | AT_PAGE);
+            let faults = AT_CONTEXT | AT_GATE | AT_PASID | AT_PAGE;
+            let anything = Allowed { faults, silent: true, ..Allowed::default() };
             return several.iter().fold(anything, |all, &space| all.or(of(space)));
         }
     };
-    if domains.is_empty() {
+    if domains.is_empty() && cut.is_empty() {
         return Allowed::faults(AT_CONTEXT);
     }
     let asks = permissions.requests.contains(Requests::TRANSLATION);
@@ -322,6 +329,9 @@ pub(crate) fn allowed(
         None => domains.get(&0).map_or(Allowed::faults(AT_PAGE), |&space| of(space)),
         Some(0) => Allowed::faults(AT_GATE),
         Some(_) if permissions.pasid_bits == 0 => Allowed::faults(AT_GATE),
+        Some(pasid) if cut.contains(&pasid) && pasid >> permissions.pasid_bits == 0 => {
+            Allowed { silent: true, ..Allowed::default() }
+        }
         // Beyond the directory or the tables, or only not attached.
         Some(pasid) => domains.get(&pasid).map_or(Allowed::faults(AT_GATE | AT_PASID), |&space| of(space)),
     }
@@ -344,10 +354,13 @@ mod tests {
     fn what_is_mapped_is_required_and_what_is_unmapped_forbidden_after_its_sync() {
         let mut space = space();
         let read = |space: &Space, at| space.allowed(at, model::Access::Read);
-        assert_eq!(read(&space, 0x5008), Allowed { outputs: [0x10_1008].into(), faults: 0 });
+        assert_eq!(read(&space, 0x5008), Allowed { outputs: [0x10_1008].into(), faults: 0, silent: false });
         space.unmap(0x5000, 0x5fff);
-        assert_eq!(read(&space, 0x5008), Allowed { outputs: [0x10_1008].into(), faults: AT_PAGE });
-        assert_eq!(read(&space, 0x6008), Allowed { outputs: [0x10_2008].into(), faults: 0 });
+        assert_eq!(
+            read(&space, 0x5008),
+            Allowed { outputs: [0x10_1008].into(), faults: AT_PAGE, silent: false }
+        );
+        assert_eq!(read(&space, 0x6008), Allowed { outputs: [0x10_2008].into(), faults: 0, silent: false });
         space.gather_synced(true);
         assert_eq!(read(&space, 0x5008), Allowed::faults(AT_PAGE));
         assert_eq!(space.mapped_bytes(0, u64::MAX), 0x2000);
@@ -361,7 +374,7 @@ mod tests {
         space.gather_synced(false);
         space.gather_synced(true);
         let possible = space.allowed(0x4000, model::Access::Write);
-        assert_eq!(possible, Allowed { outputs: [0x10_0000].into(), faults: AT_PAGE });
+        assert_eq!(possible, Allowed { outputs: [0x10_0000].into(), faults: AT_PAGE, silent: false });
         space.leave(1, 5);
         assert_eq!(space.allowed(0x4000, model::Access::Write), Allowed::faults(AT_PAGE));
     }

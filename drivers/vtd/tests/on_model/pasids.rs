@@ -116,6 +116,58 @@ fn what_is_not_permitted_is_refused_and_what_is_in_use_is_not_withdrawn() {
 }
 
 #[test]
+fn a_pasid_that_is_blocked_reaches_nothing_and_nobody_is_told() {
+    for config in units() {
+        let rig = Rig::new(config);
+        let (one, other) = (rig.domain(Stage::Stage1, 0x1_0000), rig.domain(Stage::Stage1, 0x2_0000));
+        let blocked = rig.driver.new_domain(&DomainSpec::Blocked).expect("a domain");
+        let silent = vec![Outcome::Silent(0x59)];
+        rig.permit(SID, 8, Requests::empty());
+        for beside in [false, true] {
+            rig.attach_pasid(SID, 5, &one);
+            if beside {
+                rig.attach_pasid(SID, 6, &other);
+            }
+            assert_eq!(rig.reaches(SID, 5), done(0x1_0000));
+            let request = Request::write(u32::from(SID), IOVA).with_pasid(5);
+            rig.bench.begin(3, &[request]);
+            assert_eq!(rig.attach_pasid(SID, 5, &blocked), Transition::Hitless);
+            for probe in rig.bench.end() {
+                // At no moment a recorded fault.
+                let known = [Outcome::Done(0x1_0000), Outcome::Silent(0x59)];
+                assert!(probe.seen.iter().all(|seen| known.contains(seen)), "{:x?}", probe.seen);
+            }
+            assert_eq!(rig.reaches(SID, 5), silent);
+            // Again, and others besides, and a PASID that was not attached: nothing changes.
+            rig.attach_pasid(SID, 5, &blocked);
+            rig.attach_pasid(SID, 7, &blocked);
+            assert_eq!((rig.reaches(SID, 5), rig.reaches(SID, 7)), (silent.clone(), fault(0x59)));
+            if beside {
+                assert_eq!(rig.reaches(SID, 6), done(0x2_0000));
+                rig.driver.detach_pasid(&endpoint(SID), pasid(6)).expect("an answer");
+                assert_eq!((rig.reaches(SID, 5), rig.reaches(SID, 6)), (silent.clone(), fault(0x59)));
+            }
+            // The domain's id is free: nothing of the PASID's is cached under it.
+            rig.attach_pasid(SID, 5, &other);
+            assert_eq!(rig.reaches(SID, 5), done(0x2_0000));
+            rig.attach_pasid(SID, 5, &blocked);
+            rig.attach_pasid(SID, 6, &one);
+            rig.driver.detach_pasid(&endpoint(SID), pasid(5)).expect("an answer");
+            assert_eq!((rig.reaches(SID, 5), rig.reaches(SID, 6)), (fault(0x59), done(0x1_0000)));
+            rig.attach_pasid(SID, 5, &one);
+            rig.attach_pasid(SID, 5, &blocked);
+            rig.driver.detach(&endpoint(SID)).expect("an answer");
+            assert_eq!(rig.reaches(SID, 5), fault(0x41));
+            rig.attach_pasid(SID, 6, &one);
+            assert_eq!(rig.reaches(SID, 5), fault(0x59));
+            rig.driver.detach_pasid(&endpoint(SID), pasid(6)).expect("an answer");
+            assert_eq!(rig.reaches(SID, 6), fault(0x41));
+        }
+        rig.finish();
+    }
+}
+
+#[test]
 fn a_directory_grows_under_devices_that_go_on() {
     for config in units() {
         let rig = Rig::new(config);

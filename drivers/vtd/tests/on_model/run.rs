@@ -237,7 +237,10 @@ fn handed_over(mut world: World) -> Outcomes {
     // The predecessor's domain stays, as its tables do in memory.
     let setup = Setup::new(successor.clone(), registers, options).map_err(|error| error.to_string())?;
     world.driver = setup.enable().map_err(|error| error.to_string())?;
-    world.devices.iter_mut().for_each(|device| device.permissions = Permissions::NONE);
+    world.devices.iter_mut().for_each(|device| {
+        device.permissions = Permissions::NONE;
+        device.cut.clear();
+    });
     world.bench.end();
     world.survey(4, None)?;
     world.count("end", "handed over");

@@ -39,6 +39,8 @@ pub(crate) struct Device {
     pub(crate) function: std::sync::Arc<Function>,
     /// The PASID tables that it may have: PASIDs divided by 64.
     pub(crate) leaves: BTreeSet<u32>,
+    /// PASIDs that reach nothing without a record.
+    pub(crate) cut: BTreeSet<u32>,
 }
 
 /// What an operation's requests may end with while it runs, and whether it says that it aborts nothing.
@@ -134,6 +136,7 @@ impl World {
                 permissions: Permissions::NONE,
                 function,
                 leaves: BTreeSet::from([0]),
+                cut: BTreeSet::new(),
             }
         };
         let devices: Vec<_> = (0..devices).map(device).collect();
@@ -207,7 +210,10 @@ impl World {
     }
 
     pub(crate) fn allowed(&self, request: &Request) -> Allowed {
-        let of = |device: &Device| allowed(&self.spaces, &device.attached, &device.permissions, request);
+        let of = |device: &Device| {
+            let Device { attached, cut, permissions, .. } = device;
+            allowed(&self.spaces, attached, cut, permissions, request)
+        };
         self.requester(request).map_or(Allowed::faults(AT_CONTEXT), of)
     }
 
