@@ -63,6 +63,19 @@ pub struct Run {
     pub weight: u64,
 }
 
+/// How the consumer is told of what was published: a closure, or what has to be inlined.
+pub trait Bell {
+    /// Tells of a run.
+    fn ring(&mut self, run: Run);
+}
+
+impl<F: FnMut(Run)> Bell for F {
+    #[inline]
+    fn ring(&mut self, run: Run) {
+        self(run);
+    }
+}
+
 /// The next free place and the limit of a ring, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Gate {
@@ -191,36 +204,42 @@ impl<W: Word> Producers<W> {
         Gate { limit: if sane { limit } else { gate.limit }, ..gate }
     }
 
-    /// Declares that the slots of a reserved batch are written, and calls `ring` for what is finished in a row, unless
-    /// another CPU is at it, which will then do so. `ring` is never called by two CPUs at once, and each time with
-    /// places behind those of the call before.
+    /// Declares that the slots of a reserved batch are written, and rings for what is finished in a row, unless
+    /// another CPU is at it, which will then do so. The bell is never rung by two CPUs at once, and each
+    /// time with places behind those of the time before.
     ///
     /// A CPU that publishes goes on as long as others finish batches meanwhile: at most the ring's capacity, before
     /// they have to wait for the consumer.
     #[inline]
-    pub fn publish(&self, first: Position, count: u32, weight: u32, mut ring: impl FnMut(Run)) {
+    pub fn publish(&self, first: Position, count: u32, weight: u32, ring: impl FnMut(Run)) {
+        self.publish_with(first, count, weight, ring);
+    }
+
+    /// [`publish`](Self::publish) with a bell of another kind.
+    #[inline]
+    pub fn publish_with(&self, first: Position, count: u32, weight: u32, mut bell: impl Bell) {
         let Publisher { calls, published } = &self.publisher.0;
         if calls.load(Ordering::Relaxed) != 0 || calls.fetch_add(LOOK, Ordering::AcqRel) != 0 {
             // Whoever is at it may have looked already.
             self.mark(first, count, weight);
-            return self.call(LOOK, ring);
+            return self.call(LOOK, bell);
         }
         let so_far = Position(published.load(Ordering::Relaxed) as u32);
         let run = Run { tail: first.plus(count), batches: 1, weight: weight.into() };
         if so_far != first || self.is_marked(run.tail) {
             self.mark(first, count, weight);
-            return self.attend(LOOK, so_far, ring);
+            return self.attend(LOOK, so_far, bell);
         }
         // Nobody else has to learn that the batch is finished.
         published.store(u64::from(run.tail.0), Ordering::Release);
-        ring(run);
+        bell.ring(run);
         let seen = calls.fetch_add(LOOK.wrapping_neg(), Ordering::AcqRel);
         if seen != LOOK {
-            self.attend(seen.wrapping_sub(LOOK), run.tail, ring);
+            self.attend(seen.wrapping_sub(LOOK), run.tail, bell);
         }
     }
 
-    /// Calls `ring` for what is finished, and if that is nothing, with what is already published; for consumers that
+    /// Rings for what is finished, and if that is nothing, with what is already published; for consumers that
     /// have to be told again.
     pub fn ring_again(&self, ring: impl FnMut(Run)) {
         self.call(RING_AGAIN, ring);
@@ -257,24 +276,24 @@ impl<W: Word> Producers<W> {
 
     /// Makes a call, and attends to it unless somebody else does.
     #[inline(never)]
-    fn call(&self, what: u64, ring: impl FnMut(Run)) {
+    fn call(&self, what: u64, bell: impl Bell) {
         let Publisher { calls, published } = &self.publisher.0;
         if calls.fetch_add(what, Ordering::AcqRel) == 0 {
-            self.attend(what, Position(published.load(Ordering::Relaxed) as u32), ring);
+            self.attend(what, Position(published.load(Ordering::Relaxed) as u32), bell);
         }
     }
 
     /// Attends to the calls that were `seen`, and to those that are made meanwhile, from the place up to which all is
     /// published. Each is attended to by a look at the marks that begins after it was made.
     #[inline(never)]
-    fn attend(&self, mut seen: u64, mut so_far: Position, mut ring: impl FnMut(Run)) {
+    fn attend(&self, mut seen: u64, mut so_far: Position, mut bell: impl Bell) {
         let Publisher { calls, published } = &self.publisher.0;
         loop {
             let run = self.finished_from(so_far);
             so_far = run.tail;
             if run.batches != 0 || seen >= RING_AGAIN {
                 published.store(u64::from(run.tail.0), Ordering::Release);
-                ring(run);
+                bell.ring(run);
             }
             seen = calls.fetch_add(seen.wrapping_neg(), Ordering::AcqRel).wrapping_sub(seen);
             if seen == 0 {

@@ -136,6 +136,11 @@ impl Device {
         self.description.id
     }
 
+    /// Whether both are the same device.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        core::ptr::eq(self, other) || self.description.id == other.description.id
+    }
+
     /// The unit that translates for it.
     pub fn unit(&self) -> UnitId {
         self.description.unit

@@ -193,8 +193,8 @@ impl<H: Hal> Iommu<H> {
     /// Whether nobody in the device's group is attached to another domain.
     fn group_allows(&self, device: &Device, domain: &Arc<dyn Domain>) -> bool {
         self.devices.read().iter().all(|other| {
-            let stranger = other.group() == device.group() && other.id() != device.id();
-            !stranger || other.domain().is_none_or(|theirs| Arc::ptr_eq(&theirs, domain))
+            let stranger = other.group() == device.group() && !other.is(device);
+            !stranger || other.domain.lock().as_ref().is_none_or(|theirs| Arc::ptr_eq(theirs, domain))
         })
     }
 

@@ -3,21 +3,21 @@
 use crate::atc::{Block, Cached};
 use crate::change::{Unconfirmed, worse};
 use crate::command::{Command, Scope, Tag};
+use crate::descriptors::Descriptors;
 use crate::domain::{Body, SmmuDomain};
 use crate::entry::{Shape, context_descriptor, stage_2};
-use crate::memory::Slot;
+use crate::memory::NoFrames;
 use crate::port::{Health, Port, count};
 use crate::record::{Attachment, Plain, Record, UNATTACHED, translates};
-use crate::spec::cd::CD_BYTES;
 use crate::stream::StreamTable;
-use crate::targets::{Target, Translation};
+use crate::targets::{Descriptor, Target, Translation};
+use crate::update::Entry;
 use alloc::vec::Vec;
 use core::any::Any;
 use portcullis_hal::{
     Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, TableFormat, TableRoot, Vmid, barrier, list,
 };
-use portcullis_iommu::{AttachError, Domain, IdPool, Missing, Permissions, Transition};
-use spin::Mutex;
+use portcullis_iommu::{AttachError, Domain, IdPool, Missing, Permissions, Stage, Transition};
 
 /// What changes when endpoints are attached.
 pub(crate) struct Attachments<H: Hal, M: Mmio> {
@@ -26,6 +26,7 @@ pub(crate) struct Attachments<H: Hal, M: Mmio> {
     pub(crate) records: Vec<Record<H, M>>,
     asids: IdPool,
     vmids: IdPool,
+    descriptors: Descriptors<H>,
 }
 
 impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
@@ -38,6 +39,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             asids: IdPool::new(1, last(port.features.asid_bits))?,
             // Entries with stage 1 only are tagged with VMID 0.
             vmids: IdPool::new(1, last(port.features.vmid_bits))?,
+            descriptors: Descriptors::new(),
         })
     }
 
@@ -99,7 +101,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         };
         let new = Attachment { domain: domain.clone(), target };
         if let Err(error) = self.agree(port, endpoints, &new) {
-            self.unused(new.target.as_ref());
+            self.unused(port, new.target.as_ref());
             return Err(error);
         }
         // From here on only the hardware can fail.
@@ -160,59 +162,93 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         domain: &SmmuDomain<H, M>,
         root: &TableRoot,
     ) -> Result<Arc<Target<H, M>>, AttachError> {
+        let target = match domain.targets.find(port) {
+            Some(target) => target,
+            None => Self::add_target(port, domain, root)?,
+        };
+        if target.users() == 0 {
+            self.arm(port, domain, root, &target)?;
+        }
+        Ok(target)
+    }
+
+    /// Makes the unit one of the domain's, if it can serve it.
+    fn add_target(
+        port: &Arc<Port<H, M>>,
+        domain: &SmmuDomain<H, M>,
+        root: &TableRoot,
+    ) -> Result<Arc<Target<H, M>>, AttachError> {
         let missing = domain.missing(root, &port.features);
         if !missing.is_empty() {
             return Err(AttachError::Incompatible { missing });
         }
-        if let Some(target) = domain.targets.find(port) {
-            return Ok(target);
-        }
-        let pool = match root.format {
-            TableFormat::VmsaStage1 { .. } | TableFormat::VmsaStage1Lpa2 { .. } => &mut self.asids,
-            _ => &mut self.vmids,
+        let stage = match root.format {
+            TableFormat::VmsaStage1 { .. } | TableFormat::VmsaStage1Lpa2 { .. } => Stage::Stage1,
+            _ => Stage::Stage2,
         };
-        let id = pool.take().ok_or(AttachError::NoFreeId)?;
-        let made = Self::make_target(port, domain, root, id as u16);
-        if made.is_err() {
-            pool.give_back(id);
-        }
-        made
-    }
-
-    fn make_target(
-        port: &Arc<Port<H, M>>,
-        domain: &SmmuDomain<H, M>,
-        root: &TableRoot,
-        id: u16,
-    ) -> Result<Arc<Target<H, M>>, AttachError> {
-        let (tag, translation) = match root.format {
-            TableFormat::VmsaStage1 { granule, mair } | TableFormat::VmsaStage1Lpa2 { granule, mair } => {
-                let asid = Asid::new(id);
-                let frames = port.features.zeroed(port.hal(), CD_BYTES)?;
-                let entry = context_descriptor(root, granule, mair, asid, domain.marks(), &port.features);
-                Slot::new(&frames, 0, port.features.table_writes()).write(&entry);
-                (Tag::Asid(asid), Translation::Stage1(Mutex::new(Some(frames))))
-            }
-            _ => {
-                let vmid = Vmid::new(id);
-                let fields = stage_2(root, vmid, domain.marks(), &port.features);
-                let fields = fields.ok_or(AttachError::Incompatible { missing: Missing::FORMAT })?;
-                (Tag::Vmid(vmid), Translation::Stage2(fields))
-            }
-        };
-        let target = Arc::try_new(Target::new(port.clone(), tag, translation))?;
+        let target = Arc::try_new(Target::new(port.clone(), stage))?;
         domain.targets.add(&target)?;
         Ok(target)
     }
 
-    /// Takes back a target that found no use.
-    pub(crate) fn unused(&mut self, target: Option<&Arc<Target<H, M>>>) {
+    /// Gives a target without users a tag, and a way to the domain's tables.
+    fn arm(
+        &mut self,
+        port: &Port<H, M>,
+        domain: &SmmuDomain<H, M>,
+        root: &TableRoot,
+        target: &Target<H, M>,
+    ) -> Result<(), AttachError> {
+        match root.format {
+            TableFormat::VmsaStage1 { granule, mair } | TableFormat::VmsaStage1Lpa2 { granule, mair } => {
+                let asid = Asid::new(self.asids.take().ok_or(AttachError::NoFreeId)? as u16);
+                let context = context_descriptor(root, granule, mair, asid, domain.marks(), &port.features);
+                match self.descriptor(port, context) {
+                    Ok(descriptor) => target.arm(Tag::Asid(asid), Translation::Stage1(descriptor)),
+                    Err(error) => {
+                        self.give_back(Tag::Asid(asid));
+                        return Err(error.into());
+                    }
+                }
+            }
+            _ => {
+                let vmid = Vmid::new(self.vmids.take().ok_or(AttachError::NoFreeId)? as u16);
+                match stage_2(root, vmid, domain.marks(), &port.features) {
+                    Some(fields) => target.arm(Tag::Vmid(vmid), Translation::Stage2(fields)),
+                    None => {
+                        self.give_back(Tag::Vmid(vmid));
+                        return Err(AttachError::Incompatible { missing: Missing::FORMAT });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a context descriptor where the unit can find it.
+    fn descriptor(&mut self, port: &Port<H, M>, context: Entry) -> Result<Descriptor, NoFrames> {
+        let place = self.descriptors.take(port.hal(), &port.features)?;
+        let slot = self.descriptors.slot(&port.features, place).ok_or(OutOfMemory)?;
+        slot.write(&context);
+        Ok(Descriptor { place, address: slot.address().ok_or(OutOfMemory)?, context })
+    }
+
+    /// Takes back the tag of a target that found no use.
+    pub(crate) fn unused(&mut self, port: &Port<H, M>, target: Option<&Arc<Target<H, M>>>) {
         if let Some(target) = target
             && target.users() == 0
         {
-            target.retire();
-            self.give_back(target.tag);
+            self.disarm(port, target);
         }
+    }
+
+    /// Takes the tag of a target, which has no users and which the unit has forgotten.
+    fn disarm(&mut self, port: &Port<H, M>, target: &Target<H, M>) {
+        let Some(translation) = target.disarm() else { return };
+        if let Translation::Stage1(descriptor) = translation {
+            self.descriptors.give_back(&port.features, descriptor.place);
+        }
+        self.give_back(target.tag());
     }
 
     /// Counts a target in before an entry that leads to it is published.
@@ -252,20 +288,38 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         port: &Port<H, M>,
         who: Cached,
         old: Option<Attachment<H, M>>,
-        mut result: Result<Transition, Unconfirmed>,
+        result: Result<Transition, Unconfirmed>,
     ) -> Result<Transition, Unconfirmed> {
-        if let Err(Unconfirmed::Device(_)) = result
-            && let Err(error) = self.update(port, who.stream, &UNATTACHED)
-        {
-            result = Err(error);
+        let transition = match result {
+            Ok(transition) => transition,
+            Err(error) => return Err(self.conclude_failure(port, who, old, error)),
+        };
+        if let Some(old) = old {
+            self.leave(port, who, &old);
         }
-        match (old, &result) {
+        Ok(transition)
+    }
+
+    #[cold]
+    fn conclude_failure(
+        &mut self,
+        port: &Port<H, M>,
+        who: Cached,
+        old: Option<Attachment<H, M>>,
+        mut error: Unconfirmed,
+    ) -> Unconfirmed {
+        if let Unconfirmed::Device(_) = error
+            && let Err(worse) = self.update(port, who.stream, &UNATTACHED)
+        {
+            error = worse;
+        }
+        match (old, &error) {
             // The unit may use either; both stay as they are, for ever.
-            (Some(old), Err(Unconfirmed::Unit(_))) => core::mem::forget(old),
-            (Some(old), _) => self.leave(port, who, &old),
+            (Some(old), Unconfirmed::Unit(_)) => core::mem::forget(old),
+            (Some(old), Unconfirmed::Device(_)) => self.leave(port, who, &old),
             (None, _) => {}
         }
-        result
+        error
     }
 
     /// Brings the hardware to what the record says of requests without a PASID.
@@ -366,16 +420,22 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     /// Lets go of a former domain. With the last user, the unit forgets the tag before it is free.
     fn leave(&mut self, port: &Port<H, M>, who: Cached, old: &Attachment<H, M>) {
         let Some(target) = &old.target else { return };
-        if target.users() == 1 {
-            if let Err(error) = port.execute_one(Command::tlbi_tag(target.tag)) {
-                log::error!("SMMUv3: {} and its tables are quarantined: {error}", target.tag);
-                core::mem::forget(old.clone());
-                return;
-            }
-            self.give_back(target.tag);
+        let last = match target.in_use() {
+            Some((tag, 1)) => Some(tag),
+            _ => None,
+        };
+        if let Some(tag) = last
+            && let Err(error) = port.execute_one(Command::tlbi_tag(tag))
+        {
+            log::error!("SMMUv3: {tag} and its tables are quarantined: {error}");
+            core::mem::forget(old.clone());
+            return;
         }
         target.caches.remove(port.hal(), who);
         target.remove_user();
+        if last.is_some() {
+            self.disarm(port, target);
+        }
     }
 
     /// Lets a tag that the unit has forgotten be taken again.

@@ -7,7 +7,7 @@ use crate::memory::Slot;
 use crate::port::{Health, Port};
 use crate::record::{is_translating, stalls, takes_requests};
 use crate::spec::registers;
-use crate::update::{Entry, plan, prefixed};
+use crate::update::{Entry, STEPS, plan, prefixed};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, Mmio, StreamId, SyncError};
 use portcullis_iommu::{AttachError, Transition};
@@ -61,13 +61,11 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             // The caller clears the valid bit.
             return Err(SyncError::Faulted);
         }
-        let mut now = slot.read();
+        let now = slot.read();
         let plan = plan(&now, to, used);
-        for step in plan.steps() {
-            if *step != now {
-                slot.write(step);
+        for step in 0..STEPS {
+            if slot.write_words(|word| plan.word(step, word)) > 0 && plan.needs_sync(step) {
                 self.forget(forget)?;
-                now = *step;
             }
         }
         Ok(plan.transition)

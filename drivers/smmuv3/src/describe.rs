@@ -72,7 +72,7 @@ fn describe_domain<H: Hal, M: Mmio>(attachment: &Attachment<H, M>, out: &mut dyn
         None => writeln!(out, "domain: {}", info.kind)?,
     }
     match &attachment.target {
-        Some(target) => writeln!(out, "tag: {}", target.tag),
+        Some(target) => writeln!(out, "tag: {}", target.tag()),
         None => Ok(()),
     }
 }

@@ -299,8 +299,8 @@ impl<H: Hal, M: Mmio + 'static> Domain for SmmuDomain<H, M> {
             writeln!(out, "input_bits: {}", root.input_bits)?;
             writeln!(out, "output_bits: {}", root.output_bits)?;
         }
-        for target in self.targets.read().iter().filter(|target| target.users() > 0) {
-            writeln!(out, "tag: {} for {} endpoints", target.tag, target.users())?;
+        for (tag, users) in self.targets.read().iter().filter_map(|target| target.in_use()) {
+            writeln!(out, "tag: {tag} for {users} endpoints")?;
         }
         Ok(())
     }

@@ -45,6 +45,7 @@ mod cmdq;
 pub mod command;
 mod context;
 mod describe;
+mod descriptors;
 mod dma;
 mod domain;
 mod driver;

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::OutOfMemory;
-use portcullis_hal::producers::{Position, Producers, Run};
+use portcullis_hal::producers::{Bell, Position, Producers, Run};
 use portcullis_hal::word::Word;
 
 /// What a batch ends with.
@@ -80,6 +80,20 @@ impl<W: Word> Book<W> {
     }
 }
 
+/// Whoever publishes, at the bell.
+struct Attendant<'a, W, C> {
+    line: &'a Line<W>,
+    consumer: &'a C,
+}
+
+impl<W: Word, C: Consumer> Bell for Attendant<'_, W, C> {
+    // On the way of every unmap; as a closure it would be called.
+    #[inline(always)]
+    fn ring(&mut self, run: Run) {
+        self.line.attend(run, self.consumer);
+    }
+}
+
 impl<W: Word> Line<W> {
     /// An empty line for a ring with so many slots, a power of two and at least two.
     pub(crate) fn new(slots: u32) -> Result<Self, OutOfMemory> {
@@ -107,7 +121,7 @@ impl<W: Word> Line<W> {
     /// unfinished batch ahead.
     #[inline]
     pub(crate) fn publish(&self, first: Position, slots: u32, tail: Tail, consumer: &impl Consumer) {
-        self.producers.publish(first, slots, tail.weight(), |run| self.attend(run, consumer));
+        self.producers.publish_with(first, slots, tail.weight(), Attendant { line: self, consumer });
     }
 
     /// The position behind a sync that covers all before `end`. It is published, or about to be.
@@ -127,7 +141,7 @@ impl<W: Word> Line<W> {
     }
 
     /// Tells the consumer of what was published, with a sync behind it. Called by whoever publishes.
-    #[inline]
+    #[inline(always)]
     fn attend(&self, run: Run, consumer: &impl Consumer) {
         let book = &self.book;
         let synced = Book::position(&book.synced, Ordering::Relaxed);

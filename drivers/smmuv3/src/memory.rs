@@ -101,16 +101,25 @@ impl<'a, H: Hal> Slot<'a, H> {
 
     /// Stores the words of `entry` that differ from what is there, each in one piece.
     pub(crate) fn write(&self, entry: &Entry) {
+        self.write_words(|word| entry.get(word).copied().unwrap_or_default());
+    }
+
+    /// Stores the words that differ from what is there, each in one piece, and says how many did.
+    pub(crate) fn write_words(&self, value: impl Fn(usize) -> u64) -> usize {
         // What the entry points to is there before it.
         barrier::publish_to_device();
-        for (word, &value) in self.words().iter().zip(entry) {
+        let mut changed = 0_usize;
+        for (index, word) in self.words().iter().enumerate() {
+            let value = value(index);
             if word.load(Ordering::Relaxed) != value {
                 word.store(value, Ordering::Release);
+                changed = changed.wrapping_add(1);
             }
         }
-        if self.writes == TableWrites::Cleaned {
+        if self.writes == TableWrites::Cleaned && changed > 0 {
             self.frames.clean(self.index * size_of::<Entry>(), size_of::<Entry>());
         }
+        changed
     }
 }
 

@@ -53,7 +53,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             None => self.make_room(port, endpoints, &new),
         };
         if let Err(error) = room {
-            self.unused(new.target.as_ref());
+            self.unused(port, new.target.as_ref());
             return Err(error);
         }
         // From here on only the hardware can fail.

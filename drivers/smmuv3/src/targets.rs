@@ -3,77 +3,129 @@
 use crate::atc::Caches;
 use crate::cmdq::Ticket;
 use crate::command::Tag;
+use crate::descriptors::Place;
 use crate::entry::Stage2;
 use crate::invalidate::{Unmapped, invalidation, single};
-use crate::memory::Slot;
 use crate::port::Port;
 use crate::update::Entry;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::snapshot::{Reading, Snapshot};
-use portcullis_hal::{Arc, Frames, Granule, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, list};
+use portcullis_hal::{Arc, Asid, Granule, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, Vmid, list};
+use portcullis_iommu::Stage;
 use spin::Mutex;
 
-/// One unit that a domain is attached to.
+/// One unit that a domain is, or was, attached to.
+///
+/// It stays in the domain's set for the next time. While nobody uses it, it has no tag.
 pub(crate) struct Target<H: Hal, M: Mmio> {
     pub(crate) port: Arc<Port<H, M>>,
-    /// The ASID or VMID under which the unit caches the domain's translations.
-    pub(crate) tag: Tag,
-    /// The streams and PASIDs that use the tag. Zero again: the unit has forgotten the tag.
-    users: AtomicU32,
-    /// Those of them that cache translations themselves.
+    stage: Stage,
+    /// The number of the tag (bits 63:48) under which the unit caches the domain's translations, and how many streams and
+    /// PASIDs use it (31:0): in one word, as nobody may see one with another's time of the other. Without users, the unit
+    /// has forgotten the tag.
+    state: AtomicU64,
+    /// Those of the users that cache translations themselves.
     pub(crate) caches: Caches,
-    translation: Translation<H>,
+    /// Touched with the lock of the unit held.
+    translation: Mutex<Option<Translation>>,
 }
 
 /// How the unit comes to a domain's tables.
-pub(crate) enum Translation<H: Hal> {
-    /// By a context descriptor: here is the one that streams without PASIDs share. It goes with the last user.
-    Stage1(Mutex<Option<Frames<H>>>),
+#[derive(Clone, Copy)]
+pub(crate) enum Translation {
+    /// By a context descriptor: the one that streams without PASIDs share.
+    Stage1(Descriptor),
     /// By the stream table entry.
     Stage2(Stage2),
 }
 
+/// A context descriptor.
+#[derive(Clone, Copy)]
+pub(crate) struct Descriptor {
+    pub(crate) place: Place,
+    pub(crate) address: PhysAddr,
+    pub(crate) context: Entry,
+}
+
+const TAG_SHIFT: u32 = 48;
+
 impl<H: Hal, M: Mmio> Target<H, M> {
-    pub(crate) fn new(port: Arc<Port<H, M>>, tag: Tag, translation: Translation<H>) -> Self {
-        Self { port, tag, users: AtomicU32::new(0), caches: Caches::new(), translation }
+    /// A target without a tag.
+    pub(crate) fn new(port: Arc<Port<H, M>>, stage: Stage) -> Self {
+        Self { port, stage, state: AtomicU64::new(0), caches: Caches::new(), translation: Mutex::new(None) }
+    }
+
+    /// Gives the target a tag, which nobody uses yet.
+    pub(crate) fn arm(&self, tag: Tag, translation: Translation) {
+        let number = match tag {
+            Tag::Asid(asid) => asid.get(),
+            Tag::Vmid(vmid) => vmid.get(),
+        };
+        *self.translation.lock() = Some(translation);
+        self.state.store(u64::from(number) << TAG_SHIFT, Ordering::SeqCst);
+    }
+
+    /// Takes the tag away, which nobody uses any more.
+    pub(crate) fn disarm(&self) -> Option<Translation> {
+        self.translation.lock().take()
+    }
+
+    /// The tag that somebody uses, and how many do.
+    #[inline]
+    pub(crate) fn in_use(&self) -> Option<(Tag, u32)> {
+        let state = self.state.load(Ordering::SeqCst);
+        let users = state as u32;
+        (users > 0).then_some((self.tag_in(state), users))
+    }
+
+    /// The tag, if the target has one.
+    pub(crate) fn tag(&self) -> Tag {
+        self.tag_in(self.state.load(Ordering::SeqCst))
+    }
+
+    #[inline]
+    fn tag_in(&self, state: u64) -> Tag {
+        let number = (state >> TAG_SHIFT) as u16;
+        match self.stage {
+            Stage::Stage1 => Tag::Asid(Asid::new(number)),
+            Stage::Stage2 => Tag::Vmid(Vmid::new(number)),
+        }
     }
 
     /// The fields of a stream table entry, for a domain of stage 2.
     pub(crate) fn stage_2(&self) -> Option<Stage2> {
-        match &self.translation {
-            Translation::Stage1(_) => None,
-            Translation::Stage2(stage_2) => Some(*stage_2),
+        match &*self.translation.lock() {
+            Some(Translation::Stage2(stage_2)) => Some(*stage_2),
+            _ => None,
         }
     }
 
-    fn with_descriptor<T>(&self, look: impl FnOnce(Slot<'_, H>) -> T) -> Option<T> {
-        let Translation::Stage1(descriptor) = &self.translation else { return None };
-        let descriptor = descriptor.lock();
-        Some(look(Slot::new(descriptor.as_ref()?, 0, self.port.features.table_writes())))
+    fn descriptor_with<T>(&self, look: impl FnOnce(&Descriptor) -> T) -> Option<T> {
+        match &*self.translation.lock() {
+            Some(Translation::Stage1(descriptor)) => Some(look(descriptor)),
+            _ => None,
+        }
     }
 
     /// The shared context descriptor's address.
     pub(crate) fn descriptor(&self) -> Option<PhysAddr> {
-        self.with_descriptor(|slot| slot.address())?
+        self.descriptor_with(|descriptor| descriptor.address)
     }
 
     /// The context descriptor.
     pub(crate) fn context(&self) -> Option<Entry> {
-        self.with_descriptor(|slot| slot.read())
+        self.descriptor_with(|descriptor| descriptor.context)
     }
 
     /// Makes the unit, and then the devices that cache translations themselves, forget what was unmapped; everything, if
     /// that is not known. The caller has read the target from the set, after its stores to the tables.
     #[inline]
     pub(crate) fn forget(&self, granule: Granule, what: Option<Unmapped>) -> Result<(), SyncError> {
-        // A tag without users is one that the unit has forgotten.
-        if self.users() == 0 {
-            return Ok(());
-        }
-        match single(self.tag, granule, self.port.features.ranges, what.as_ref()) {
+        let Some((tag, _)) = self.in_use() else { return Ok(()) };
+        match single(tag, granule, self.port.features.ranges, what.as_ref()) {
             Some(command) => self.port.execute_one(command)?,
-            None => self.forget_piecewise(granule, what)?,
+            None => self.forget_piecewise(tag, granule, what)?,
         }
         if self.caches.is_empty() {
             return Ok(());
@@ -82,8 +134,8 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     }
 
     /// Has the unit forget what does not fit one command.
-    fn forget_piecewise(&self, granule: Granule, what: Option<Unmapped>) -> Result<(), SyncError> {
-        let batch = invalidation(self.tag, granule, self.port.features.ranges, what);
+    fn forget_piecewise(&self, tag: Tag, granule: Granule, what: Option<Unmapped>) -> Result<(), SyncError> {
+        let batch = invalidation(tag, granule, self.port.features.ranges, what);
         self.port.complete(&self.port.submit(batch)?)
     }
 
@@ -94,10 +146,8 @@ impl<H: Hal, M: Mmio> Target<H, M> {
         granule: Granule,
         what: Option<Unmapped>,
     ) -> Result<Option<Ticket>, SyncError> {
-        if self.users() == 0 {
-            return Ok(None);
-        }
-        self.port.submit(invalidation(self.tag, granule, self.port.features.ranges, what)).map(Some)
+        let Some((tag, _)) = self.in_use() else { return Ok(None) };
+        self.port.submit(invalidation(tag, granule, self.port.features.ranges, what)).map(Some)
     }
 
     /// The second half: the unit has done it, and so have the devices.
@@ -109,27 +159,17 @@ impl<H: Hal, M: Mmio> Target<H, M> {
 
     /// Counts a user in, before its entry is published.
     pub(crate) fn add_user(&self) {
-        self.users.fetch_add(1, Ordering::SeqCst);
+        self.state.fetch_add(1, Ordering::SeqCst);
     }
 
     /// How many use the tag.
-    #[inline]
     pub(crate) fn users(&self) -> u32 {
-        self.users.load(Ordering::SeqCst)
+        self.state.load(Ordering::SeqCst) as u32
     }
 
-    /// Counts a user out. With the last one the unit has forgotten the tag and the context descriptor.
+    /// Counts a user out. If it is the last one, the unit has forgotten the tag and the context descriptor.
     pub(crate) fn remove_user(&self) {
-        if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.retire();
-        }
-    }
-
-    /// Frees the context descriptor: nobody uses it.
-    pub(crate) fn retire(&self) {
-        if let Translation::Stage1(descriptor) = &self.translation {
-            descriptor.lock().take();
-        }
+        self.state.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -144,26 +184,23 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
         Snapshot::new(Vec::new()).map(Self)
     }
 
-    /// The targets now; some may have no users any more. A full fence stands before the look.
+    /// The targets now; some may have no users. A full fence stands before the look.
     #[inline]
     pub(crate) fn read(&self) -> Reading<'_, Vec<Arc<Target<H, M>>>> {
         self.0.read()
     }
 
-    /// The target on this unit, if the domain is attached there.
+    /// The target on this unit, if the domain was ever attached there.
     pub(crate) fn find(&self, port: &Arc<Port<H, M>>) -> Option<Arc<Target<H, M>>> {
-        let here = |target: &&Arc<Target<H, M>>| Arc::ptr_eq(&target.port, port) && target.users() > 0;
-        self.read().iter().find(here).cloned()
+        self.read().iter().find(|target| Arc::ptr_eq(&target.port, port)).cloned()
     }
 
-    /// Adds a target, and forgets those without users. Called with the lock of the target's unit held.
+    /// Adds a target of another unit than the others'. Called with the lock of that unit held.
     pub(crate) fn add(&self, target: &Arc<Target<H, M>>) -> Result<(), OutOfMemory> {
-        // Targets of other units may be prepared and not yet in use, so only those of this unit can be judged.
-        let keep = |other: &&Arc<Target<H, M>>| other.users() > 0 || !Arc::ptr_eq(&other.port, &target.port);
         self.0.replace(|old| {
             let mut targets = Vec::new();
             targets.try_reserve_exact(old.len() + 1).map_err(|_| OutOfMemory)?;
-            for other in old.iter().filter(keep) {
+            for other in old {
                 list::push(&mut targets, other.clone())?;
             }
             list::push(&mut targets, target.clone())?;

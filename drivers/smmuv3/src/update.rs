@@ -10,19 +10,60 @@ use portcullis_iommu::Transition;
 /// An entry: eight 64-bit words.
 pub type Entry = [u64; 8];
 
-/// The steps from one entry to another.
+/// The steps from one entry to another: three entries to be written, each followed by a sync. Within a step the order of
+/// the words does not matter. A step that equals what is there already needs neither stores nor a sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Plan {
-    steps: [Entry; 3],
+pub struct Plan<'a> {
+    from: &'a Entry,
+    to: &'a Entry,
+    /// The old entry with the new values of all bits that it does not use.
+    prepared: Entry,
+    switch: Switch,
     /// What the device sees meanwhile.
     pub transition: Transition,
 }
 
-impl Plan {
-    /// The entries to be written, each followed by a sync. Within a step the order of the words does not matter. A
-    /// step that equals what is there already needs neither stores nor a sync.
-    pub fn steps(&self) -> &[Entry; 3] {
-        &self.steps
+/// How many steps a plan has.
+pub const STEPS: usize = 3;
+
+/// How a plan switches over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Switch {
+    /// By storing this word.
+    Word(usize),
+    /// There is nothing to switch.
+    Nothing,
+    /// Through an invalid entry.
+    Break,
+}
+
+impl Plan<'_> {
+    /// A word of the entry that a step writes.
+    #[inline]
+    pub fn word(&self, step: usize, word: usize) -> u64 {
+        let of = |entry: &Entry| entry.get(word).copied().unwrap_or_default();
+        match (step, self.switch) {
+            (0 | 1, Switch::Break) if word == 0 => 0,
+            (0, Switch::Break) => of(self.from),
+            // The word that switches over is left alone until it does.
+            (0, Switch::Word(switching)) if word == switching => of(self.from),
+            (1, Switch::Word(switching)) if word == switching => of(self.to),
+            (0 | 1, Switch::Word(_) | Switch::Nothing) => of(&self.prepared),
+            _ => of(self.to),
+        }
+    }
+
+    /// The entries to be written.
+    pub fn steps(&self) -> [Entry; STEPS] {
+        core::array::from_fn(|step| core::array::from_fn(|word| self.word(step, word)))
+    }
+
+    /// Whether a sync has to follow this step if it changed anything.
+    ///
+    /// It need not after the last step to an invalid entry, which was invalid before: hardware does not look at the
+    /// words that were tidied up, and the next plan leaves the valid bit alone until its own first sync.
+    pub fn needs_sync(&self, step: usize) -> bool {
+        step + 1 < STEPS || self.to.first() != Some(&0)
     }
 }
 
@@ -32,36 +73,21 @@ impl Plan {
 ///   bits differ, storing that word switches over; afterwards the bits that only the old entry used are tidied up.
 /// - Otherwise the first word, which holds the valid bit, is cleared; the other words are written while the entry is
 ///   invalid, and the first one last.
-pub fn plan(from: &Entry, to: &Entry, used: fn(&Entry) -> Entry) -> Plan {
+pub fn plan<'a>(from: &'a Entry, to: &'a Entry, used: fn(&Entry) -> Entry) -> Plan<'a> {
     let (used_from, used_to) = (used(from), used(to));
     let mut prepared = [0; 8];
-    let mut critical = None;
-    let mut differing = 0;
-    for (word, slot) in prepared.iter_mut().enumerate() {
-        let of = |entry: &Entry| entry.get(word).copied().unwrap_or_default();
-        *slot = of(from) & of(&used_from) | of(to) & !of(&used_from);
-        if (*slot ^ of(to)) & of(&used_to) != 0 {
-            differing += 1;
-            critical = Some(word);
+    let mut switch = Switch::Nothing;
+    let masks = used_from.iter().zip(&used_to);
+    for (word, (((slot, from), to), (used_from, used_to))) in
+        prepared.iter_mut().zip(from).zip(to).zip(masks).enumerate()
+    {
+        *slot = from & used_from | to & !used_from;
+        if (*slot ^ to) & used_to != 0 {
+            switch = if switch == Switch::Nothing { Switch::Word(word) } else { Switch::Break };
         }
     }
-    if differing > 1 {
-        let [_, from_rest @ ..] = *from;
-        let [first, rest @ ..] = *to;
-        return Plan {
-            steps: [prefixed(0, from_rest), prefixed(0, rest), prefixed(first, rest)],
-            transition: Transition::Disruptive,
-        };
-    }
-    // The word that switches over is left alone until it does.
-    let mut switched = prepared;
-    if let Some(word) = critical
-        && let (Some(before), Some(after)) = (prepared.get_mut(word), switched.get_mut(word))
-        && let (Some(old), Some(new)) = (from.get(word), to.get(word))
-    {
-        (*before, *after) = (*old, *new);
-    }
-    Plan { steps: [prepared, switched, *to], transition: Transition::Hitless }
+    let transition = if switch == Switch::Break { Transition::Disruptive } else { Transition::Hitless };
+    Plan { from, to, prepared, switch, transition }
 }
 
 /// The entry with another first word.
@@ -89,7 +115,7 @@ mod tests {
             meaning(mix, &used) == meaning(entry, &used)
         };
         let mut before = *from;
-        for step in plan.steps() {
+        for step in &plan.steps() {
             for choice in 0_u32..256 {
                 let mix: Entry =
                     std::array::from_fn(|i| if choice >> i & 1 == 0 { before[i] } else { step[i] });
@@ -119,6 +145,22 @@ mod tests {
         #[test]
         fn any_two_context_descriptors_are_planned_lawfully(from: Entry, to: Entry) {
             check(&from, &to, used_by_cd, CD_VALID);
+        }
+
+        #[test]
+        fn what_is_not_synced_at_the_end_of_a_plan_is_invalid_in_every_mix_with_the_next_one(
+            from: Entry, to: Entry,
+        ) {
+            let gone = [0; 8];
+            let first = plan(&from, &gone, used_by_ste);
+            let [_, switched, _] = first.steps();
+            prop_assert!(!first.needs_sync(2) && first.needs_sync(1) && switched[0] & STE_VALID == 0);
+            let mut to = to;
+            to[0] |= STE_VALID;
+            // Up to the first sync of the next plan, hardware finds any of these words.
+            let second = plan(&gone, &to, used_by_ste);
+            prop_assert!(second.needs_sync(0) && second.needs_sync(2));
+            prop_assert!([gone, second.steps()[0]].iter().all(|entry| entry[0] & STE_VALID == 0));
         }
 
         #[test]

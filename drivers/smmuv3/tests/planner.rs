@@ -76,7 +76,7 @@ fn check(from: &Entry, to: &Entry, used: fn(&Entry) -> Entry, meaning: fn(&Entry
     let (old, new) = (meaning(from), meaning(to));
     let mut before = *from;
     let mut mixes = 0;
-    for step in plan.steps() {
+    for step in &plan.steps() {
         for choice in 0_u32..256 {
             let mix: Entry = std::array::from_fn(|i| if choice >> i & 1 == 0 { before[i] } else { step[i] });
             let now = meaning(&mix);
@@ -249,7 +249,7 @@ fn going_to_abort_or_to_nothing_is_hitless_and_between_stages_it_is_not() {
         for to in [[0; 8], Shape::Abort.entry()] {
             assert!(hitless(&from, &to) && hitless(&to, &from));
         }
-        assert_eq!(plan(&from, &from, used_by_ste).steps(), &[from; 3], "what is there takes no steps");
+        assert_eq!(plan(&from, &from, used_by_ste).steps(), [from; 3], "what is there takes no steps");
     }
     let one = |address| stage_1(Contexts::one(PhysAddr::new(address)), AtsMode::ABORT);
     assert!(hitless(&one(0x1000), &one(0x2000)));

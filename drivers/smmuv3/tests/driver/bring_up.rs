@@ -187,12 +187,13 @@ fn a_unit_that_does_not_snoop_gets_every_written_line_cleaned() {
     };
     assert_eq!(cleaned(Coherency::Detect), (0, 0, 0));
     let (attach, map, detach) = cleaned(Coherency::NotSnooped);
-    // The second-level table, its descriptor, the context descriptor, zeroed and set; the entry in two steps, each with two commands.
-    assert_eq!(attach, 256 + 1 + 2 + 2 * (1 + 2));
+    // The second-level table, its descriptor, a page of context descriptors, one of which is set; the entry in two steps,
+    // each with two commands.
+    assert_eq!(attach, 256 + 1 + 64 + 1 + 2 * (1 + 2));
     // At least three tables, the links to them and the leaf.
     assert!(map > 3 * 64 + 3, "{map}");
-    // The entry, switched off and then zeroed, and the tag.
-    assert_eq!(detach, 2 * (1 + 2) + 2);
+    // The entry, switched off, forgotten and then zeroed; the tag; and the context descriptor.
+    assert_eq!(detach, (1 + 2) + 1 + 2 + 1);
 }
 
 #[test]

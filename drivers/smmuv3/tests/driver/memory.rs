@@ -60,7 +60,7 @@ fn a_domain_needs_its_root_only() {
 
 #[test]
 fn attaching_survives_every_failure_with_the_old_domain_in_force() {
-    for (stage, expected) in [(Stage::Stage1, 3), (Stage::Stage2, 2)] {
+    for stage in [Stage::Stage1, Stage::Stage2] {
         let bench = Bench::new();
         let device = [EndpointId::new(0x100), EndpointId::new(0x200), EndpointId::new(0x300)];
         let old = bench.paging(stage);
@@ -91,7 +91,7 @@ fn attaching_survives_every_failure_with_the_old_domain_in_force() {
                 break;
             }
         }
-        assert_eq!(points, expected, "two second-level tables, and a descriptor for stage 1");
+        assert_eq!(points, 2, "two second-level tables; the page of the old descriptor has room for another");
         drop(memory.unmap().unwrap());
     }
 }
@@ -101,7 +101,8 @@ fn an_attach_without_memory_keeps_no_id() {
     // 8-bit ASIDs.
     let bench = Bench::with(options(), |fake| fake.state().ids[0] &= !(1 << 12));
     let domain = bench.paging(Stage::Stage1);
-    bench.driver.attach(&endpoint(2), &bench.paging(Stage::Stage1)).unwrap();
+    // The stream has its place then, and there is no descriptor yet.
+    bench.driver.attach(&endpoint(2), &bench.paging(Stage::Stage2)).unwrap();
     for _ in 0..300 {
         bench.hal.fail_after(0);
         let result = bench.driver.attach(&endpoint(1), &domain);
@@ -198,7 +199,7 @@ fn a_context_descriptor_beyond_the_reach_of_the_unit_is_refused_and_its_id_given
         state.ids[0] &= !(1 << 12);
     });
     let domain = bench.paging(Stage::Stage1);
-    let other = bench.paging(Stage::Stage1);
+    let other = bench.paging(Stage::Stage2);
     bench.driver.attach(&endpoint(1), &other).unwrap();
     bench.hal.skip_to(PhysAddr::new(1 << 36));
     let in_use = bench.hal.frames_in_use();
