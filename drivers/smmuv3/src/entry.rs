@@ -217,7 +217,7 @@ pub fn used_by_ste(entry: &Entry) -> Entry {
 }
 
 /// The bits of a context descriptor that hardware looks at (IHI 0070, 5.4): none but V if that is clear; not those of
-/// TTB0 if its walks are disabled.
+/// TTB0 if its walks are disabled, nor the attributes if those of TTB1 are too.
 pub fn used_by_cd(entry: &Entry) -> Entry {
     let [word0, ..] = *entry;
     let word0 = Cd0::from(word0);
@@ -237,6 +237,12 @@ pub fn used_by_cd(entry: &Entry) -> Entry {
         let [used0, used1, ..] = &mut used;
         *used0 &= !u64::from(ttb0);
         *used1 &= !u64::from(root);
+        // Without any walk there are no attributes to look up.
+        if word0.epd1()
+            && let Some(attributes) = used.get_mut(CD_MAIR_WORD)
+        {
+            *attributes = 0;
+        }
     }
     used
 }
@@ -274,6 +280,23 @@ pub fn context_descriptor(
         *word = mair;
     }
     entry
+}
+
+/// The context descriptor of a PASID that reaches nothing, and nobody is told: without walks (EPD0, EPD1) every access
+/// faults, and is aborted without a record (A, not R). Its ASID is one that nothing is cached under.
+pub fn silent_descriptor(features: &Features) -> Entry {
+    /// ASIDs are given out from 1.
+    const NOBODYS: u16 = 0;
+    let word0 = Cd0::new()
+        .with_epd0(true)
+        .with_epd1(true)
+        .with_v(true)
+        .with_ips(AddressSize::at_least(features.output_bits()))
+        .with_aa64(true)
+        .with_a(true)
+        .with_aset(true)
+        .with_asid(NOBODYS);
+    [word0.into(), 0, 0, 0, 0, 0, 0, 0]
 }
 
 /// The same context descriptor, with faults stalled (CD.S).

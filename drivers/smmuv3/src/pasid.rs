@@ -30,8 +30,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             return Err(AttachError::UnknownPasid(pasid));
         }
         let root = match own.body() {
-            // A PASID that reaches nothing has no descriptor.
-            Body::Blocked => return self.detach_pasid(port, endpoints, pasid).map(|()| Transition::Hitless),
+            Body::Blocked => return self.silence_pasid(port, endpoints, pasid, domain),
             _ => own.root().ok_or(AttachError::Incompatible { missing: Missing::IDENTITY })?,
         };
         if port.health() == Health::Faulted {
@@ -83,6 +82,27 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         self.each(port, endpoints, |this, port, stream| this.set_pasid(port, stream, pasid, None)).map(drop)
     }
 
+    /// Makes a PASID that is attached reach nothing without a record of it. Allocates nothing.
+    fn silence_pasid(
+        &mut self,
+        port: &Port<H, M>,
+        endpoints: &[EndpointId],
+        pasid: Pasid,
+        blocked: &Arc<dyn Domain>,
+    ) -> Result<Transition, AttachError> {
+        let attached = |record: &Record<H, M>| record.place(pasid).is_ok();
+        if !endpoints.iter().any(|&endpoint| self.find(stream(endpoint)).is_some_and(attached)) {
+            return Ok(Transition::Hitless);
+        }
+        self.each(port, endpoints, |this, port, stream| {
+            let new = Attachment { domain: blocked.clone(), target: None };
+            match this.find(stream).is_some_and(attached) {
+                true => this.set_pasid(port, stream, pasid, Some(new)),
+                false => Ok(Transition::Hitless),
+            }
+        })
+    }
+
     /// Changes where a PASID leads. There is room for it and for its descriptor.
     fn set_pasid(
         &mut self,
@@ -124,8 +144,8 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let caching = self.takes_requests(stream);
         let mut transition = Transition::Hitless;
         if let Some(slot) = record.contexts.as_ref().and_then(|contexts| contexts.entry(substream)) {
-            let target = record.users().find(|user| user.0 == who).map(|user| user.1);
-            let context = target.and_then(|target| record.context_of(target)).unwrap_or(UNATTACHED);
+            let context = who.pasid.and_then(|pasid| record.context_at(&port.features, pasid));
+            let context = context.unwrap_or(UNATTACHED);
             let done = port.bring_context(stream, substream, &slot, &context, scope);
             if done.is_err() {
                 // For a unit that may look once more.

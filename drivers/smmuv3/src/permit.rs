@@ -4,10 +4,10 @@ use crate::attach::{Attachments, stream};
 use crate::change::{Unconfirmed, worse};
 use crate::command::{Command, Scope};
 use crate::context::ContextTable;
-use crate::entry::{Shape, stalling};
+use crate::entry::{Shape, silent_descriptor, stalling};
 use crate::features::Features;
 use crate::port::{Health, Port};
-use crate::record::{Plain, Record, stalls, translates};
+use crate::record::{Plain, Record, UNATTACHED, stalls, translates};
 use alloc::vec::Vec;
 use portcullis_hal::{EndpointId, Hal, Mmio, OutOfMemory, Pasid, StreamId, barrier, list};
 use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Transition};
@@ -71,7 +71,11 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         for &endpoint in endpoints {
             let Some(record) = self.find(stream(endpoint)) else { continue };
             missing |= record.plain.missing(permissions);
-            if let Some((pasid, _)) = record.pasids.iter().find(|(pasid, _)| !permissions.allow(*pasid)) {
+            if let Some((pasid, _)) = record
+                .pasids
+                .iter()
+                .find(|(pasid, attached)| attached.target.is_some() && !permissions.allow(*pasid))
+            {
                 return Err(AttachError::PasidInUse(*pasid));
             }
         }
@@ -96,13 +100,18 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                 continue;
             }
             let mut larger = ContextTable::new(port.hal(), &port.features, permissions.pasid_bits)?;
-            for (who, target) in record.into_iter().flat_map(Record::users) {
-                // Stalls are withdrawn before the table takes its place, and granted after it.
-                let stalls = record.is_some_and(|record| record.stalls()) && stalls(permissions);
-                let Some(context) = target.context().map(|it| if stalls { stalling(it) } else { it }) else {
-                    continue;
+            // Stalls are withdrawn before the table takes its place, and granted after it.
+            let stalls = record.is_some_and(|record| record.stalls()) && stalls(permissions);
+            let plain = record.and_then(|record| Some((0, record.plain.target())));
+            let pasids = record.into_iter().flat_map(|record| &record.pasids);
+            let pasids = pasids.map(|(pasid, attached)| (pasid.get(), attached.target.as_ref()));
+            for (substream, target) in plain.into_iter().chain(pasids) {
+                let context = match target {
+                    Some(target) => target.context().map(|it| if stalls { stalling(it) } else { it }),
+                    // A PASID that was blocked.
+                    None => (substream != 0).then(|| silent_descriptor(&port.features)),
                 };
-                let substream = who.pasid.map_or(0, Pasid::get);
+                let Some(context) = context else { continue };
                 larger.prepare(&port.features, substream)?;
                 if let Some(slot) = larger.entry(substream) {
                     slot.write(&context);
@@ -161,6 +170,13 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if before.pasid_bits != permissions.pasid_bits {
             let Some(record) = self.find_mut(stream) else { return Ok(transition) };
             record.permissions.pasid_bits = permissions.pasid_bits;
+            // Of those that are blocked, some may not be used any more anyhow.
+            while let Some(at) = record.pasids.iter().position(|(pasid, _)| !permissions.allow(*pasid)) {
+                let Some((pasid, _)) = list::remove(&mut record.pasids, at) else { break };
+                if let Some(slot) = record.contexts.as_ref().and_then(|table| table.entry(pasid.get())) {
+                    slot.write(&UNATTACHED);
+                }
+            }
             let old = match (table, permissions.pasid_bits) {
                 (Some(table), _) => record.contexts.replace(table),
                 (None, 0) => record.contexts.take(),

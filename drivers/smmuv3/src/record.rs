@@ -2,7 +2,7 @@
 
 use crate::atc::Cached;
 use crate::context::ContextTable;
-use crate::entry::{AnswerPasid, Contexts, Shape, stalling};
+use crate::entry::{AnswerPasid, Contexts, Shape, silent_descriptor, stalling};
 use crate::features::{Features, StallModel};
 use crate::spec::ste::{AtsMode, DefaultSubstream, Ste0, Ste1, StreamConfig};
 use crate::targets::Target;
@@ -131,6 +131,15 @@ impl<H: Hal, M: Mmio> Record<H, M> {
     pub(crate) fn context_of(&self, target: &Target<H, M>) -> Option<Entry> {
         let context = target.context()?;
         Some(if self.stalls() { stalling(context) } else { context })
+    }
+
+    /// The context descriptor of a PASID.
+    pub(crate) fn context_at(&self, features: &Features, pasid: Pasid) -> Option<Entry> {
+        let (_, attachment) = self.pasids.get(self.place(pasid).ok()?)?;
+        match &attachment.target {
+            Some(target) => self.context_of(target),
+            None => Some(silent_descriptor(features)),
+        }
     }
 
     /// Whether its faults are stalled.

@@ -8,7 +8,8 @@ use portcullis_hal::{Asid, Granule, Mmio, PhysAddr, TableFormat, TableRoot, Tabl
 use portcullis_iommu::Transition;
 use portcullis_pgtable::AccessedDirty;
 use portcullis_smmuv3::entry::{
-    AnswerPasid, Contexts, Shape, Stage2, context_descriptor, used_by_cd, used_by_ste,
+    AnswerPasid, Contexts, Shape, Stage2, context_descriptor, silent_descriptor, stalling, used_by_cd,
+    used_by_ste,
 };
 use portcullis_smmuv3::spec::AddressSize;
 use portcullis_smmuv3::spec::ste::{AtsMode, ContextFormat, DefaultSubstream};
@@ -66,6 +67,10 @@ fn cd(entry: &Entry) -> Meaning {
     let off = w0 >> 14 & 1 == 1;
     meaning.push(if off { w0 & !0x3fff } else { w0 });
     meaning.push(if off { w1 & !0x000f_ffff_ffff_fff0 } else { w1 });
+    if off && w0 >> 30 & 1 == 1 {
+        // Without any walk, not MAIR.
+        meaning[1] = 0;
+    }
     Some(meaning)
 }
 
@@ -199,8 +204,16 @@ fn every_change_of_a_context_descriptor_shows_the_old_one_the_new_one_or_if_told
             let mut off = valid;
             off[0] |= 1 << 14;
             entries.extend([valid, off]);
+            let silent = silent_descriptor(&features);
+            for (from, to) in
+                [(valid, silent), (silent, valid), (valid, stalling(valid)), (stalling(valid), valid)]
+            {
+                assert_eq!(plan(&from, &to, used_by_cd).transition, Transition::Hitless);
+            }
         }
     }
+    entries.push(silent_descriptor(&features));
+    entries.push(stalling(entries[1]));
     for from in &entries {
         for to in &entries {
             check(from, to, used_by_cd, cd);

@@ -23,6 +23,8 @@ pub(crate) struct Allowed {
     pub(crate) codes: u32,
     /// It may be aborted without a record.
     pub(crate) aborted: bool,
+    /// It may fault without a record.
+    pub(crate) silent: bool,
 }
 
 impl Allowed {
@@ -40,19 +42,20 @@ impl Allowed {
 
     /// All that refuses.
     pub(crate) fn refused() -> Self {
-        Self { codes: u32::MAX, aborted: true, ..Self::default() }
+        Self { codes: u32::MAX, aborted: true, silent: true, ..Self::default() }
     }
 
     pub(crate) fn or(mut self, other: &Self) -> Self {
         self.outputs.extend(&other.outputs);
         self.codes |= other.codes;
         self.aborted |= other.aborted;
+        self.silent |= other.silent;
         self
     }
 
     /// Whether the DMA has to arrive.
     pub(crate) fn arrives(&self) -> bool {
-        self.codes == 0 && !self.aborted
+        self.codes == 0 && !self.aborted && !self.silent
     }
 
     pub(crate) fn admits(&self, outcome: Outcome) -> bool {
@@ -60,6 +63,7 @@ impl Allowed {
             Outcome::Done(address) => self.outputs.contains(&address),
             Outcome::Fault(code) => self.codes >> code & 1 == 1,
             Outcome::Aborted => self.aborted,
+            Outcome::Silent(_) => self.silent,
             _ => false,
         }
     }

@@ -84,6 +84,7 @@ impl World {
                     stream.space = after;
                     if op.act == Act::Detach {
                         stream.pasids.clear();
+                        stream.cut.clear();
                     }
                     if down || suspect {
                         stream.residue.extend(old.spaces());
@@ -102,6 +103,7 @@ impl World {
                     let stream = self.stream(unit, sid);
                     stream.space = None;
                     stream.pasids.clear();
+                    stream.cut.clear();
                     stream.residue.extend(old.spaces().chain(after));
                 }
             }
@@ -221,6 +223,7 @@ impl World {
                                 stream.residue.extend(spaces);
                             }
                             stream.pasids.clear();
+                            stream.cut.clear();
                             stream.space = None;
                         }
                     }
@@ -230,6 +233,7 @@ impl World {
                             let spaces: Vec<usize> = stream.spaces().collect();
                             stream.residue.extend(spaces);
                             stream.pasids.clear();
+                            stream.cut.clear();
                             stream.space = None;
                         }
                     }

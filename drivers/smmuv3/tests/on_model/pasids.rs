@@ -424,3 +424,48 @@ fn without_memory_nothing_is_permitted_or_attached_and_nothing_is_kept() {
         bench.check();
     }
 }
+
+#[test]
+fn a_pasid_that_is_blocked_reaches_nothing_and_nobody_is_told() {
+    for config in units() {
+        let bench = Bench::new(config);
+        let driver = &bench.driver;
+        let (one, one_page) = bench.mapped(Stage::Stage1);
+        let (other, other_page) = bench.mapped(Stage::Stage1);
+        let blocked = driver.new_domain(&DomainSpec::Blocked).unwrap();
+        driver.permit(&endpoint(SID), &permissions(6, Requests::empty())).unwrap();
+        let attach = |at: u32, domain| driver.attach_pasid(&endpoint(SID), pasid(at), domain).unwrap();
+        let silent = [Outcome::Silent(code::F_TRANSLATION)];
+        for _ in 0..2 {
+            attach(5, &one);
+            assert_eq!(bench.outcomes(SID, Some(5)), [at(&one_page)]);
+            assert_eq!(attach(5, &blocked), Transition::Hitless);
+            assert_eq!(bench.outcomes(SID, Some(5)), silent);
+            // Again, and one that was not attached: nothing changes.
+            attach(5, &blocked);
+            attach(7, &blocked);
+            assert_eq!(bench.outcomes(SID, Some(5)), silent);
+            assert_eq!(bench.outcomes(SID, Some(7)), fault(code::C_BAD_CD));
+            assert_eq!(bench.outcomes(SID, None), fault(code::F_STREAM_DISABLED));
+            // With a larger table too.
+            driver.permit(&endpoint(SID), &permissions(8, Requests::empty())).unwrap();
+            assert_eq!(bench.outcomes(SID, Some(5)), silent);
+            driver.permit(&endpoint(SID), &permissions(6, Requests::empty())).unwrap();
+            assert_eq!(attach(5, &other), Transition::Hitless);
+            assert_eq!(bench.outcomes(SID, Some(5)), [at(&other_page)]);
+            attach(5, &blocked);
+            attach(6, &one);
+            driver.detach_pasid(&endpoint(SID), pasid(5)).unwrap();
+            assert_eq!(bench.outcomes(SID, Some(5)), fault(code::C_BAD_CD));
+            attach(5, &other);
+            attach(5, &blocked);
+            driver.permit(&endpoint(SID), &permissions(0, Requests::empty())).unwrap_err();
+            driver.detach_pasid(&endpoint(SID), pasid(6)).unwrap();
+            assert_eq!(bench.outcomes(SID, Some(5)), silent);
+            driver.permit(&endpoint(SID), &permissions(0, Requests::empty())).unwrap();
+            assert_eq!(bench.outcomes(SID, Some(5)), fault(code::C_BAD_STE));
+            driver.permit(&endpoint(SID), &permissions(6, Requests::empty())).unwrap();
+        }
+        bench.check();
+    }
+}

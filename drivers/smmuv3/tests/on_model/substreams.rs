@@ -76,6 +76,7 @@ impl World {
                 }
                 for &sid in &sids {
                     self.stream(unit, sid).permissions = new;
+                    self.stream(unit, sid).cut.retain(|pasid| pasid >> pasid_bits == 0);
                     let on = requests.contains(Requests::TRANSLATION);
                     self.device(unit, sid).set_ats(false);
                     self.device(unit, sid).set_pasid((pasid_bits > 0).then_some(pasid_bits));
@@ -159,8 +160,20 @@ impl World {
                 for (&sid, before) in sids.iter().zip(&before) {
                     let stream = self.stream(unit, sid);
                     match space {
-                        Some(space) if !blocked => stream.pasids.insert(number, space),
-                        _ => stream.pasids.remove(&number),
+                        Some(space) if !blocked => {
+                            stream.cut.remove(&number);
+                            stream.pasids.insert(number, space)
+                        }
+                        Some(_) => {
+                            if before.is_some() {
+                                stream.cut.insert(number);
+                            }
+                            stream.pasids.remove(&number)
+                        }
+                        None => {
+                            stream.cut.remove(&number);
+                            stream.pasids.remove(&number)
+                        }
                     };
                     self.count(match (before, blocked) {
                         (_, true) if before.is_none() => "pasid: nothing -> nothing".into(),

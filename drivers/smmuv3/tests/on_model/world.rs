@@ -9,7 +9,7 @@ use portcullis_iommu::{Permissions, Stage, UnitEvent};
 use portcullis_model::core::{Mode, Outcome, Prng, Request, Schedule};
 use portcullis_model::device::Device;
 use portcullis_model::smmuv3::code;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// A finding, in words.
@@ -25,6 +25,8 @@ pub(crate) struct Stream {
     pub(crate) permissions: Permissions,
     /// Domains by PASID.
     pub(crate) pasids: BTreeMap<u32, usize>,
+    /// PASIDs that reach nothing without a record.
+    pub(crate) cut: BTreeSet<u32>,
 }
 
 impl Stream {
@@ -205,7 +207,7 @@ impl World {
         let plain = stream.space.map(|space| self.spaces[space].kind);
         let bits = stream.permissions.pasid_bits;
         let mut allowed = match pasid {
-            _ if stream.space.is_none() && stream.pasids.is_empty() => unattached,
+            _ if stream.space.is_none() && stream.pasids.is_empty() && stream.cut.is_empty() => unattached,
             None => match plain {
                 None if bits > 0 => Allowed::fault(&[code::F_STREAM_DISABLED]),
                 // A stream without an entry cannot be blocked.
@@ -214,6 +216,7 @@ impl World {
             },
             Some(_) if bits == 0 && plain == Some(Kind::Blocked) => Allowed::aborted(),
             Some(pasid) if pasid >> bits != 0 => Allowed::fault(&[code::C_BAD_SUBSTREAMID]),
+            Some(pasid) if stream.cut.contains(&pasid) => Allowed { silent: true, ..Allowed::default() },
             Some(pasid) => match stream.pasids.get(&pasid) {
                 Some(&space) => of(space),
                 // There may be no second-level table.
