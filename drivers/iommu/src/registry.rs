@@ -22,6 +22,9 @@ pub enum AddDeviceError {
     /// The name, or one of the endpoint ids on the same unit, is registered already.
     #[error("the device or one of its endpoints is registered already")]
     Duplicate,
+    /// The unit did not say which addresses of the device are not free.
+    #[error("the unit does not tell the device's reserved regions: {0}")]
+    Unit(AttachError),
     /// No memory.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
@@ -98,10 +101,20 @@ impl<H: Hal> Iommu<H> {
         }
     }
 
-    /// Registers a device; it stays unattached.
-    pub fn add_device(&self, description: DeviceDescription) -> Result<Arc<Device>, AddDeviceError> {
-        if self.unit(description.unit).is_none() {
-            return Err(AddDeviceError::UnknownUnit(description.unit));
+    /// Registers a device; it stays unattached. To the regions that the description reserves are added those that the
+    /// unit itself knows of.
+    pub fn add_device(&self, mut description: DeviceDescription) -> Result<Arc<Device>, AddDeviceError> {
+        let unit = self.unit(description.unit).ok_or(AddDeviceError::UnknownUnit(description.unit))?;
+        for endpoint in &description.endpoints {
+            let regions = unit.reserved(*endpoint).map_err(|error| match error {
+                AttachError::OutOfMemory(error) => error.into(),
+                error => AddDeviceError::Unit(error),
+            })?;
+            for region in regions {
+                if !description.reserved.contains(&region) {
+                    list::push(&mut description.reserved, region)?;
+                }
+            }
         }
         let device = Arc::try_new(Device::new(description))?;
         self.hal.critical(|| {

@@ -1,6 +1,7 @@
 //! What every IOMMU back end offers.
 
-use crate::{Abilities, Domain, DomainError, DomainSpec, PageAnswer, UnitEvent};
+use crate::{Abilities, Domain, DomainError, DomainSpec, PageAnswer, ReservedRegion, UnitEvent};
+use alloc::vec::Vec;
 use bitflags::bitflags;
 use core::any::Any;
 use core::fmt;
@@ -374,6 +375,15 @@ pub trait Unit: Any + Send + Sync {
     fn detach_pasid(&self, endpoints: &[EndpointId], pasid: Pasid) -> Result<(), AttachError> {
         let _ = (endpoints, pasid);
         Ok(())
+    }
+
+    /// The addresses of an endpoint that the unit itself says are not free; [`Iommu::add_device`](crate::Iommu::add_device)
+    /// asks once. What firmware says of them is the kernel's to add.
+    ///
+    /// A unit that says nothing of the kind keeps this body.
+    fn reserved(&self, endpoint: EndpointId) -> Result<Vec<ReservedRegion>, AttachError> {
+        let _ = endpoint;
+        Ok(Vec::new())
     }
 
     /// Reads everything that the hardware has queued for software. Never waits for the hardware.

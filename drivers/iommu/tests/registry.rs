@@ -69,6 +69,15 @@ fn domain(kind: DomainKind) -> Arc<dyn Domain> {
     unsize_arc!(domain => dyn Domain)
 }
 
+/// An endpoint of which the unit knows a reserved region, and one that it refuses to tell about.
+const KNOWN: EndpointId = EndpointId::new(0x70);
+const UNKNOWN: EndpointId = EndpointId::new(0x71);
+
+fn own_region() -> ReservedRegion {
+    let range = IovaRange::new(Iova::new(0xfee0_0000), 0x10_0000).unwrap();
+    ReservedRegion { range, kind: ReservedKind::Excluded }
+}
+
 struct FakeUnit {
     info: UnitInfo,
     events: Mutex<Vec<UnitEvent>>,
@@ -94,6 +103,14 @@ impl Unit for FakeUnit {
 
     fn detach(&self, _endpoints: &[EndpointId]) -> Result<(), AttachError> {
         self.answer.lock().unwrap().map(drop)
+    }
+
+    fn reserved(&self, endpoint: EndpointId) -> Result<Vec<ReservedRegion>, AttachError> {
+        match endpoint {
+            KNOWN => Ok(vec![own_region()]),
+            UNKNOWN => Err(AttachError::Refused),
+            _ => Ok(vec![]),
+        }
     }
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
@@ -158,6 +175,23 @@ impl Rig {
             reserved,
         })
     }
+}
+
+#[test]
+fn what_the_unit_reserves_is_added_once() {
+    let rig = Rig::new();
+    let kernels = ReservedRegion { range: IovaRange::new(Iova::new(0), PAGE_SIZE).unwrap(), ..own_region() };
+    let device = rig.device(0x70, 1, vec![kernels, own_region()]).unwrap();
+    assert_eq!(device.reserved(), [kernels, own_region()]);
+    assert_eq!(rig.device(0x71, 1, vec![]).unwrap_err(), AddDeviceError::Unit(AttachError::Refused));
+    assert!(rig.iommu.device(DeviceId::Pci(RequesterId::from_bdf(0, 0x71))).is_none());
+}
+
+#[test]
+fn what_only_the_unit_reserves_is_there() {
+    let rig = Rig::new();
+    assert_eq!(rig.device(0x70, 1, vec![]).unwrap().reserved(), [own_region()]);
+    assert_eq!(rig.device(0x72, 1, vec![]).unwrap().reserved(), []);
 }
 
 #[test]

@@ -15,6 +15,7 @@
 //! | `ring` | the memory of a split virtqueue |
 //! | `requests` | request slots, and the answers to them |
 //! | `link` | submission and bounded waits |
+//! | `probe` | what the device says of an endpoint |
 //! | `events` | the event queue, and what a fault means |
 //! | `intervals` | what is mapped in a domain |
 //! | `domain`, `dma` | domains; `dma` keeps the contract of I/O address spaces |
@@ -23,7 +24,7 @@
 //!
 //! # What is not driven
 //!
-//! PROBE requests, identity domains where the device offers no bypass domains, the removal of a part of a mapping,
+//! Identity domains where the device offers no bypass domains, the removal of a part of a mapping,
 //! and devices on a memory-mapped bus.
 #![cfg_attr(not(test), no_std)]
 
@@ -37,6 +38,7 @@ mod gate;
 mod intervals;
 mod link;
 mod pci;
+mod probe;
 mod registers;
 mod requests;
 mod ring;

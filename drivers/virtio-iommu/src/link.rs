@@ -22,6 +22,8 @@ pub(crate) struct Limits {
     pub(crate) aperture: IovaRange,
     /// The domain that stays empty.
     pub(crate) blocked: HostDomain,
+    /// The bytes of an endpoint's properties, where it can be asked for them.
+    pub(crate) probe_size: Option<u32>,
     /// The domain that passes everything through, where that is offered.
     pub(crate) identity: Option<HostDomain>,
 }
@@ -157,7 +159,7 @@ impl<H: Hal, T: Transport> Link<H, T> {
     }
 
     /// Waits until `done` says so, looking at the queue after all answers so far were taken.
-    fn wait(
+    pub(crate) fn wait(
         &self,
         what: &'static str,
         mut done: impl FnMut(&mut RequestQueue<H>) -> bool,

@@ -3,6 +3,7 @@
 //! Slot `n` owns the descriptors `2n` (what the device reads) and `2n + 1` (the tail it writes) and 64 bytes of
 //! buffer, all filled in once. A slot is reused only after its answer came, however late.
 
+use crate::probe::{ProbeBuffer, ProbeError};
 use crate::ring::{Direction, Held, Ring, RingSize, UsedInterrupts};
 use crate::spec::{self, HostDomain, REQUEST_BYTES, Status, TAIL_BYTES};
 use crate::spec::{AttachFlags, Head, MapFlags, RequestType};
@@ -10,6 +11,7 @@ use crate::transport::QueueLayout;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 use portcullis_hal::{Arc, EndpointId, Hal, IovaRange, OutOfMemory, PhysAddr, list};
+use portcullis_iommu::ReservedRegion;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
@@ -147,9 +149,19 @@ enum State {
     Done(BatchId, Result<(), Refusal>),
 }
 
+/// Where a request and its answer lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Buffer {
+    /// In the slot's own part of the buffers.
+    Own,
+    /// In the buffer of PROBE requests.
+    Probe,
+}
+
 #[derive(Debug)]
 struct Slot {
     state: State,
+    buffer: Buffer,
     sequence: u64,
     domain: HostDomain,
     unmaps: Option<IovaRange>,
@@ -167,6 +179,8 @@ pub(crate) struct Collected {
 pub(crate) struct RequestQueue<H: Hal> {
     ring: Ring<H>,
     buffers: Held<H>,
+    /// There if the device takes PROBE requests.
+    probe: Option<ProbeBuffer<H>>,
     slots: Vec<Slot>,
     free: Vec<u16>,
     in_flight: u16,
@@ -181,24 +195,32 @@ impl<H: Hal> RequestQueue<H> {
     /// The fewest descriptors that make a queue: a slot for everybody and the one for blocking.
     pub(crate) const LEAST: u16 = 4;
 
-    pub(crate) fn new(hal: &H, size: RingSize) -> Result<Self, OutOfMemory> {
+    /// `probe_size` is the bytes of properties that the device writes, if it takes PROBE requests.
+    pub(crate) fn new(hal: &H, size: RingSize, probe_size: Option<u32>) -> Result<Self, OutOfMemory> {
         let count = size.get() / 2;
         let ring = Ring::new(hal, size, UsedInterrupts::Unwanted)?;
         let buffers = Held::zeroed(hal, usize::from(count) * SLOT_BYTES)?;
+        let probe = probe_size.map(|size| ProbeBuffer::new(hal, size)).transpose()?;
         let mut slots = Vec::new();
         let mut free = Vec::new();
         slots.try_reserve_exact(count.into()).map_err(|_| OutOfMemory)?;
         free.try_reserve_exact(count.into()).map_err(|_| OutOfMemory)?;
         for index in 0..count {
-            let slot = Slot { state: State::Free, sequence: 0, domain: HostDomain(0), unmaps: None };
+            let slot = Slot {
+                state: State::Free,
+                buffer: Buffer::Own,
+                sequence: 0,
+                domain: HostDomain(0),
+                unmaps: None,
+            };
             list::push(&mut slots, slot)?;
             list::push(&mut free, count - 1 - index)?;
-            let tail = buffers.phys(usize::from(index) * SLOT_BYTES + TAIL_AT);
-            ring.describe(2 * index + 1, tail, TAIL_BYTES as u32, Direction::DeviceWrites);
+            describe_tail(&ring, &buffers, index);
         }
         Ok(Self {
             ring,
             buffers,
+            probe,
             slots,
             free,
             in_flight: 0,
@@ -251,6 +273,7 @@ impl<H: Hal> RequestQueue<H> {
         self.sequence += 1;
         *slot = Slot {
             state: State::InFlight(owner.clone()),
+            buffer: Buffer::Own,
             sequence: self.sequence,
             domain: request.domain(),
             unmaps: request.unmaps(),
@@ -265,6 +288,43 @@ impl<H: Hal> RequestQueue<H> {
         self.ring.push(2 * index);
         self.in_flight += 1;
         Some(self.sequence)
+    }
+
+    /// Whether the device takes PROBE requests.
+    pub(crate) fn can_probe(&self) -> bool {
+        self.probe.is_some()
+    }
+
+    /// Queues a PROBE request; returns whether there was a slot, and no other such request.
+    pub(crate) fn submit_probe(&mut self, endpoint: EndpointId, batch: BatchId) -> bool {
+        let Some(probe) = &self.probe else {
+            return false;
+        };
+        if self.broken || self.free.len() <= 1 || self.slots.iter().any(|slot| slot.buffer == Buffer::Probe) {
+            return false;
+        }
+        let Some(index) = self.free.pop() else {
+            return false;
+        };
+        if let Some(slot) = self.slots.get_mut(usize::from(index)) {
+            self.sequence += 1;
+            slot.state = State::InFlight(Owner::Batch(batch));
+            slot.buffer = Buffer::Probe;
+            slot.sequence = self.sequence;
+            slot.unmaps = None;
+        }
+        probe.fill(endpoint);
+        let ((request, len), (answer, room)) = (probe.request(), probe.answer());
+        self.ring.describe(2 * index, request, len, Direction::DeviceReadsThenNext);
+        self.ring.describe(2 * index + 1, answer, room, Direction::DeviceWrites);
+        self.ring.push(2 * index);
+        self.in_flight += 1;
+        true
+    }
+
+    /// What the last answer to a PROBE request says.
+    pub(crate) fn probed(&self) -> Result<Vec<ReservedRegion>, ProbeError> {
+        self.probe.as_ref().map_or(Ok(Vec::new()), ProbeBuffer::regions)
     }
 
     /// Shows the device what was queued; returns whether it is to be notified.
@@ -297,10 +357,19 @@ impl<H: Hal> RequestQueue<H> {
             self.strays += 1;
             return;
         };
-        let mut status = [0];
-        let at = index as usize * SLOT_BYTES + TAIL_AT;
-        self.buffers.read(at, &mut status);
-        let answer = match (len as usize >= TAIL_BYTES, Status(status[0])) {
+        let (status, least) = match (slot.buffer, &self.probe) {
+            (Buffer::Probe, Some(probe)) => (probe.status(), probe.answer().1),
+            _ => {
+                let mut status = [0];
+                self.buffers.read(index as usize * SLOT_BYTES + TAIL_AT, &mut status);
+                (Status(status[0]), TAIL_BYTES as u32)
+            }
+        };
+        if slot.buffer == Buffer::Probe {
+            slot.buffer = Buffer::Own;
+            describe_tail(&self.ring, &self.buffers, index as u16);
+        }
+        let answer = match (len >= least, status) {
             (false, _) => Err(Refusal::Short(len)),
             (true, Status::OK) => Ok(()),
             (true, status) => Err(Refusal::Status(status)),
@@ -363,7 +432,8 @@ impl<H: Hal> RequestQueue<H> {
     /// Whether a request for `domain`, up to the one with this sequence number, is with the device.
     pub(crate) fn domain_in_flight(&self, domain: HostDomain, sequence: u64) -> bool {
         self.slots.iter().any(|slot| {
-            matches!(slot.state, State::InFlight(_)) && slot.domain == domain && slot.sequence <= sequence
+            let asked_for = slot.buffer == Buffer::Own && slot.domain == domain;
+            asked_for && matches!(slot.state, State::InFlight(_)) && slot.sequence <= sequence
         })
     }
 
@@ -371,5 +441,14 @@ impl<H: Hal> RequestQueue<H> {
     pub(crate) fn leak(&mut self) {
         self.ring.leak();
         self.buffers.leak();
+        if let Some(probe) = &mut self.probe {
+            probe.leak();
+        }
     }
+}
+
+/// Has a slot's second descriptor show the tail in its own buffer.
+fn describe_tail<H: Hal>(ring: &Ring<H>, buffers: &Held<H>, index: u16) {
+    let tail = buffers.phys(usize::from(index) * SLOT_BYTES + TAIL_AT);
+    ring.describe(2 * index + 1, tail, TAIL_BYTES as u32, Direction::DeviceWrites);
 }

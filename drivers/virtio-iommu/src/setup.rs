@@ -3,6 +3,7 @@
 use crate::attach::Attachments;
 use crate::events::EventQueue;
 use crate::link::{Claimed, Limits, Link, reset};
+use crate::probe::MOST_PROPERTIES;
 use crate::requests::RequestQueue;
 use crate::ring::RingSize;
 use crate::spec::{DeviceStatus, Features, HostDomain, config};
@@ -118,7 +119,7 @@ impl<H: Hal, T: Transport> Setup<H, T> {
         let requests =
             queue_size(&*transport, QueueIndex::Requests, options.request_queue, RequestQueue::<H>::LEAST)?;
         let events = queue_size(&*transport, QueueIndex::Events, options.event_queue, 1)?;
-        let queues = (RequestQueue::new(&hal, requests)?, EventQueue::new(&hal, events)?);
+        let queues = (RequestQueue::new(&hal, requests, limits.probe_size)?, EventQueue::new(&hal, events)?);
         let (first, last) = domains;
         let ids =
             IdPool::new(first, last.min(first.saturating_add(u32::from(options.domains).saturating_sub(1))))?;
@@ -150,6 +151,7 @@ const NEEDED: Features = Features::VERSION_1.union(Features::MAP_UNMAP);
 const USED: Features = NEEDED
     .union(Features::INPUT_RANGE)
     .union(Features::DOMAIN_RANGE)
+    .union(Features::PROBE)
     .union(Features::MMIO)
     .union(Features::BYPASS_CONFIG)
     .union(Features::ACCESS_PLATFORM)
@@ -195,6 +197,7 @@ struct Raw {
     page_sizes: u64,
     input: (u64, u64),
     domains: (u32, u32),
+    probe_size: u32,
 }
 
 impl Raw {
@@ -213,6 +216,7 @@ impl Raw {
                     transport.read_config32(config::DOMAIN_START),
                     transport.read_config32(config::DOMAIN_END),
                 ),
+                probe_size: transport.read_config32(config::PROBE_SIZE),
             };
             if transport.config_generation() == generation {
                 return Ok(raw);
@@ -251,11 +255,16 @@ impl Raw {
         let Some(paging) = paging.filter(|&id| id <= highest) else {
             return senseless("domain_range.end", highest.into());
         };
+        let probe_size = features.contains(Features::PROBE).then_some(self.probe_size);
+        if let Some(size) = probe_size.filter(|size| !(1..=MOST_PROPERTIES).contains(size)) {
+            return senseless("probe_size", size.into());
+        }
         let limits = Limits {
             features,
             page_sizes: self.page_sizes,
             aperture,
             blocked: HostDomain(blocked),
+            probe_size,
             identity: identity.map(HostDomain),
         };
         Ok((limits, (paging, highest)))

@@ -1,7 +1,7 @@
 //! What is on the wire: virtio 1.2, sections 2.1, 2.2, 4.1.4 and 5.13. Types only.
 
 use bitflags::bitflags;
-use zerocopy::byteorder::little_endian::{U32, U64};
+use zerocopy::byteorder::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The PCI vendor id of virtio devices (4.1.2).
@@ -242,7 +242,56 @@ pub struct Unmap {
     pub reserved: [u8; 4],
 }
 
-/// The most bytes of a request before its tail.
+/// PROBE (5.13.6.7), up to the properties, which the device writes before the tail.
+#[derive(Clone, Copy, Debug, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Probe {
+    /// The head.
+    pub head: Head,
+    /// The endpoint.
+    pub endpoint: U32,
+    /// Zero.
+    pub reserved: [u8; 64],
+}
+
+/// The beginning of a property of an endpoint (5.13.6.7).
+#[derive(Clone, Copy, Debug, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct PropertyHead {
+    /// The type, in bits 11:0.
+    pub kind: U16,
+    /// The bytes that follow.
+    pub length: U16,
+}
+
+impl PropertyHead {
+    /// There are no more properties.
+    pub const NONE: u16 = 0;
+    /// A [`ReservedMemory`].
+    pub const RESERVED_MEMORY: u16 = 1;
+
+    /// The type.
+    pub const fn kind(&self) -> u16 {
+        self.kind.get() & 0xfff
+    }
+}
+
+/// RESV_MEM (5.13.6.8.1), after its head.
+#[derive(Clone, Copy, Debug, IntoBytes, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ReservedMemory {
+    /// 0: accesses are aborted or have effects of the platform's. 1: the doorbell of message-signalled interrupts,
+    /// which goes untranslated. Others are to be taken as 0.
+    pub subtype: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// The first I/O virtual address.
+    pub start: U64,
+    /// The last I/O virtual address, inclusive.
+    pub end: U64,
+}
+
+/// The most bytes of a request before its tail; but for PROBE, which has a buffer of its own.
 pub const REQUEST_BYTES: usize = size_of::<Map>();
 
 /// The `reason` of a fault (5.13.6.9).
@@ -313,6 +362,10 @@ const _: () = {
     );
     assert!(size_of::<Unmap>() == 28 && offset_of!(Unmap, domain) == 4);
     assert!(offset_of!(Unmap, virt_start) == 8 && offset_of!(Unmap, virt_end) == 16);
+    assert!(size_of::<Probe>() == 72 && offset_of!(Probe, endpoint) == 4);
+    assert!(size_of::<PropertyHead>() == 4 && offset_of!(PropertyHead, length) == 2);
+    assert!(size_of::<ReservedMemory>() == 20 && offset_of!(ReservedMemory, start) == 4);
+    assert!(offset_of!(ReservedMemory, end) == 12);
     assert!(size_of::<FaultEvent>() == 24 && offset_of!(FaultEvent, reason) == 0);
     assert!(offset_of!(FaultEvent, flags) == 4 && offset_of!(FaultEvent, endpoint) == 8);
     assert!(offset_of!(FaultEvent, address) == 16);

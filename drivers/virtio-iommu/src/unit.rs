@@ -7,13 +7,14 @@ use crate::link::{Counters, Link};
 use crate::requests::RequestQueue;
 use crate::spec::DeviceStatus;
 use crate::transport::{NotTaken, QueueIndex, Transport, Vectors};
+use alloc::vec::Vec;
 use core::any::Any;
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{Arc, EndpointId, Hal, Iova, OutOfMemory, unsize_arc};
 use portcullis_iommu::{
     Abilities, AttachError, Backend, Domain, DomainError, DomainSpec, FaultModels, Missing, PagingSpec,
-    Stage, Stages, Transition, Unit, UnitEvent, UnitInfo, UnitStats, WalkCoherency,
+    ReservedRegion, Stage, Stages, Transition, Unit, UnitEvent, UnitInfo, UnitStats, WalkCoherency,
 };
 
 /// A virtio-iommu that runs. Clones are the same unit.
@@ -152,6 +153,10 @@ impl<H: Hal, T: Transport> Unit for VirtioIommu<H, T> {
 
     fn detach(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
         self.state.detach(endpoints)
+    }
+
+    fn reserved(&self, endpoint: EndpointId) -> Result<Vec<ReservedRegion>, AttachError> {
+        Ok(self.link().probe(endpoint)?)
     }
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {

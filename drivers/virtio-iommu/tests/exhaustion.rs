@@ -18,6 +18,9 @@ struct World {
 impl World {
     fn new() -> Self {
         let fake = exempt(Fake::new);
+        // RESV_MEM: the first page.
+        let region = [&[1, 0, 20, 0, 0, 0, 0, 0][..], &[0; 8], &0xfff_u64.to_le_bytes()];
+        exempt(|| fake.state().properties = region.concat());
         let unit = up(&fake);
         let domain = paging(&unit);
         map(&domain, &[piece(0x1000, 0x8000_0000, 0x1000)]).unwrap();
@@ -77,8 +80,8 @@ fn setting_up_survives_every_failure() {
         }
         n += 1;
     }
-    // Two rings, two sets of buffers, slots, free slots, domain numbers, and the two shared values.
-    assert_eq!(n, 9);
+    // Two rings, two sets of buffers, that of PROBE, slots, free slots, domain numbers, and the two shared values.
+    assert_eq!(n, 10);
 }
 
 #[test]
@@ -86,6 +89,13 @@ fn making_a_domain_survives_every_failure() {
     let spec = DomainSpec::Paging(PagingSpec::default());
     // The ledger, the space and the handle.
     assert_eq!(points(|world| world.unit.new_domain(&spec).is_ok(), |_| true), 3);
+}
+
+#[test]
+fn asking_for_reserved_regions_survives_every_failure() {
+    let asked = |world: &World| world.unit.reserved(endpoint(1)).is_ok_and(|regions| regions.len() == 1);
+    // The list.
+    assert_eq!(points(asked, |_| true), 1);
 }
 
 #[test]

@@ -34,6 +34,7 @@ pub(crate) enum Req {
     Detach { domain: u32, endpoint: u32 },
     Map { domain: u32, first: u64, last: u64, phys: u64, flags: u32 },
     Unmap { domain: u32, first: u64, last: u64 },
+    Probe { endpoint: u32 },
 }
 
 /// How the device answers a request.
@@ -82,6 +83,8 @@ pub(crate) struct State {
     pub endpoints: BTreeMap<u32, u32>,
     pub domains: BTreeMap<u32, FakeDomain>,
     pub requests: Vec<Req>,
+    /// What PROBE says of every endpoint.
+    pub properties: Vec<u8>,
     pub notifications: u32,
     /// What happened to status, bypass and queues, in order.
     pub history: Vec<String>,
@@ -103,6 +106,10 @@ pub(crate) struct Fake {
     state: std::sync::Arc<Mutex<State>>,
 }
 
+/// The feature PROBE.
+pub(crate) const PROBE: u64 = 1 << 4;
+/// The bytes of properties.
+pub(crate) const PROBE_SIZE: u32 = 512;
 pub(crate) const ALL_FEATURES: u64 = 1 << 32 | 0b111_0111;
 
 impl Fake {
@@ -112,6 +119,7 @@ impl Fake {
         config[16..24].copy_from_slice(&0x7f_ffff_ffff_u64.to_le_bytes());
         config[24..28].copy_from_slice(&5_u32.to_le_bytes());
         config[28..32].copy_from_slice(&1000_u32.to_le_bytes());
+        config[32..36].copy_from_slice(&PROBE_SIZE.to_le_bytes());
         config[36] = 1;
         let state = State {
             offered: ALL_FEATURES,
@@ -123,6 +131,7 @@ impl Fake {
             endpoints: BTreeMap::new(),
             domains: BTreeMap::new(),
             requests: Vec::new(),
+            properties: Vec::new(),
             notifications: 0,
             history: Vec::new(),
             script: Box::new(|_| Answer::Right),
@@ -213,8 +222,9 @@ impl Fake {
         let (address, len, flags, next) = self.descriptor(layout, head);
         assert_eq!(flags, 1, "the first descriptor is read by the device and has a next");
         let (_, tail, flags, _) = self.descriptor(layout, next);
-        assert_eq!((tail, flags), (4, 2), "the last descriptor is the tail");
         let head: [u8; 8] = self.read(address);
+        assert_eq!(flags, 2, "the last descriptor is the device's to write");
+        assert!(tail == 4 || (head[0] == 5 && tail > 4), "the last descriptor ends with the tail");
         assert_eq!(head[1..4], [0; 3]);
         let word = |at: u64| u32::from_le_bytes(self.read(address + at));
         let long = |at: u64| u64::from_le_bytes(self.read(address + at));
@@ -233,6 +243,10 @@ impl Fake {
                 assert_eq!(word(24), 0);
                 Req::Unmap { domain, first: long(8), last: long(16) }
             }
+            (5, 72) => {
+                assert!((8..72).step_by(4).all(|at| word(at) == 0));
+                Req::Probe { endpoint: word(4) }
+            }
             other => panic!("request type and length {other:?}"),
         }
     }
@@ -244,13 +258,17 @@ impl Fake {
         while let Some(head) = self.pop(&mut state.queues[0]) {
             let req = self.decode(&state.queues[0].layout.unwrap(), head);
             state.requests.push(req);
+            let (answer, room) = self.room(&state.queues[0], head);
+            if let Req::Probe { .. } = req {
+                self.write(answer, &state.properties[..state.properties.len().min(room as usize - 4)]);
+            }
             let queue = &mut state.queues[0];
             match (state.script)(&req) {
                 Answer::Right => {
                     let status = state.perform(&req);
-                    self.answer(&mut state.queues[0], head, status, 4);
+                    self.answer(&mut state.queues[0], head, status, room);
                 }
-                Answer::Status(status) => self.answer(queue, head, status, 4),
+                Answer::Status(status) => self.answer(queue, head, status, room),
                 Answer::Length(len) => {
                     let status = state.perform(&req);
                     self.answer(&mut state.queues[0], head, status, len);
@@ -266,11 +284,17 @@ impl Fake {
         }
     }
 
-    fn answer(&self, queue: &mut Queue, head: u16, status: u8, len: u32) {
+    /// What the device writes of a request: address and length.
+    fn room(&self, queue: &Queue, head: u16) -> (u64, u32) {
         let layout = queue.layout.unwrap();
         let (_, _, _, next) = self.descriptor(&layout, head);
-        let (tail, ..) = self.descriptor(&layout, next);
-        self.write(tail, &[status, 0, 0, 0]);
+        let (address, len, ..) = self.descriptor(&layout, next);
+        (address, len)
+    }
+
+    fn answer(&self, queue: &mut Queue, head: u16, status: u8, len: u32) {
+        let (address, room) = self.room(queue, head);
+        self.write(address + u64::from(room) - 4, &[status, 0, 0, 0]);
         self.push(queue, head.into(), len);
     }
 
@@ -384,6 +408,13 @@ impl State {
                 }
                 domain.mappings.insert(first, (last, phys, flags));
                 OK
+            }
+            Req::Probe { endpoint } => {
+                if endpoint < 0x100 {
+                    OK
+                } else {
+                    NOENT
+                }
             }
             Req::Unmap { domain, first, last } => {
                 let Some(domain) = self.domains.get_mut(&domain) else {
