@@ -8,11 +8,11 @@ use portcullis_iommu::{DomainSpec, PagingSpec, Stage, Unit as _};
 use portcullis_model::core::{Outcome, Prng, Request};
 use std::sync::atomic::Ordering;
 
-const SID: u32 = 0x10;
-const ENDPOINT: [EndpointId; 1] = [EndpointId::new(SID)];
+pub(crate) const SID: u32 = 0x10;
+pub(crate) const ENDPOINT: [EndpointId; 1] = [EndpointId::new(SID)];
 
 /// A unit like QEMU's, that is up.
-fn bench() -> (Kernel, Unit, Driver) {
+pub(crate) fn bench() -> (Kernel, Unit, Driver) {
     let kernel = Kernel::new(true);
     let mut unit = Unit::new(0, &kernel, &mut Prng::new(0));
     unit.schedule.calm();

@@ -2,13 +2,18 @@
 
 use crate::mappings::extent;
 use crate::plan::{Op, Trouble};
-use crate::space::{GATHERS, Kind, STRICT, Space};
-use crate::world::{Finding, World};
+use crate::regressions::{ENDPOINT, SID, bench};
+use crate::setups::Unit;
+use crate::space::{Driver, GATHERS, Kind, STRICT, Segment, Space, mapping};
+use crate::world::{Finding, World, request};
+use portcullis_hal::host::unmap;
 use portcullis_hal::{
-    Access, HarvestError, Iova, IovaRange, Mapping, NoTables, Progress, ResizeError, Usage,
+    Access, Arc, Gather, HarvestError, Iova, IovaRange, Mapping, MemoryKind, NoTables, Progress, ResizeError,
+    Usage,
 };
-use portcullis_iommu::Abilities;
-use portcullis_model::core::Prng;
+use portcullis_iommu::{Abilities, Domain, DomainSpec, PagingSpec, Stage, Unit as _};
+use portcullis_model::core::{Mode, Outcome, Prng};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 /// How sizes change.
@@ -307,5 +312,70 @@ impl Space {
         let segments = self.segments().range(..=last).rev().take(4);
         let ends = segments.flat_map(|(at, segment)| [*at, at + (segment.len - 1)]);
         ends.map(|address| address.clamp(first, last)).filter(|&address| self.at(address).is_some()).collect()
+    }
+}
+
+/// A domain with 2 MiB mapped from 0 on, as one leaf, to which the unit's stream is attached.
+fn one_leaf(driver: &Driver, stage: Stage) -> Arc<dyn Domain> {
+    let spec = PagingSpec { stage: Some(stage), abilities: Abilities::RESIZE, ..PagingSpec::default() };
+    let domain = driver.new_domain(&DomainSpec::Paging(spec)).unwrap();
+    driver.attach(&ENDPOINT, &domain).unwrap();
+    let mut space = Space::new(Kind::Tables(stage), Some(domain.clone()), None);
+    let segment = Segment { len: LEAF, phys: 1 << 36, access: Access::READ };
+    space.map(&[mapping(0, &segment, MemoryKind::WriteBack).unwrap()]).unwrap().unwrap();
+    space.insert(0, segment);
+    domain
+}
+
+const LEAF: u64 = 2 << 20;
+const PAGE: u64 = 4096;
+
+/// Unmaps a page with a gather of its own; what the unit may make of an access there afterwards.
+fn revoke(domain: &Arc<dyn Domain>, unit: &Unit, page: u64) -> BTreeSet<Outcome> {
+    let mut gather = Gather::new();
+    let range = IovaRange::new(Iova::new(page), PAGE).unwrap();
+    assert_eq!(unmap(&**domain, range, &mut gather), Ok(PAGE));
+    let _proof = domain.sync(&mut gather).unwrap();
+    unit.model.reachable(request(SID, page, Access::READ))
+}
+
+/// The level hint of the page's invalidation would spare the leaf that the unit has cached.
+#[test]
+fn a_page_is_unreachable_after_its_unmap_though_the_split_of_its_leaf_is_not_synced() {
+    for stage in [Stage::Stage1, Stage::Stage2] {
+        let (_kernel, unit, driver) = bench();
+        let domain = one_leaf(&driver, stage);
+        let all = IovaRange::new(Iova::new(0), LEAF).unwrap();
+        assert_eq!(
+            unit.model.dma(request(SID, 5 * PAGE, Access::READ), Mode::Any).outcome.output(),
+            Some((1 << 36) + 5 * PAGE)
+        );
+        let mut splitting = Gather::new();
+        assert_eq!(domain.split(all, PAGE, &mut splitting), Ok(Progress::Done));
+        let outcomes = revoke(&domain, &unit, 5 * PAGE);
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Fault(_))), "{outcomes:x?}");
+        let _proof = domain.sync(&mut splitting).unwrap();
+    }
+}
+
+/// An invalidation of leaves alone would spare the way to the table of the pages that were joined, which is not freed yet.
+#[test]
+fn a_page_is_unreachable_after_its_unmap_though_a_join_is_not_synced() {
+    for stage in [Stage::Stage1, Stage::Stage2] {
+        let (_kernel, unit, driver) = bench();
+        let domain = one_leaf(&driver, stage);
+        let all = IovaRange::new(Iova::new(0), LEAF).unwrap();
+        let mut gather = Gather::new();
+        assert_eq!(domain.split(all, PAGE, &mut gather), Ok(Progress::Done));
+        let _proof = domain.sync(&mut gather).unwrap();
+        // The unit knows the way to the table now.
+        assert!(unit.model.dma(request(SID, PAGE, Access::READ), Mode::Any).outcome.output().is_some());
+        let mut joining = Gather::new();
+        assert_eq!(domain.join(all, &mut joining), Ok(Progress::Done));
+        assert_eq!(domain.split(all, PAGE, &mut gather), Ok(Progress::Done));
+        let _proof = domain.sync(&mut gather).unwrap();
+        let outcomes = revoke(&domain, &unit, 5 * PAGE);
+        assert!(outcomes.iter().all(|outcome| matches!(outcome, Outcome::Fault(_))), "{outcomes:x?}");
+        let _proof = domain.sync(&mut joining).unwrap();
     }
 }
