@@ -222,16 +222,15 @@ unsafe impl VirtioHal for DiskHal {
 /// The size of a sector, in bytes.
 pub(crate) const SECTOR: usize = 512;
 
-/// The disk.
-pub(crate) struct Disk(VirtIOBlk<DiskHal, PlatformAccess<PciTransport>>);
+/// The disk, with memory from `H`.
+pub(crate) struct Disk<H: VirtioHal = DiskHal>(VirtIOBlk<H, PlatformAccess<PciTransport>>);
 
-impl Disk {
-    /// Starts the disk at `function`, which has been given its domain with [`use_space`].
+impl<H: VirtioHal> Disk<H> {
+    /// Starts the disk at `function`, which has been given its domain: with [`use_space`], or as `H` says.
     pub(crate) fn new(config: &ConfigSpace<MmioRegion>, function: &Function) -> Result<Self, DiskError> {
         let mut root = PciRoot::new(VirtioConfig::new(config));
         let address = VirtioConfig::address(function);
-        let transport =
-            PciTransport::new::<DiskHal, _>(&mut root, address).map_err(|_| DiskError::Transport)?;
+        let transport = PciTransport::new::<H, _>(&mut root, address).map_err(|_| DiskError::Transport)?;
         Ok(Self(VirtIOBlk::new(PlatformAccess::new(transport)).map_err(DiskError::Device)?))
     }
 

@@ -2,5 +2,6 @@
 
 pub(crate) mod disk;
 pub(crate) mod edu;
+pub(crate) mod process_disk;
 pub(crate) mod test_device;
 mod virtio;

@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 const CHUNK: usize = 256 * 1024;
 
 /// Where the kernel writes, in sectors, and how many.
-const WRITE_FIRST: usize = 2048;
+pub(super) const WRITE_FIRST: usize = 2048;
 const WRITE_COUNT: usize = 65;
 
 pub(super) fn run(machine: &Machine, report: &mut Report) {
@@ -103,8 +103,7 @@ fn read_all(disk: &mut Disk, report: &mut Report) -> Outcome {
 }
 
 fn write(disk: &mut Disk, report: &mut Report) -> Outcome {
-    let bytes: Vec<u8> =
-        (0..WRITE_COUNT * SECTOR).map(|i| (i as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]).collect();
+    let bytes: Vec<u8> = (0..WRITE_COUNT * SECTOR).map(written).collect();
     disk.write(WRITE_FIRST, &bytes).map_err(words)?;
     disk.flush().map_err(words)?;
     let mut back = alloc::vec![0; bytes.len()];
@@ -115,6 +114,11 @@ fn write(disk: &mut Disk, report: &mut Report) -> Outcome {
     let hash = hex(&Sha256::digest(&bytes))?;
     report.data("disk.written", format_args!("sector={WRITE_FIRST} count={WRITE_COUNT} sha256={hash}"));
     Ok(format!("{WRITE_COUNT} sectors from {WRITE_FIRST}"))
+}
+
+/// What the kernel writes from [`WRITE_FIRST`] on.
+pub(super) fn written(index: usize) -> u8 {
+    (index as u32).wrapping_mul(2_654_435_761).to_le_bytes()[3]
 }
 
 /// A buffer that shares its pages with other data: the device must only see a copy.

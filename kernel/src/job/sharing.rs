@@ -3,7 +3,9 @@
 use super::rogue::expect;
 use super::spaces::{HEAP, READ_WRITE, execute, pages, servant, word_at};
 use super::{Outcome, await_fault, drain_faults};
+use crate::devices::disk::{self, Disk};
 use crate::devices::edu::{BUFFER_SIZE, Completion, Direction};
+use crate::devices::process_disk::{self, ProcessHal};
 use crate::devices::test_device::Outcome as Written;
 use crate::dma::count_bytes;
 use crate::machine::{EduRig, Machine, TestRig};
@@ -34,8 +36,9 @@ pub(super) fn run(machine: &'static Machine, report: &mut Report) {
         report.fail("share", format_args!("no device"));
         return;
     };
-    let checks: [(&str, Check); 6] = [
+    let checks: [(&str, Check); 7] = [
         ("share.both-ways", both_ways),
+        ("share.disk", disk),
         ("share.protect", protect),
         ("share.unmap", unmap),
         ("share.kernel", kernel),
@@ -91,8 +94,18 @@ impl Attached {
         device: &Arc<Device>,
         space: &Arc<AddressSpace>,
     ) -> Result<Self, String> {
+        Self::with_pages(machine, device, space, PAGES)
+    }
+
+    /// As [`new`](Self::new), with as many pages.
+    fn with_pages(
+        machine: &'static Machine,
+        device: &Arc<Device>,
+        space: &Arc<AddressSpace>,
+        pages: u64,
+    ) -> Result<Self, String> {
         let mm = unsize_arc!(space.clone() => dyn Mm);
-        let range = PinnedRange { first: HEAP, last: HEAP + PAGES * PAGE - 1, access: READ_WRITE };
+        let range = PinnedRange { first: HEAP, last: HEAP + pages * PAGE - 1, access: READ_WRITE };
         let quiesce = Arc::try_new(Quiesce { machine, told: AtomicU32::new(0) }).map_err(words)?;
         let on_exit = unsize_arc!(quiesce.clone() => dyn ExitHandler);
         let bond = machine.iommu.attach_pinned(device, &mm, &[range], on_exit).map_err(words)?;
@@ -191,6 +204,43 @@ fn unmap(machine: &'static Machine, rig: &EduRig, _test: &TestRig) -> Outcome {
     let line = refused(machine, rig, FROM_DEVICE, page.frames(), FaultReason::NotMapped)?;
     attached.leave(machine)?;
     Ok(line)
+}
+
+/// A virtio disk whose rings, requests and data are all at user addresses: user code finds a sector in its page, and the
+/// disk gets what user code has there.
+fn disk(machine: &'static Machine, _rig: &EduRig, _test: &TestRig) -> Outcome {
+    const SHARED: u64 = 16;
+    const DATA: u64 = HEAP + (SHARED - 1) * PAGE;
+    let function = machine.function(disk::ID).ok_or("no virtio-blk")?;
+    let mut thread = servant(SHARED)?;
+    let space = thread.space().clone();
+    let attached = Attached::with_pages(machine, &function.device, &space, SHARED)?;
+    process_disk::open(&space, HEAP, SHARED)?;
+    let sectors = alloc::vec![0_u8; PAGE as usize];
+    let outcome = (|| {
+        let mut disk: Disk<ProcessHal> = Disk::new(&machine.config, &function.function).map_err(words)?;
+        let mut buffer = sectors.clone();
+        let expected = |offset: u64| {
+            u64::from_le_bytes(core::array::from_fn(|byte| super::disk::written(offset as usize + byte)))
+        };
+        // What it finds, it writes back; and it finds it once more.
+        for round in 0..2 {
+            execute(&mut thread, Order::Store(DATA, CANARY))?;
+            disk.read(super::disk::WRITE_FIRST, &mut buffer).map_err(words)?;
+            for offset in [0, 8, PAGE / 2, PAGE - 8] {
+                let found = execute(&mut thread, Order::Load(DATA + offset))?;
+                if found != expected(offset) {
+                    return Err(format!("round {round}: {found:#x} at offset {offset:#x}"));
+                }
+            }
+            disk.write(super::disk::WRITE_FIRST, &sectors).map_err(words)?;
+        }
+        Ok(disk.sectors())
+    })();
+    process_disk::close()?;
+    attached.leave(machine)?;
+    count_bytes(4 * PAGE);
+    outcome.map(|sectors| format!("8 of {sectors} sectors to {DATA:#x} and back, rings from {HEAP:#x} on"))
 }
 
 /// The kernel is out of the device's reach, though on some machines the tables that it walks have the kernel in them.

@@ -23,7 +23,7 @@ mod region;
 mod space;
 mod table;
 
-pub(crate) use page::in_use;
+pub(crate) use page::{UserFrame, in_use};
 pub(crate) use range::PageRange;
 pub(crate) use space::AddressSpace;
 
