@@ -81,7 +81,7 @@ struct Measured {
     memory: Vec<Memory>,
 }
 
-/// Measures on one architecture's machines or on all. Says whether all [rules](rules) hold; a goal that is missed is a
+/// Measures on one architecture's machines or on all. Says whether all rules hold; a goal that is missed is a
 /// result like any other.
 pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
     let arches = arch.map_or_else(|| Arch::ALL.to_vec(), |arch| vec![arch]);
