@@ -102,7 +102,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             let mut larger = ContextTable::new(port.hal(), &port.features, permissions.pasid_bits)?;
             // Stalls are withdrawn before the table takes its place, and granted after it.
             let stalls = record.is_some_and(|record| record.stalls()) && stalls(permissions);
-            let plain = record.and_then(|record| Some((0, record.plain.target())));
+            let plain = record.map(|record| (0, record.plain.target()));
             let pasids = record.into_iter().flat_map(|record| &record.pasids);
             let pasids = pasids.map(|(pasid, attached)| (pasid.get(), attached.target.as_ref()));
             for (substream, target) in plain.into_iter().chain(pasids) {
