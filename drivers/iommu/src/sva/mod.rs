@@ -16,6 +16,42 @@
 //! A device without PASIDs or without page faults is attached as a whole, by [`Iommu::attach_pinned`], with the ranges
 //! that stay resident for it.
 //!
+//! # Use
+//!
+//! ```
+//! use portcullis_hal::{Arc, Hal, Mm, OutOfMemory, Pasid, unsize_arc};
+//! use portcullis_iommu::{Device, DeviceControl, ExitHandler, Feature, Iommu, PageRights};
+//! # fn start(_device: &Device, _pasid: Option<Pasid>, _buffer: u64) {}
+//! # fn stop(_device: &Device, _pasid: Option<Pasid>) {}
+//!
+//! struct Driver;
+//!
+//! impl ExitHandler for Driver {
+//!     fn exit(&self, device: &Device, pasid: Option<Pasid>) {
+//!         stop(device, pasid);
+//!     }
+//! }
+//!
+//! /// Lets a device work on a process's buffer, where the process sees it.
+//! fn work<H: Hal>(
+//!     iommu: &Iommu<H>,
+//!     device: &Arc<Device>,
+//!     control: &dyn DeviceControl,
+//!     mm: &Arc<dyn Mm>,
+//!     buffer: u64,
+//! ) -> Result<(), Box<dyn std::error::Error>> {
+//!     iommu.enable_feature(device, control, Feature::Sva, &mm.root())?;
+//!     let on_exit = unsize_arc!(Arc::try_new(Driver)? => dyn ExitHandler);
+//!     let bond = iommu.bind(device, mm, PageRights::empty(), on_exit)?;
+//!     start(device, bond.pasid(), buffer);
+//!     // Interrupt handlers call `iommu.handle_interrupt`, and a thread:
+//!     let _more = iommu.handle_page_faults();
+//!     stop(device, bond.pasid());
+//!     bond.unbind()?;
+//!     Ok(iommu.disable_feature(device, control, Feature::Sva)?)
+//! }
+//! ```
+//!
 //! # Locks
 //!
 //! The address space calls the notifier whenever it likes, with locks of its own held. So no lock that the notifier

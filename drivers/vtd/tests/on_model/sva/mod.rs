@@ -12,13 +12,14 @@ const LENGTH: usize = 400;
 const RUNS: u64 = 60;
 
 /// What all runs together have to exercise.
-const MINIMA: [(&str, u64); 30] = [
+const MINIMA: [(&str, u64); 31] = [
     ("access", 200),
     ("access refused", 100),
     ("bind", 500),
     ("bind again", 500),
     ("bind refused", 10),
     ("change of nothing", 50),
+    ("cut off in silence", 1000),
     ("disable and enable", 100),
     ("exit", 50),
     ("exit before unbind", 100),

@@ -549,17 +549,26 @@ impl<'a> World<'a> {
         Some(&found.process).filter(|process| !process.has_ended())
     }
 
+    /// Whether the process that a bond stands for is gone.
+    fn is_cut(&self, device: usize, pasid: Option<u32>) -> bool {
+        let mut all = self.bonds.iter();
+        all.any(|it| {
+            it.device == device && it.bond.pasid().map(Pasid::get) == pasid && it.process.has_ended()
+        })
+    }
+
     /// Devices reach what their processes may, and nothing else.
     fn check(&mut self) {
         let (bench, models) = (&self.machine.bench, &self.machine.models);
         let bound = self.bonds.iter().filter_map(|it| it.bond.pasid()).map(Pasid::get);
         let pasids: BTreeSet<u32> = bound.chain(self.recent.iter().copied()).chain([1]).collect();
         let offset = self.prng.below(3);
-        let mut reached_all = 0;
+        let (mut reached_all, mut silent) = (0, 0);
         for (device, model) in models.iter().enumerate() {
             let all = pasids.iter().copied().map(Some).filter(|_| device < ASKING);
             for pasid in all.chain([None]) {
                 let process = self.process_of(device, pasid);
+                let cut = self.is_cut(device, pasid);
                 for page in (offset..PAGES).step_by(3) {
                     let address = BASE + page * PAGE_SIZE;
                     for (job, access) in
@@ -568,6 +577,9 @@ impl<'a> World<'a> {
                         let job = Job { pasid, ..job };
                         let expected = process.and_then(|process| process.reaches(address, access));
                         for outcome in model.reachable(job, |request| bench.unit.reachable(request)) {
+                            let told = matches!(outcome, Outcome::Fault(_));
+                            assert!(!(cut && told), "a device that was cut off is reported: {job:x?}");
+                            silent += u64::from(cut);
                             if let Outcome::Done(reached) = outcome {
                                 assert_eq!(Some(reached), expected, "device {device}, {job:x?}");
                                 reached_all += 1;
@@ -582,6 +594,7 @@ impl<'a> World<'a> {
         assert_eq!(bench.host.take_troubles(), [""; 0]);
         bench.unit.take_interrupts();
         self.counts.many("reached", reached_all);
+        self.counts.many("cut off in silence", silent);
     }
 
     /// Everything ends: nothing is left unanswered, and no memory.
