@@ -262,7 +262,20 @@ impl FrameChain {
     ///
     /// The hardware has confirmed that it no longer holds a reference to any of the frames: the invalidations of
     /// everything that was reached through them have been synced.
+    #[inline]
     pub unsafe fn free<H: Hal>(&mut self, hal: &H) {
+        if !self.is_empty() {
+            // SAFETY: as the caller vouches.
+            unsafe { self.free_all(hal) }
+        }
+    }
+
+    /// See [`free`](Self::free).
+    ///
+    /// # Safety
+    ///
+    /// As for `free`.
+    unsafe fn free_all<H: Hal>(&mut self, hal: &H) {
         while let Some(frame) = self.pop(hal) {
             // SAFETY: allocated from `hal` with this order (contract of `push`), unreachable (contract of this
             // function), and popped, so freed once.

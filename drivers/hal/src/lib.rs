@@ -102,6 +102,7 @@ pub unsafe trait Hal: Clone + Send + Sync + 'static {
     fn restore_interrupts(&self, mask: InterruptMask);
 
     /// Runs `section` with interrupts masked on this CPU.
+    #[inline(always)]
     fn critical<R>(&self, section: impl FnOnce() -> R) -> R {
         let mask = self.mask_interrupts();
         let result = section();

@@ -56,9 +56,12 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             let blocked = Self::detach_from(this, &mut state, endpoints, pasid, absence);
             return blocked.map(|()| Transition::Hitless);
         }
-        let missing = ours.missing(&this.features);
-        if !missing.is_empty() {
-            return Err(AttachError::Incompatible { missing });
+        // What a unit lacks for a domain does not change.
+        if !ours.targets.know(this) {
+            let missing = ours.missing(&this.features);
+            if !missing.is_empty() {
+                return Err(AttachError::Incompatible { missing });
+            }
         }
         if this.is_faulted() {
             return Err(AttachError::Faulted);
@@ -173,7 +176,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         let chosen = Self::choose_tag(this, state, endpoints, pasid, ours).ok_or(AttachError::NoFreeId)?;
         let (ChosenTag::Known(tag) | ChosenTag::New(tag)) = chosen;
         let devices = source_ids(endpoints).filter_map(|sid| state.device(sid, pasid));
-        let reserved = ours.targets.reserve(this, Some(tag), devices);
+        let new = match chosen {
+            ChosenTag::New(tag) => Some(tag.kind),
+            ChosenTag::Known(_) => None,
+        };
+        let reserved = ours.targets.reserve(this, new, devices);
         if let ChosenTag::New(tag) = chosen {
             if reserved.is_err() {
                 state.tags.remove(tag);

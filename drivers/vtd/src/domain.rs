@@ -272,9 +272,9 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             }
         }
         let Some(range) = range else { return Ok(()) };
-        self.targets.tell(|unit, tag, invalidation| {
-            if unit.features.cap.cm() && tag.kind != TagKind::FirstStage {
-                return unit.submit(invalidation.of(Some(range), Changed::Tables)).map(Some);
+        self.targets.tell(|unit, kind, invalidate| {
+            if unit.features.cap.cm() && kind != TagKind::FirstStage {
+                return unit.submit(invalidate(Some(range), Changed::Tables)).map(Some);
             }
             if unit.features.cap.rwbf() {
                 unit.registers.flush_write_buffer().map_err(|timeout| unit.failed(timeout.into()))?;

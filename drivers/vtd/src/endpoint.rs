@@ -146,7 +146,9 @@ impl<H: Hal> PasidTables<H> {
     /// Writes the entry of a PASID that is not present, and that hardware has forgotten.
     pub(crate) fn write(&self, pasid: u32, entry: PasidEntry) {
         if let Some((leaf, number)) = self.leaf(pasid) {
-            leaf.write(number, entry);
+            // The upper half is reserved, and zero in every entry.
+            let [first, second, ..] = entry;
+            leaf.write(2 * number, [first, second]);
         }
     }
 }

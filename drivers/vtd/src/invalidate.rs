@@ -127,6 +127,13 @@ impl Descriptor {
         Self::iotlb(features, Granularity::PAGES, did)
     }
 
+    /// The same descriptor for a tag.
+    #[inline]
+    const fn with_tag(self, tag: TagWord) -> Self {
+        let Self([low, high]) = self;
+        Self([low | tag.0, high])
+    }
+
     /// The same descriptor for the pages of a block.
     #[inline]
     const fn with_pages(self, block: Block, changed: Changed) -> Self {
@@ -230,6 +237,8 @@ const _: () = {
     assert!(Pages::new().with_addr(1).into_bits() == 1 << PAGE_SHIFT);
     assert!(Pages::new().with_am(0x3f).into_bits() == 0x3f);
     assert!(Wait0::new().with_status_data(1).into_bits() == 1 << 32);
+    assert!(Pasid0::new().with_did(u16::MAX).with_pasid(1).into_bits() == 0xffff_0000 | 1 << 32);
+    assert!(Iotlb0::new().with_did(u16::MAX).into_bits() == 0xffff_0000);
 };
 
 /// MIP, how many invalidations a device is sent before it has answered one: nobody says here how many it takes.
@@ -290,6 +299,23 @@ impl Tag {
     }
 }
 
+/// The domain id and the PASID of a tag, as descriptors have them: in bits 31:16 and 51:32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(crate) struct TagWord(pub(crate) u64);
+
+impl TagWord {
+    /// The word of the tag of translations.
+    pub(crate) const fn new(tag: Tag) -> Self {
+        let tag = tag.of_translations();
+        Self((tag.did.get() as u64) << 16 | (tag.pasid as u64) << 32)
+    }
+
+    /// The tag.
+    pub(crate) const fn tag(self, kind: TagKind) -> Tag {
+        Tag { kind, did: DomainId::new((self.0 >> 16) as u16), pasid: (self.0 >> 32) as u32 }
+    }
+}
+
 /// Whether only leaf entries changed (the hint IH).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Changed {
@@ -309,7 +335,7 @@ impl Changed {
     }
 }
 
-/// What drops translations with one tag, made when the tag comes into use.
+/// What drops translations of one kind from one unit; the tag is yet to be filled in.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Invalidation {
     all: Descriptor,
@@ -318,30 +344,51 @@ pub(crate) struct Invalidation {
 }
 
 impl Invalidation {
-    pub(crate) fn new(features: &Features, tag: Tag) -> Self {
-        let Tag { kind, did, pasid } = tag;
+    pub(crate) fn new(features: &Features, kind: TagKind) -> Self {
+        let (did, pasid) = (DomainId::new(0), 0);
         let pages = match kind {
             TagKind::FirstStage => Some((Stage::Stage1, Descriptor::pasid_iotlb_pages(did, pasid))),
             TagKind::SecondStage => Some((Stage::Stage2, Descriptor::iotlb_pages(features, did))),
             TagKind::PassThrough => None,
         };
         let pages = pages.and_then(|(stage, template)| Some((template, features.max_page_mask(stage)?)));
-        Self { all: translations(features, tag), pages }
+        Self { all: translations(features, Tag { kind, did, pasid }), pages }
     }
 
     /// What drops the translations of `range`, or all.
-    #[inline]
-    pub(crate) fn of(&self, range: Option<IovaRange>, changed: Changed) -> RangeInvalidation {
-        if let (Some((template, mask)), Some(range)) = (self.pages, range) {
-            let first = range.start().get() >> PAGE_SHIFT;
-            let last = range.last().get() >> PAGE_SHIFT;
-            if let Some(pieces) = Pieces::new(first, last, mask) {
-                return RangeInvalidation { template, changed, pieces };
-            }
+    pub(crate) fn of(&self, tag: TagWord, range: Option<IovaRange>, changed: Changed) -> RangeInvalidation {
+        if let (Some((template, mask)), Some(range)) = (self.pages, range)
+            && let Some(pieces) = Pieces::new(first_page(&range), last_page(&range), mask)
+        {
+            return RangeInvalidation { template: template.with_tag(tag), changed, pieces };
         }
         // Its words for the page and the mask are reserved.
-        RangeInvalidation { template: self.all, changed: Changed::Tables, pieces: Pieces::FIRST_PAGE }
+        let template = self.all.with_tag(tag);
+        RangeInvalidation { template, changed: Changed::Tables, pieces: Pieces::FIRST_PAGE }
     }
+
+    /// The descriptor that drops the translations of `range`, if one does and no others are dropped with them.
+    #[inline]
+    pub(crate) fn exactly(
+        &self,
+        tag: TagWord,
+        range: Option<IovaRange>,
+        changed: Changed,
+    ) -> Option<Descriptor> {
+        let ((template, mask), range) = (self.pages?, range?);
+        let block = Block::exactly(first_page(&range), last_page(&range), mask)?;
+        Some(template.with_tag(tag).with_pages(block, changed))
+    }
+}
+
+#[inline]
+fn first_page(range: &IovaRange) -> u64 {
+    range.start().get() >> PAGE_SHIFT
+}
+
+#[inline]
+fn last_page(range: &IovaRange) -> u64 {
+    range.last().get() >> PAGE_SHIFT
 }
 
 /// The descriptors of one range invalidation, at most [`MOST`](crate::pieces::MOST), made as they are asked for.
@@ -461,8 +508,13 @@ mod tests {
     fn one_page_takes_one_descriptor_and_what_is_too_ragged_drops_the_domain() {
         let features = features(2);
         let range = |first, pages: u64| IovaRange::new(Iova::new(first), pages << 12).unwrap();
-        let made = |features: &Features, tag, range, changed| {
-            Invalidation::new(features, tag).of(Some(range), changed).map(|made| made.0).collect::<Vec<_>>()
+        let made = |features: &Features, tag: Tag, range, changed| {
+            let (invalidation, word) = (Invalidation::new(features, tag.kind), TagWord::new(tag));
+            let made: Vec<_> = invalidation.of(word, Some(range), changed).map(|made| made.0).collect();
+            if let Some(exact) = invalidation.exactly(word, Some(range), changed) {
+                assert_eq!(made, [exact.0]);
+            }
+            made
         };
         let one = made(&features, SECOND, range(0x5000, 1), Changed::Leaves);
         assert_eq!(one, [[0x1234_00f2, 0x5040]]);

@@ -24,6 +24,18 @@ pub(crate) struct Block {
     pub(crate) mask: u8,
 }
 
+impl Block {
+    /// The pages `first..=last` as one block of at most 2^`max_mask` pages, if they are one.
+    #[inline]
+    pub(crate) fn exactly(first: u64, last: u64, max_mask: u8) -> Option<Self> {
+        let rest = first ^ last;
+        // All bits that differ, and no others, are the lower ones: clear in the first page and set in the last.
+        let mask = rest.trailing_ones();
+        let is_one = rest & rest.wrapping_add(1) == 0 && first & rest == 0 && mask <= u32::from(max_mask);
+        is_one.then_some(Self { page: first, mask: mask as u8 })
+    }
+}
+
 /// Aligned blocks in a row, the largest possible first from the left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pieces {
@@ -54,10 +66,6 @@ impl Pieces {
             return None;
         }
         let exact = Range { next: first, end, max_mask };
-        // The usual case: a page, or a leaf.
-        if exact.block().is_some_and(|block| first + (1 << block.mask) == end) {
-            return Some(Self { range: exact, left: 1 });
-        }
         exact.cut().or_else(|| exact.rounded())
     }
 
@@ -158,6 +166,9 @@ mod tests {
                 continue;
             };
             let blocks: Vec<_> = pieces.collect();
+            let is_all = |block: &&Block| block.page == first && last - first + 1 == 1 << block.mask;
+            let only = blocks.first().filter(is_all);
+            assert_eq!(Block::exactly(first, last, max), only.copied());
             assert!((1..=MOST).contains(&blocks.len()));
             let mut next = blocks[0].page;
             for block in &blocks {

@@ -14,7 +14,7 @@ use crate::recovery::Errors;
 use crate::registers::Registers;
 use crate::ring::Ring;
 use crate::spec::registers::IQT;
-use core::iter::Copied;
+use core::iter::{Copied, Once};
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::producers::{Position, Producers, Run};
 use portcullis_hal::wait::Timeout;
@@ -128,10 +128,24 @@ impl<H: Hal> Queue<H> {
         registers: &Registers<H, M>,
         batch: impl Batch,
     ) -> Result<(), SyncError> {
-        match self.submit(registers, batch) {
-            Ok(ticket) => self.wait(registers, ticket),
-            Err(timeout) => Err(SyncError::Timeout(timeout)),
+        let size = batch.size();
+        match self.try_submit(registers, batch.clone(), size) {
+            Some(ticket) if self.is_done(ticket) => Ok(()),
+            Some(ticket) => self.wait_longer(registers, ticket),
+            None => self.run_when_there_is_room(registers, batch, size),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn run_when_there_is_room<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        batch: impl Batch,
+        size: Size,
+    ) -> Result<(), SyncError> {
+        let ticket = self.submit_when_there_is_room(registers, batch, size)?;
+        self.wait(registers, ticket)
     }
 
     /// Puts a batch in the queue, with one write of the doorbell or none, if another CPU rings for both. If there is no
@@ -242,13 +256,15 @@ impl<H: Hal> Queue<H> {
     /// [`SyncError::Timeout`], and [`SyncError::Faulted`] if the hardware refused a descriptor of this batch.
     #[inline]
     pub(crate) fn wait<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        if self.done().has_reached(ticket.end) {
-            barrier::after_completion();
-            if self.errors.count() == ticket.errors {
-                return Ok(());
-            }
-        }
-        self.wait_longer(registers, ticket)
+        if self.is_done(ticket) { Ok(()) } else { self.wait_longer(registers, ticket) }
+    }
+
+    /// Whether the batch has completed, and there was no error meanwhile.
+    #[inline]
+    fn is_done(&self, ticket: Ticket) -> bool {
+        let is_done = self.done().has_reached(ticket.end);
+        barrier::after_completion();
+        is_done && self.errors.count() == ticket.errors
     }
 
     #[cold]
@@ -314,6 +330,15 @@ impl<'a, I: Iterator<Item = &'a Descriptor> + Clone> Batch for Copied<I> {
             size.places += 1 + u32::from(fence);
         }
         size
+    }
+}
+
+impl Batch for Once<Descriptor> {
+    const OF_ONE_CACHE: bool = true;
+
+    #[inline]
+    fn size(&self) -> Size {
+        Size::of_one_cache(1)
     }
 }
 

@@ -7,6 +7,8 @@ use portcullis_hal::producers::Position;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ring {
     qs: u8,
+    /// The places of one turn, less one.
+    mask: u32,
 }
 
 /// The size of a descriptor as a power of two in bytes.
@@ -18,7 +20,11 @@ impl Ring {
 
     /// The ring that fills these frames; `None` if IQA_REG cannot express it.
     pub(crate) fn new(order: FrameOrder) -> Option<Self> {
-        (order.get() <= Self::MAX_QS).then_some(Self { qs: order.get() })
+        (order.get() <= Self::MAX_QS).then_some(Self::of(order.get()))
+    }
+
+    const fn of(qs: u8) -> Self {
+        Self { qs, mask: (128 << qs) - 1 }
     }
 
     /// IQA_REG.QS.
@@ -29,13 +35,13 @@ impl Ring {
     /// The number of slots.
     #[inline]
     pub(crate) fn slots(self) -> u32 {
-        128 << self.qs
+        self.mask + 1
     }
 
     /// The slot of a place.
     #[inline]
     pub(crate) fn slot(self, position: Position) -> usize {
-        (position.get() & (self.slots() - 1)) as usize
+        (position.get() & self.mask) as usize
     }
 
     /// The value of IQT_REG for a tail.
@@ -47,9 +53,8 @@ impl Ring {
     /// The place that a value of IQH_REG means, given the tail: at most one turn before it. The tail itself means that
     /// the queue is empty.
     pub(crate) fn position_of(self, head: u64, tail: Position) -> Position {
-        let mask = self.slots() - 1;
-        let slot = (head >> DESCRIPTOR_SHIFT) as u32 & mask;
-        let behind = tail.get().wrapping_sub(slot) & mask;
+        let slot = (head >> DESCRIPTOR_SHIFT) as u32 & self.mask;
+        let behind = tail.get().wrapping_sub(slot) & self.mask;
         Position::new(tail.get().wrapping_sub(behind))
     }
 }
@@ -59,7 +64,7 @@ mod tests {
     use super::*;
 
     fn rings() -> impl Iterator<Item = Ring> {
-        (0..=Ring::MAX_QS).map(|qs| Ring { qs })
+        (0..=Ring::MAX_QS).map(Ring::of)
     }
 
     #[test]
@@ -88,7 +93,7 @@ mod tests {
 
     #[test]
     fn registers_count_in_bytes_of_256_bit_descriptors() {
-        let ring = Ring { qs: 0 };
+        let ring = Ring::of(0);
         assert_eq!(ring.register_of(Position::new(3)), 0x60);
         assert_eq!(ring.register_of(Position::new(128 + 127)), 0xfe0);
     }

@@ -65,13 +65,14 @@ impl<H: Hal> Table<H> {
     /// An entry lies in one cache line, of which a walker that does not snoop sees what was there at one moment.
     pub(crate) fn write<const N: usize>(&self, number: usize, entry: [u128; N]) {
         barrier::publish_to_device();
+        let (quanta, first) = (self.quanta(), number * N);
         for (offset, value) in entry.into_iter().enumerate().rev() {
-            if let Some(quantum) = self.quanta().get(number * N + offset) {
+            if let Some(quantum) = quanta.get(first + offset) {
                 quantum.store(value);
             }
         }
         if self.coherency == WalkCoherency::NotSnooped {
-            self.frames.clean(number * N * 16, N * 16);
+            self.frames.clean(first * 16, N * 16);
         }
     }
 

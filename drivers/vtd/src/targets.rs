@@ -2,22 +2,29 @@
 //!
 //! Unmaps read the list in place, without a lock, and attachments replace it. What is on it is shared by the old list and
 //! the new one, and says itself whether it counts: so a detachment, which must not fail, strikes its target out where it
-//! stands, and the same attachment, made again, finds it there and allocates nothing.
+//! stands, and the next attachment on the unit takes it again, with whatever tag, and allocates nothing.
+//!
+//! An unmap that is about to read a target while it is struck out and taken again may find the old tag, or the new one.
+//! Either will do: what had the old tag was forgotten before it was struck out, and what has the new one is read from
+//! memory after the full fence behind which the entry is published, so after the unmap changed it, if the unmap did not
+//! see that tag.
 
 use crate::forget::{Batch, Requester};
-use crate::invalidate::{Changed, Descriptor, Invalidation, Tag};
+use crate::invalidate::{Changed, Descriptor, Invalidation, RangeInvalidation, Tag, TagKind, TagWord};
 use crate::queue::{self, Ticket};
 use crate::unit::Inner;
 use alloc::vec::Vec;
 use core::iter;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use portcullis_hal::snapshot::Snapshot;
 use portcullis_hal::{Arc, Hal, IovaRange, Mmio, OutOfMemory, SyncError, list};
 
 /// Translations of a domain on a unit.
 struct Target<H: Hal, M: Mmio> {
     unit: Arc<Inner<H, M>>,
-    tag: Tag,
+    kind: TagKind,
+    /// A [`TagWord`].
+    tag: AtomicU64,
     /// How the unit is told.
     invalidation: Invalidation,
     in_use: AtomicBool,
@@ -26,11 +33,12 @@ struct Target<H: Hal, M: Mmio> {
 }
 
 impl<H: Hal, M: Mmio> Target<H, M> {
-    fn new(unit: &Arc<Inner<H, M>>, tag: Tag) -> Self {
+    fn new(unit: &Arc<Inner<H, M>>, kind: TagKind) -> Self {
         Self {
             unit: unit.clone(),
-            tag,
-            invalidation: Invalidation::new(&unit.features, tag),
+            kind,
+            tag: AtomicU64::new(0),
+            invalidation: Invalidation::new(&unit.features, kind),
             in_use: AtomicBool::new(false),
             users: AtomicU32::new(0),
         }
@@ -41,8 +49,26 @@ impl<H: Hal, M: Mmio> Target<H, M> {
         self.in_use.load(Ordering::Relaxed)
     }
 
+    #[inline]
+    fn word(&self) -> TagWord {
+        TagWord(self.tag.load(Ordering::Relaxed))
+    }
+
+    fn tag(&self) -> Tag {
+        self.word().tag(self.kind)
+    }
+
+    /// Whether the translations are in use under this tag.
     fn is(&self, unit: &Arc<Inner<H, M>>, tag: Tag) -> bool {
-        self.tag == tag && Arc::ptr_eq(&self.unit, unit)
+        self.is_in_use() && self.word() == TagWord::new(tag) && Arc::ptr_eq(&self.unit, unit)
+    }
+
+    fn is_free_on(&self, unit: &Arc<Inner<H, M>>) -> bool {
+        !self.is_in_use() && Arc::ptr_eq(&self.unit, unit)
+    }
+
+    fn invalidation(&self, range: Option<IovaRange>, changed: Changed) -> RangeInvalidation {
+        self.invalidation.of(self.word(), range, changed)
     }
 }
 
@@ -95,6 +121,11 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
         Ok(Self { list: Snapshot::new(List::new())? })
     }
 
+    /// Whether the domain is in use on a unit, or was.
+    pub(crate) fn know(&self, unit: &Arc<Inner<H, M>>) -> bool {
+        self.list.read().targets.iter().any(|target| Arc::ptr_eq(&target.unit, unit))
+    }
+
     /// A tag under which the domain is in use on a unit: the one of this PASID rather than another one.
     pub(crate) fn find(&self, unit: &Arc<Inner<H, M>>, pasid: u32) -> Option<Tag> {
         let list = self.list.read();
@@ -102,7 +133,7 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
             .targets
             .iter()
             .filter(|target| target.is_in_use() && Arc::ptr_eq(&target.unit, unit))
-            .map(|target| target.tag);
+            .map(|target| target.tag());
         let first = here.next()?;
         Some(if first.pasid == pasid { first } else { here.find(|tag| tag.pasid == pasid).unwrap_or(first) })
     }
@@ -110,61 +141,65 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
     /// How many use the domain under a tag.
     pub(crate) fn users(&self, unit: &Arc<Inner<H, M>>, tag: Tag) -> u32 {
         let list = self.list.read();
-        let target = list.target(unit, tag.of_translations());
+        let target = list.target(unit, tag);
         target.map_or(0, |target| target.users.load(Ordering::Relaxed))
     }
 
-    /// Makes sure that a target and device TLBs of a unit are on the list, in use or not, and of the unit nothing else
-    /// that is not in use.
+    /// Makes sure that a target for a new tag of this kind, if there is to be one, and device TLBs of a unit are on the
+    /// list, in use or not, and of the unit nothing else that is not in use.
     pub(crate) fn reserve(
         &self,
         unit: &Arc<Inner<H, M>>,
-        tag: Option<Tag>,
+        new: Option<TagKind>,
         devices: impl Iterator<Item = Requester> + Clone,
     ) -> Result<(), OutOfMemory> {
-        let tag = tag.map(Tag::of_translations);
-        let keeps_target = |target: &Target<H, M>| {
-            target.is_in_use() || Some(target.tag) == tag || !Arc::ptr_eq(&target.unit, unit)
-        };
         let keeps_device = |device: &DeviceTlb<H, M>| {
             device.is_in_use()
-                || devices.clone().any(|tlb| device.is(unit, tlb))
                 || !Arc::ptr_eq(&device.unit, unit)
+                || devices.clone().any(|tlb| device.is(unit, tlb))
         };
         let is_done = |list: &List<H, M>| {
-            list.targets.iter().all(|target| keeps_target(target))
+            let mut free = list.targets.iter().filter(|target| target.is_free_on(unit));
+            free.next().map(|target| target.kind) == new
+                && free.next().is_none()
                 && list.devices.iter().all(|device| keeps_device(device))
-                && tag.is_none_or(|tag| list.target(unit, tag).is_some())
                 && devices.clone().all(|tlb| list.device(unit, tlb).is_some())
         };
         if is_done(&self.list.read()) {
             return Ok(());
         }
         self.list.replace(|old| {
-            let mut new = List::new();
-            for target in old.targets.iter().filter(|target| keeps_target(target)) {
-                list::push(&mut new.targets, target.clone())?;
+            let mut made = List::new();
+            for target in old.targets.iter().filter(|target| !target.is_free_on(unit)) {
+                list::push(&mut made.targets, target.clone())?;
             }
-            if let Some(tag) = tag.filter(|&tag| new.target(unit, tag).is_none()) {
-                list::push(&mut new.targets, Arc::try_new(Target::new(unit, tag))?)?;
+            if let Some(kind) = new {
+                let free = old.targets.iter().find(|target| target.is_free_on(unit) && target.kind == kind);
+                let target =
+                    free.map_or_else(|| Arc::try_new(Target::new(unit, kind)), |free| Ok(free.clone()));
+                list::push(&mut made.targets, target?)?;
             }
             for device in old.devices.iter().filter(|device| keeps_device(device)) {
-                list::push(&mut new.devices, device.clone())?;
+                list::push(&mut made.devices, device.clone())?;
             }
             for tlb in devices.clone() {
-                if new.device(unit, tlb).is_none() {
+                if made.device(unit, tlb).is_none() {
                     let device = DeviceTlb { unit: unit.clone(), tlb, in_use: AtomicBool::new(false) };
-                    list::push(&mut new.devices, Arc::try_new(device)?)?;
+                    list::push(&mut made.devices, Arc::try_new(device)?)?;
                 }
             }
-            Ok(new)
+            Ok(made)
         })
     }
 
-    /// Puts a target in use that has no users yet; it is there by [`reserve`](Self::reserve). Before an entry is
+    /// Puts a target in use that has no users yet; there is one by [`reserve`](Self::reserve). Before an entry is
     /// published that leads to the domain, a full fence has to follow.
     pub(crate) fn add(&self, unit: &Arc<Inner<H, M>>, tag: Tag) {
-        self.with(unit, tag, |target| target.in_use.store(true, Ordering::Relaxed));
+        let list = self.list.read();
+        if let Some(target) = list.targets.iter().find(|target| target.is_free_on(unit)) {
+            target.tag.store(TagWord::new(tag).0, Ordering::Relaxed);
+            target.in_use.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Counts one more user.
@@ -208,11 +243,11 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
     pub(crate) fn each<E>(&self, mut look: impl FnMut(&Inner<H, M>, Tag) -> Result<(), E>) -> Result<(), E> {
         let list = self.list.read();
         let mut targets = list.targets.iter().filter(|target| target.is_in_use());
-        targets.try_for_each(|target| look(&target.unit, target.tag))
+        targets.try_for_each(|target| look(&target.unit, target.tag()))
     }
 
     fn with<R>(&self, unit: &Arc<Inner<H, M>>, tag: Tag, f: impl FnOnce(&Target<H, M>) -> R) -> Option<R> {
-        self.list.read().target(unit, tag.of_translations()).map(f)
+        self.list.read().target(unit, tag).map(f)
     }
 }
 
@@ -299,25 +334,32 @@ impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
     #[inline]
     pub(crate) fn invalidate(&self, range: Option<IovaRange>, changed: Changed) -> Result<(), SyncError> {
         let list = self.list.read();
-        // The usual case: nothing but one unit.
+        // The usual case: one unit, and a page or a leaf.
         if let ([target], []) = (&*list.targets, &*list.devices) {
             if !target.is_in_use() {
                 return Ok(());
             }
-            return target.unit.run(target.invalidation.of(range, changed));
+            if let Some(descriptor) = target.invalidation.exactly(target.word(), range, changed) {
+                return target.unit.run(iter::once(descriptor));
+            }
         }
         list.invalidate(range, changed)
     }
 
-    /// Calls `tell` for each target, and waits for the batch that it may have submitted.
+    /// Calls `tell` for each target, and waits for the batch that it may have submitted. It is given what makes such a
+    /// batch.
     pub(crate) fn tell(
         &self,
-        mut tell: impl FnMut(&Inner<H, M>, Tag, &Invalidation) -> Result<Option<Ticket>, SyncError>,
+        mut tell: impl FnMut(
+            &Inner<H, M>,
+            TagKind,
+            &dyn Fn(Option<IovaRange>, Changed) -> RangeInvalidation,
+        ) -> Result<Option<Ticket>, SyncError>,
     ) -> Result<(), SyncError> {
         let list = self.list.read();
         let mut flight = Flight::new();
         for target in list.targets.iter().filter(|target| target.is_in_use()) {
-            match tell(&target.unit, target.tag, &target.invalidation) {
+            match tell(&target.unit, target.kind, &|range, changed| target.invalidation(range, changed)) {
                 Ok(Some(ticket)) => flight.add(&target.unit, ticket),
                 Ok(None) => {}
                 Err(error) => flight.result = Err(error),
@@ -335,7 +377,7 @@ impl<H: Hal, M: Mmio + 'static> List<H, M> {
         // the IOTLB in the same batch stands a fence, and each batch ends with one.
         let mut sender = Sender::new();
         for target in self.targets.iter().filter(|target| target.is_in_use()) {
-            sender.add(&target.unit, target.invalidation.of(range, changed));
+            sender.add(&target.unit, target.invalidation(range, changed));
         }
         for device in self.devices.iter().filter(|device| device.is_in_use()) {
             let descriptor = device.tlb.invalidation(&device.unit.features, range);
