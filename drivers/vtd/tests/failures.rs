@@ -10,6 +10,7 @@ use portcullis_hal::{
 };
 use portcullis_iommu::{AttachError, DomainError, DomainSpec, Missing, PagingSpec, Unit, UnitEvent};
 use portcullis_vtd::{Options, Setup};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 const IOVA: u64 = 0x12_3456_7000;
@@ -332,4 +333,66 @@ fn a_queue_that_is_full_makes_submitters_wait() {
         portcullis_hal::Mmio::write64(&machine.fake, fake::IQT, tail());
     });
     assert!(starts.iter().all(|&start| machine.fake.dma(0x20, start, true).is_err()));
+}
+
+#[test]
+fn each_refusal_reaches_one_submitter_and_dropped_waits_none_while_many_submit() {
+    /// As many as the driver remembers: who is away while it forgets some is told that his own may be among them.
+    const REFUSALS: usize = 16;
+    const SUBMITTERS: u64 = 4;
+    /// The type of a page-selective or domain-selective IOTLB invalidation.
+    const IOTLB: u64 = 2;
+    let hal = HostHal::new();
+    let fake = FakeUnit::new(&hal, fake::SECOND_STAGE);
+    // Only a hang reaches it.
+    let patient = Options { timeout_ns: 600_000_000_000, ..options() };
+    let driver = Setup::new(hal.clone(), fake.clone(), patient).unwrap().enable().unwrap();
+    let machine = Machine { hal, fake, driver };
+    let domains: Vec<_> = (0..SUBMITTERS).map(|_| machine.paging()).collect();
+    for (sid, domain) in (0_u16..).zip(&domains) {
+        machine.driver.attach(&endpoint(sid), domain).unwrap();
+    }
+    let (told, over) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let errors = machine.driver.stats().queue_errors;
+    std::thread::scope(|scope| {
+        for (sid, domain) in (0_u16..).zip(&domains) {
+            let (machine, told, over) = (&machine, &told, &over);
+            scope.spawn(move || {
+                for page in 0.. {
+                    let iova = IOVA + (page << 12);
+                    map_page(domain, iova, 0x1000).unwrap();
+                    assert_eq!(machine.fake.dma(sid, iova, true), Ok(0x1000));
+                    let mut gather = Gather::new();
+                    let range = IovaRange::new(Iova::new(iova), 0x1000).unwrap();
+                    assert_eq!(portcullis_hal::host::unmap(&**domain, range, &mut gather), Ok(0x1000));
+                    match domain.sync(&mut gather) {
+                        Ok(_proof) => assert!(machine.fake.dma(sid, iova, true).is_err()),
+                        Err(error) => {
+                            assert_eq!(error, SyncError::Faulted);
+                            told.fetch_add(1, Ordering::Relaxed);
+                        }
+                    }
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                }
+            });
+        }
+        for _ in 0..REFUSALS {
+            for conduct in [Conduct::Refuse(IOTLB), Conduct::DropWait] {
+                machine.fake.set_conduct(conduct);
+                while *machine.fake.conduct.lock().unwrap() == conduct {
+                    std::thread::yield_now();
+                }
+            }
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(told.into_inner(), REFUSALS);
+    // One stop may have been for both.
+    let errors = machine.driver.stats().queue_errors - errors;
+    assert!((REFUSALS as u64..=2 * REFUSALS as u64).contains(&errors), "{errors}");
+    let domain = &domains[0];
+    map_page(domain, 0x1000, 0x1000).unwrap();
+    assert_eq!(unmap(domain, 0x1000, 0x1000), 0x1000);
 }
