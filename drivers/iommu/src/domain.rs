@@ -133,6 +133,11 @@ pub trait Domain: IoSpace {
     /// What the domain is.
     fn info(&self) -> DomainInfo;
 
+    /// Its kind, as [`info`](Self::info) has it.
+    fn kind(&self) -> DomainKind {
+        self.info().kind
+    }
+
     /// The ids by which hardware tags the domain's translations, for humans.
     fn describe(&self, out: &mut dyn fmt::Write) -> fmt::Result;
 }

@@ -167,7 +167,7 @@ impl<H: Hal> Iommu<H> {
             return Err(AttachError::GroupInUse);
         }
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
-        match domain.info().kind {
+        match domain.kind() {
             DomainKind::Paging => {
                 for region in device.reserved() {
                     if let ReservedKind::Direct(mapping) | ReservedKind::Msi(mapping) = &region.kind {

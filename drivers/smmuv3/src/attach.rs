@@ -123,9 +123,8 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         endpoints: &[EndpointId],
         new: &Attachment<H, M>,
     ) -> Result<(), AttachError> {
-        let plain = Plain::Attached(new.clone());
         for &endpoint in endpoints {
-            let missing = plain.missing(&self.permissions(stream(endpoint)));
+            let missing = new.missing(&self.permissions(stream(endpoint)));
             if !missing.is_empty() {
                 return Err(AttachError::Incompatible { missing });
             }
@@ -283,6 +282,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     }
 
     /// Lets go of what was replaced as soon as nobody uses it. A stream whose device did not forget it is cut off.
+    #[inline]
     pub(crate) fn conclude(
         &mut self,
         port: &Port<H, M>,

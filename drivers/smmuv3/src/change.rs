@@ -64,7 +64,12 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let now = slot.read();
         let plan = plan(&now, to, used);
         for step in 0..STEPS {
-            if slot.write_words(|word| plan.word(step, word)) > 0 && plan.needs_sync(step) {
+            let words = plan.changes(step);
+            if words == 0 {
+                continue;
+            }
+            slot.write_words(words, |word| plan.word(step, word));
+            if plan.needs_sync(step) {
                 self.forget(forget)?;
             }
         }

@@ -33,6 +33,9 @@ use portcullis_hal::producers::Position;
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
+/// How many turns of a spin loop pass before a submitter that met another one looks for its completion.
+const TURNS_LEFT_TO_OTHERS: u32 = 64;
+
 /// The ring, its line and its indices.
 pub(crate) struct CommandQueue<H: Hal> {
     pub(crate) ring: Ring<H, COMMAND_WORDS>,
@@ -259,6 +262,11 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let end = self.commands.fill(first, core::iter::once(command), tail);
         self.commands.line.publish(first, end.since(first), tail, self);
         self.hal().restore_interrupts(mask);
+        // Whoever publishes has the words of the line in its caches. Left alone for a while, it does more than the two
+        // could by turns.
+        for _ in 0..TURNS_LEFT_TO_OTHERS {
+            self.hal().relax();
+        }
         self.complete(&Ticket(Some(Batch { first, end, tail, failures_before })))
     }
 

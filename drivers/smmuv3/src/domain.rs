@@ -279,15 +279,15 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
 
 impl<H: Hal, M: Mmio + 'static> Domain for SmmuDomain<H, M> {
     fn info(&self) -> DomainInfo {
-        DomainInfo {
-            kind: match self.body {
-                Body::Blocked => DomainKind::Blocked,
-                Body::Identity => DomainKind::Identity,
-                Body::Tables(_) => DomainKind::Paging,
-                Body::Shared(_) => DomainKind::Shared,
-            },
-            stage: self.stage(),
-            root: self.root(),
+        DomainInfo { kind: self.kind(), stage: self.stage(), root: self.root() }
+    }
+
+    fn kind(&self) -> DomainKind {
+        match self.body {
+            Body::Blocked => DomainKind::Blocked,
+            Body::Identity => DomainKind::Identity,
+            Body::Tables(_) => DomainKind::Paging,
+            Body::Shared(_) => DomainKind::Shared,
         }
     }
 

@@ -101,25 +101,28 @@ impl<'a, H: Hal> Slot<'a, H> {
 
     /// Stores the words of `entry` that differ from what is there, each in one piece.
     pub(crate) fn write(&self, entry: &Entry) {
-        self.write_words(|word| entry.get(word).copied().unwrap_or_default());
+        let words = self.words().iter().zip(entry).enumerate();
+        let differs = |word: &AtomicU64, value: u64| word.load(Ordering::Relaxed) != value;
+        let changed = words.fold(0, |mask, (at, (word, &value))| mask | u8::from(differs(word, value)) << at);
+        self.write_words(changed, |word| entry.get(word).copied().unwrap_or_default());
     }
 
-    /// Stores the words that differ from what is there, each in one piece, and says how many did.
-    pub(crate) fn write_words(&self, value: impl Fn(usize) -> u64) -> usize {
+    /// Stores some words, one bit of `which` for each, each in one piece.
+    #[inline]
+    pub(crate) fn write_words(&self, mut which: u8, value: impl Fn(usize) -> u64) {
+        let words = self.words();
         // What the entry points to is there before it.
         barrier::publish_to_device();
-        let mut changed = 0_usize;
-        for (index, word) in self.words().iter().enumerate() {
-            let value = value(index);
-            if word.load(Ordering::Relaxed) != value {
-                word.store(value, Ordering::Release);
-                changed = changed.wrapping_add(1);
+        while which != 0 {
+            let index = which.trailing_zeros() as usize;
+            which &= which.wrapping_sub(1);
+            if let Some(word) = words.get(index) {
+                word.store(value(index), Ordering::Release);
             }
         }
-        if self.writes == TableWrites::Cleaned && changed > 0 {
+        if self.writes == TableWrites::Cleaned {
             self.frames.clean(self.index * size_of::<Entry>(), size_of::<Entry>());
         }
-        changed
     }
 }
 

@@ -27,6 +27,20 @@ impl<H: Hal, M: Mmio> Clone for Attachment<H, M> {
     }
 }
 
+impl<H: Hal, M: Mmio> Attachment<H, M> {
+    /// What hardware cannot do at the same time with these permissions, if it is for requests without a PASID.
+    pub(crate) fn missing(&self, permissions: &Permissions) -> Missing {
+        let pasids = permissions.pasid_bits > 0;
+        match &self.target {
+            Some(target) if pasids && target.stage_2().is_some() => Missing::PASID,
+            // An entry that bypasses both stages takes no translation requests; one that bypasses stage 1 for requests
+            // without a SubstreamID does (IHI 0070, 13.6.4).
+            None if !pasids && translates(permissions) => Missing::ATS,
+            _ => Missing::empty(),
+        }
+    }
+}
+
 /// What becomes of requests without a PASID.
 pub(crate) enum Plain<H: Hal, M: Mmio> {
     /// They are aborted and recorded.
@@ -51,20 +65,7 @@ impl<H: Hal, M: Mmio> Plain<H, M> {
 
     /// What hardware cannot do at the same time with these permissions.
     pub(crate) fn missing(&self, permissions: &Permissions) -> Missing {
-        let pasids = permissions.pasid_bits > 0;
-        match self {
-            Self::Attached(Attachment { target: Some(target), .. })
-                if target.stage_2().is_some() && pasids =>
-            {
-                Missing::PASID
-            }
-            // An entry that bypasses both stages takes no translation requests; one that bypasses stage 1 for requests
-            // without a SubstreamID does (IHI 0070, 13.6.4).
-            Self::Attached(Attachment { target: None, .. }) if !pasids && translates(permissions) => {
-                Missing::ATS
-            }
-            _ => Missing::empty(),
-        }
+        self.attachment().map_or(Missing::empty(), |attachment| attachment.missing(permissions))
     }
 }
 

@@ -16,9 +16,10 @@ pub type Entry = [u64; 8];
 pub struct Plan<'a> {
     from: &'a Entry,
     to: &'a Entry,
-    /// The old entry with the new values of all bits that it does not use.
-    prepared: Entry,
-    switch: Switch,
+    /// What the first step writes: the old entry with the new values of all bits that it does not use, or nothing.
+    first: Entry,
+    /// By step: the words that it changes, one bit for each.
+    changes: [u8; STEPS],
     /// What the device sees meanwhile.
     pub transition: Transition,
 }
@@ -26,42 +27,38 @@ pub struct Plan<'a> {
 /// How many steps a plan has.
 pub const STEPS: usize = 3;
 
-/// How a plan switches over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Switch {
-    /// By storing this word.
-    Word(usize),
-    /// There is nothing to switch.
-    Nothing,
-    /// Through an invalid entry.
-    Break,
-}
-
 impl Plan<'_> {
-    /// A word of the entry that a step writes.
+    /// The words that a step changes, one bit for each.
+    #[inline]
+    pub fn changes(&self, step: usize) -> u8 {
+        self.changes.get(step).copied().unwrap_or_default()
+    }
+
+    /// The value of a word that a step changes.
     #[inline]
     pub fn word(&self, step: usize, word: usize) -> u64 {
-        let of = |entry: &Entry| entry.get(word).copied().unwrap_or_default();
-        match (step, self.switch) {
-            (0 | 1, Switch::Break) if word == 0 => 0,
-            (0, Switch::Break) => of(self.from),
-            // The word that switches over is left alone until it does.
-            (0, Switch::Word(switching)) if word == switching => of(self.from),
-            (1, Switch::Word(switching)) if word == switching => of(self.to),
-            (0 | 1, Switch::Word(_) | Switch::Nothing) => of(&self.prepared),
-            _ => of(self.to),
-        }
+        let entry = if step == 0 { &self.first } else { self.to };
+        entry.get(word).copied().unwrap_or_default()
     }
 
     /// The entries to be written.
     pub fn steps(&self) -> [Entry; STEPS] {
-        core::array::from_fn(|step| core::array::from_fn(|word| self.word(step, word)))
+        let mut entry = *self.from;
+        core::array::from_fn(|step| {
+            for (word, slot) in entry.iter_mut().enumerate() {
+                if self.changes(step) >> word & 1 != 0 {
+                    *slot = self.word(step, word);
+                }
+            }
+            entry
+        })
     }
 
     /// Whether a sync has to follow this step if it changed anything.
     ///
     /// It need not after the last step to an invalid entry, which was invalid before: hardware does not look at the
     /// words that were tidied up, and the next plan leaves the valid bit alone until its own first sync.
+    #[inline]
     pub fn needs_sync(&self, step: usize) -> bool {
         step + 1 < STEPS || self.to.first() != Some(&0)
     }
@@ -74,20 +71,30 @@ impl Plan<'_> {
 /// - Otherwise the first word, which holds the valid bit, is cleared; the other words are written while the entry is
 ///   invalid, and the first one last.
 pub fn plan<'a>(from: &'a Entry, to: &'a Entry, used: fn(&Entry) -> Entry) -> Plan<'a> {
+    const FIRST: u8 = 1;
     let (used_from, used_to) = (used(from), used(to));
-    let mut prepared = [0; 8];
-    let mut switch = Switch::Nothing;
+    let mut first = [0; 8];
+    // The words that differ at all, that the preparation changes, that have to switch over, and that are left to tidy up.
+    let (mut different, mut early, mut switching, mut late) = (0_u8, 0_u8, 0_u8, 0_u8);
     let masks = used_from.iter().zip(&used_to);
-    for (word, (((slot, from), to), (used_from, used_to))) in
-        prepared.iter_mut().zip(from).zip(to).zip(masks).enumerate()
+    for (((slot, &from), &to), (&used_from, &used_to)) in first.iter_mut().zip(from).zip(to).zip(masks).rev()
     {
         *slot = from & used_from | to & !used_from;
-        if (*slot ^ to) & used_to != 0 {
-            switch = if switch == Switch::Nothing { Switch::Word(word) } else { Switch::Break };
-        }
+        let shift = |mask: u8, differs: bool| mask << 1 | u8::from(differs);
+        different = shift(different, from != to);
+        early = shift(early, *slot != from);
+        switching = shift(switching, (*slot ^ to) & used_to != 0);
+        late = shift(late, *slot != to);
     }
-    let transition = if switch == Switch::Break { Transition::Disruptive } else { Transition::Hitless };
-    Plan { from, to, prepared, switch, transition }
+    if switching.is_power_of_two() || switching == 0 {
+        // The word that switches over is left alone until it does.
+        let changes = [early & !switching, switching, late & !switching];
+        return Plan { from, to, first, changes, transition: Transition::Hitless };
+    }
+    let [valid, ..] = *from;
+    let [new, ..] = *to;
+    let changes = [if valid == 0 { 0 } else { FIRST }, different & !FIRST, if new == 0 { 0 } else { FIRST }];
+    Plan { from, to, first: [0; 8], changes, transition: Transition::Disruptive }
 }
 
 /// The entry with another first word.
