@@ -2,10 +2,12 @@
 //!
 //! `PORTCULLIS_SEED` runs one seed.
 
+mod machine;
 mod process;
 mod world;
 
-use world::{Counts, Machine, World};
+use machine::Machine;
+use world::{Counts, World};
 
 /// Operations of a run, and runs.
 const LENGTH: usize = 400;
