@@ -148,11 +148,27 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
     /// Who sets the accessed and dirty marks.
     fn accessed_dirty(&self) -> AccessedDirty;
 
+    /// The accessed mark of a leaf, where it is a bit of its own.
+    const ACCESSED: u64 = 0;
+    /// The dirty mark of a leaf, where it is a bit of its own.
+    const DIRTY: u64 = 0;
+
     /// The marks of a leaf, where hardware sets them.
-    fn usage(leaf: u64) -> Usage;
+    #[inline]
+    fn usage(leaf: u64) -> Usage {
+        let mut usage = Usage::empty();
+        usage.set(Usage::ACCESSED, leaf & Self::ACCESSED != 0);
+        usage.set(Usage::DIRTY, leaf & Self::DIRTY != 0);
+        usage
+    }
 
     /// `leaf` without these marks.
-    fn without_usage(leaf: u64, usage: Usage) -> u64;
+    #[inline]
+    fn without_usage(leaf: u64, usage: Usage) -> u64 {
+        let accessed = if usage.contains(Usage::ACCESSED) { Self::ACCESSED } else { 0 };
+        let dirty = if usage.contains(Usage::DIRTY) { Self::DIRTY } else { 0 };
+        leaf & !(accessed | dirty)
+    }
 
     /// `leaf` with all marks that hardware could set in it.
     fn with_usage(leaf: u64) -> u64;

@@ -2,7 +2,7 @@
 
 use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
 use crate::spec::vtd::{Leaf, Table};
-use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat, Usage};
+use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
 
 /// VT-d second-stage tables.
 ///
@@ -42,6 +42,8 @@ impl Format for VtdSecondStage {
     const GRANULE_SHIFT: u32 = 12;
     const LEAF_LEVELS: u8 = 3;
     const OUTPUT_BITS: u8 = 52;
+    const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
+    const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
     const TABLE_MASK: u64 = PERMISSIONS | PAGE_SIZE;
     const TABLE_BITS: u64 = Table::new().with_read(true).with_write(true).into_bits();
@@ -60,23 +62,6 @@ impl Format for VtdSecondStage {
 
     fn accessed_dirty(&self) -> AccessedDirty {
         self.accessed_dirty
-    }
-
-    #[inline]
-    fn usage(leaf: u64) -> Usage {
-        let leaf = Leaf::from(leaf);
-        let mut usage = Usage::empty();
-        usage.set(Usage::ACCESSED, leaf.accessed());
-        usage.set(Usage::DIRTY, leaf.dirty());
-        usage
-    }
-
-    #[inline]
-    fn without_usage(leaf: u64, usage: Usage) -> u64 {
-        let leaf = Leaf::from(leaf);
-        let accessed = leaf.accessed() && !usage.contains(Usage::ACCESSED);
-        let dirty = leaf.dirty() && !usage.contains(Usage::DIRTY);
-        leaf.with_accessed(accessed).with_dirty(dirty).into()
     }
 
     #[inline]
