@@ -4,6 +4,8 @@
 //! console allocated, and windows of devices that cannot harm the kernel, can be mapped.
 
 mod commands;
+mod look;
+mod mappings;
 mod pages;
 mod pasids;
 mod processes;
