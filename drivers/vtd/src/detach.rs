@@ -99,13 +99,40 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
         endpoint.silenced -= 1;
         endpoint.pasids.write(pasid, [0; 4]);
-        // Some units may have the entry, although it was not present, or the old one on its way.
-        let cached = || Batch::of([Descriptor::pasid_cache_global()]);
-        if let Err(error) = this.announce(cached) {
+        if let Err(error) = this.announce_silence_ended() {
             this.give_up(state, &[EndpointId::new(u32::from(sid))]);
             return Err(this.unconfirmed(error));
         }
         Ok(())
+    }
+
+    /// Has the faults of those PASIDs recorded again that reach nothing and are not permitted any more, as if they were
+    /// detached. Changes nothing where there are none.
+    pub(crate) fn end_silence_beyond(
+        this: &Arc<Self>,
+        state: &mut State<H>,
+        sid: u16,
+        pasid_bits: u8,
+    ) -> Result<(), SyncError> {
+        let first = 1 << pasid_bits.min(20);
+        let Some(endpoint) = state.endpoint_mut(sid) else { return Ok(()) };
+        let ended = endpoint.silenced_from(first);
+        if ended == 0 {
+            return Ok(());
+        }
+        if endpoint.attachments.is_empty() && ended == endpoint.silenced {
+            this.unpublish(state, sid);
+            return Self::forget(this, state, sid);
+        }
+        endpoint.silenced -= ended;
+        endpoint.pasids.clear_silent_from(first);
+        this.announce_silence_ended()
+    }
+
+    /// Tells the unit that entries are not silent any more: it may have them, although they were not present, or what
+    /// was written last on its way.
+    fn announce_silence_ended(&self) -> Result<(), SyncError> {
+        self.announce(|| Batch::of([Descriptor::pasid_cache_global()]))
     }
 
     /// Takes a PASID entry of an endpoint in use away. Its content stays until hardware has forgotten it.
@@ -175,7 +202,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             Self::leave(this, state, sid, &old);
         }
         if let Some(endpoint) = state.endpoint_mut(sid).filter(|endpoint| endpoint.silenced > 0) {
-            endpoint.pasids.clear_silent();
+            endpoint.pasids.clear_silent_from(0);
             endpoint.silenced = 0;
         }
         Ok(())

@@ -134,13 +134,16 @@ impl<H: Hal> PasidTables<H> {
         first & (PRESENT | SILENT) == SILENT
     }
 
-    /// Clears the entries that keep faults from being recorded. Hardware cannot find them.
-    pub(crate) fn clear_silent(&self) {
-        for &(slot, _) in &self.leaves {
-            let first = u32::from(slot) << TABLE_BITS;
-            let silent = (first..first + (1 << TABLE_BITS)).filter(|&pasid| self.is_silent(pasid));
-            silent.for_each(|pasid| self.write(pasid, [0; 4]));
-        }
+    /// The PASIDs from `first` on whose entries keep faults from being recorded.
+    fn silent_from(&self, first: u32) -> impl Iterator<Item = u32> + '_ {
+        let tables = self.leaves.iter().map(|&(slot, _)| u32::from(slot) << TABLE_BITS);
+        let pasids = tables.flat_map(|base| base..base + (1 << TABLE_BITS));
+        pasids.filter(move |&pasid| pasid >= first && self.is_silent(pasid))
+    }
+
+    /// Clears the entries from `first` on that keep faults from being recorded.
+    pub(crate) fn clear_silent_from(&self, first: u32) {
+        self.silent_from(first).for_each(|pasid| self.write(pasid, [0; 4]));
     }
 
     /// Writes the entry of a PASID that is not present, and that hardware has forgotten.
@@ -202,6 +205,11 @@ impl<H: Hal> Endpoint<H> {
     /// Whether a PASID reaches nothing without a record of it.
     pub(crate) fn is_silenced(&self, pasid: u32) -> bool {
         self.silenced > 0 && self.pasids.is_silent(pasid)
+    }
+
+    /// How many PASIDs from `first` on reach nothing without a record of it.
+    pub(crate) fn silenced_from(&self, first: u32) -> u32 {
+        if self.silenced == 0 { 0 } else { self.pasids.silent_from(first).fold(0, |count, _| count + 1) }
     }
 
     fn find(&self, pasid: u32) -> Result<usize, usize> {

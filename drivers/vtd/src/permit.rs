@@ -168,6 +168,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         }
         // Hardware that did not confirm that it forgot the endpoint may still let it do what it could.
         this.confirm_forgotten(state, sid)?;
+        Self::end_silence_beyond(this, state, sid, permissions.pasid_bits)?;
         if let Some(endpoint) = state.endpoint_mut(sid) {
             endpoint.permissions = *permissions;
         }

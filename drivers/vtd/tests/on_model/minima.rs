@@ -124,6 +124,7 @@ pub(crate) const MINIMA: &[(&str, &str, &str, u64)] = &[
     ("permit", "in use", "", 300),
     ("permit", "not offered", "", 700),
     ("permit", "nothing", "", 100),
+    ("permit", "silence ended", "", 1),
     ("permit", "translation requests", "", 100),
     ("queue error", "ICE", "", 100),
     ("queue error", "IQE fetch", "", 200),

@@ -329,9 +329,7 @@ pub(crate) fn allowed(
         None => domains.get(&0).map_or(Allowed::faults(AT_PAGE), |&space| of(space)),
         Some(0) => Allowed::faults(AT_GATE),
         Some(_) if permissions.pasid_bits == 0 => Allowed::faults(AT_GATE),
-        Some(pasid) if cut.contains(&pasid) && pasid >> permissions.pasid_bits == 0 => {
-            Allowed { silent: true, ..Allowed::default() }
-        }
+        Some(pasid) if cut.contains(&pasid) => Allowed { silent: true, ..Allowed::default() },
         // Beyond the directory or the tables, or only not attached.
         Some(pasid) => domains.get(&pasid).map_or(Allowed::faults(AT_GATE | AT_PASID), |&space| of(space)),
     }

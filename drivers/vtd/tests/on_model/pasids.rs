@@ -168,6 +168,47 @@ fn a_pasid_that_is_blocked_reaches_nothing_and_nobody_is_told() {
 }
 
 #[test]
+fn a_blocked_pasid_that_is_not_permitted_any_more_is_as_if_detached() {
+    for config in units() {
+        let rig = Rig::new(config);
+        let domain = rig.domain(Stage::Stage1, 0x1_0000);
+        let blocked = rig.driver.new_domain(&DomainSpec::Blocked).expect("a domain");
+        let silent = vec![Outcome::Silent(0x59)];
+        let bits = |bits| rig.permit(SID, bits, Requests::empty());
+        for _ in 0..2 {
+            bits(10);
+            for at in [5, 9, 0x3ff] {
+                rig.attach_pasid(SID, at, &domain);
+                rig.attach_pasid(SID, at, &blocked);
+                assert_eq!(rig.reaches(SID, at), silent);
+            }
+            // The directory is as large as before, and the unit knows of no width.
+            bits(6);
+            assert_eq!((rig.reaches(SID, 5), rig.reaches(SID, 0x3ff)), (silent.clone(), fault(0x59)));
+            bits(10);
+            assert_eq!((rig.reaches(SID, 5), rig.reaches(SID, 0x3ff)), (silent.clone(), fault(0x59)));
+            // Beside what is attached.
+            rig.attach_pasid(SID, 3, &domain);
+            bits(3);
+            assert_eq!((rig.reaches(SID, 3), rig.reaches(SID, 5)), (done(0x1_0000), silent.clone()));
+            assert_eq!(rig.reaches(SID, 9), fault(0x59));
+            bits(2);
+            assert_eq!((rig.reaches(SID, 3), rig.reaches(SID, 5)), (done(0x1_0000), fault(0x59)));
+            // The last of all.
+            rig.attach_pasid(SID, 3, &blocked);
+            bits(1);
+            assert_eq!(rig.reaches(SID, 3), fault(0x41));
+            bits(10);
+            rig.attach_pasid(SID, 5, &domain);
+            assert_eq!((rig.reaches(SID, 3), rig.reaches(SID, 5)), (fault(0x59), done(0x1_0000)));
+            rig.driver.detach_pasid(&endpoint(SID), pasid(5)).expect("an answer");
+            assert_eq!(rig.reaches(SID, 5), fault(0x41));
+        }
+        rig.finish();
+    }
+}
+
+#[test]
 fn a_directory_grows_under_devices_that_go_on() {
     for config in units() {
         let rig = Rig::new(config);

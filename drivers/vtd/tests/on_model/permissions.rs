@@ -56,6 +56,10 @@ impl World {
                         self.count("permit", "a device that asked on");
                     }
                     self.devices[device].permissions = permissions;
+                    let is_beyond = |pasid: &u32| pasid >> pasid_bits != 0;
+                    if self.devices[device].cut.extract_if(.., is_beyond).count() > 0 {
+                        self.count("permit", "silence ended");
+                    }
                     let function = &self.devices[device].function;
                     function.set_ats(false);
                     function.set_pasid((pasid_bits > 0).then_some(pasid_bits));
