@@ -265,6 +265,8 @@ impl<H: Hal> Iommu<H> {
         }
     }
 
+    /// In one place, as all that asks is rare.
+    #[inline(never)]
     pub(crate) fn owner(&self, unit: UnitId, endpoint: EndpointId) -> Option<Arc<Device>> {
         let devices = self.devices.read();
         devices.iter().find(|device| device.unit() == unit && device.endpoints().contains(&endpoint)).cloned()

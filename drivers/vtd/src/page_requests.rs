@@ -81,8 +81,9 @@ impl<H: Hal> PageRequests<H> {
         }))
     }
 
-    fn slots(&self) -> usize {
-        self.records.len() / WORDS
+    /// The slot that a number falls on: there are a power of two of them.
+    fn slot(&self, number: usize) -> usize {
+        number & (self.records.len() / WORDS).wrapping_sub(1)
     }
 
     /// Takes the record out of a slot. What is left there is no record.
@@ -136,12 +137,12 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             let pending = PageRequestStatus::new().with_ppr(true);
             self.registers.write32(PRS, pending.into_bits());
             let overflow = status().pro();
-            let tail = (self.registers.read64(PQT) as usize / PAGE_REQUEST_BYTES) % requests.slots();
+            let tail = requests.slot(self.registers.read64(PQT) as usize / PAGE_REQUEST_BYTES);
             // The records are in memory before the tail says so.
             barrier::after_completion();
             while reader.head != tail {
                 let record = requests.take(reader.head);
-                reader.head = (reader.head + 1) % requests.slots();
+                reader.head = requests.slot(reader.head + 1);
                 requests.counters.requests.fetch_add(1, Ordering::Relaxed);
                 report(decode(record));
             }
