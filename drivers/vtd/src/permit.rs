@@ -163,11 +163,11 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
         // An endpoint that nothing was ever done with has no permissions.
         let Some(endpoint) = state.endpoint(sid) else { return Ok(()) };
         let before = endpoint.permissions;
+        // Hardware that did not confirm that it forgot the endpoint may still let it do what it could, whatever was noted.
+        this.confirm_forgotten(state, sid)?;
         if before == *permissions {
             return Ok(());
         }
-        // Hardware that did not confirm that it forgot the endpoint may still let it do what it could.
-        this.confirm_forgotten(state, sid)?;
         Self::end_silence_beyond(this, state, sid, permissions.pasid_bits)?;
         if let Some(endpoint) = state.endpoint_mut(sid) {
             endpoint.permissions = *permissions;

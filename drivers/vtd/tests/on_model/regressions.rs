@@ -200,3 +200,40 @@ fn permissions_are_withdrawn_only_when_hardware_confirmed_it() {
         ],
     );
 }
+
+/// Seed 5487: to withdraw again what a device kept that had not confirmed it was reported as done, as the driver had
+/// noted the new permissions before.
+#[test]
+fn permissions_are_withdrawn_only_when_hardware_confirmed_it_however_often_it_is_tried() {
+    let [first, second, third, fourth] = [(15, 105, 45), (132, 102, 212), (77, 109, 123), (232, 253, 241)]
+        .map(|(window, offset, size)| Place { window, offset, size });
+    replay(
+        "QEMU, first stage",
+        5,
+        &[
+            (0xa077_8bd4_035d_2380, Op::Permit { device: 14, count: 1, bits: 186, requests: 171 }),
+            (0x1549_14cb_9df2_5aa5, Op::New { slot: 249, kind: 165 }),
+            (
+                0xefd7_3af1_3227_27d7,
+                Op::Unmap { slot: 186, pick: 150, shape: 193, place: first, sync: Sync::Strict },
+            ),
+            (0xa84b_f8b3_bef1_28f6, Op::Attach { device: 139, count: 1, slot: 140 }),
+            (
+                0xd584_ca53_3aaf_f627,
+                Op::Unmap { slot: 75, pick: 12, shape: 82, place: second, sync: Sync::Strict },
+            ),
+            (
+                0x37db_c0ac_fafd_4231,
+                Op::Map { slot: 51, place: third, pieces: 1, step: 164, access: 40, aligned: false },
+            ),
+            (0xdb42_81f9_7a0a_aecf, Op::Deaf),
+            (0x1b4c_a3e7_6c5e_eb13, Op::Lend { slot: 105, offset: 124, order: 69 }),
+            (
+                0x596b_4213_476e_abc0,
+                Op::Map { slot: 89, place: fourth, pieces: 1, step: 109, access: 111, aligned: true },
+            ),
+            (0x002f_6835_6c58_f74f, Op::Permit { device: 44, count: 1, bits: 224, requests: 244 }),
+            (0xdcc5_ba3a_8d72_6077, Op::Permit { device: 169, count: 1, bits: 48, requests: 133 }),
+        ],
+    );
+}
