@@ -440,18 +440,32 @@ impl Gather {
     ///
     /// All invalidations for the recorded ranges and tables have completed on every unit, with their device TLBs,
     /// and the table frames came from `hal`.
+    #[inline]
     pub unsafe fn finish<H: Hal>(&mut self, hal: &H) -> SyncProof {
         let round = self.round;
         // SAFETY: the caller vouches for the invalidations and the origin of the frames.
         unsafe { self.tables.free(hal) };
-        *self = Self::new();
+        self.empty();
         SyncProof { round }
+    }
+
+    /// Begins the next round, field by field: on the way of every unmap, a new value would be made elsewhere and copied.
+    #[inline(always)]
+    fn empty(&mut self) {
+        let Self { round, owner, range, leaf_shift, tables, token, resized } = self;
+        *round = NEXT_ROUND.fetch_add(1, Ordering::Relaxed);
+        *owner = None;
+        *range = None;
+        *leaf_shift = u8::MAX;
+        *tables = FrameChain::new(FrameOrder::SINGLE);
+        *token = 0;
+        *resized = false;
     }
 
     /// For back ends: ends the round without an answer from the hardware. The table frames leak, and what was
     /// unmapped in this round can never be reclaimed.
     pub fn quarantine(&mut self) {
-        *self = Self::new();
+        self.empty();
     }
 }
 
