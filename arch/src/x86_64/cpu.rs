@@ -6,6 +6,7 @@ use core::arch::asm;
 use core::arch::x86_64::{__cpuid, __cpuid_count};
 use core::fmt;
 use core::ptr::NonNull;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use portcullis_hal::InterruptMask;
 use spin::Once;
 use x86_64::instructions::interrupts;
@@ -64,26 +65,45 @@ struct Caches {
 
 static CACHES: Once<Caches> = Once::new();
 
+/// The line size of a CPU that has CLWB, once it was looked up; 0 of others.
+static CLWB_LINE: AtomicUsize = AtomicUsize::new(0);
+
 fn caches() -> &'static Caches {
     CACHES.call_once(|| {
         let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
         // CPUID.1 states the line size in units of 8 bytes.
         let line_size = (__cpuid(1).ebx >> 8 & 0xff) as usize * 8;
-        Caches {
-            instruction: match features {
-                features if features & 1 << 24 != 0 => WriteBack::Clwb,
-                features if features & 1 << 23 != 0 => WriteBack::Clflushopt,
-                _ => WriteBack::Clflush,
-            },
-            line_size: if line_size.is_power_of_two() { line_size } else { 16 },
+        let line_size = if line_size.is_power_of_two() { line_size } else { 16 };
+        let instruction = match features {
+            features if features & 1 << 24 != 0 => WriteBack::Clwb,
+            features if features & 1 << 23 != 0 => WriteBack::Clflushopt,
+            _ => WriteBack::Clflush,
+        };
+        if matches!(instruction, WriteBack::Clwb) {
+            CLWB_LINE.store(line_size, Ordering::Relaxed);
         }
+        Caches { instruction, line_size }
     })
 }
 
 /// Writes the cache lines of `len` bytes from `start` back to memory; returns when that is done.
 ///
 /// The bytes are mapped: other addresses fault.
+#[inline]
 pub fn clean_cache(start: NonNull<u8>, len: usize) {
+    let first = start.addr().get();
+    // The bits in which the addresses of the first and the last byte differ.
+    let across = first ^ first.wrapping_add(len).wrapping_sub(1);
+    if len == 0 || across >= CLWB_LINE.load(Ordering::Relaxed) {
+        return clean_lines(start, len);
+    }
+    // An entry of a table, on a CPU of today.
+    // SAFETY: writing a line back changes no memory, and the CPU has the instruction; the barrier waits for it.
+    unsafe { asm!("clwb [{}]", "mfence", in(reg) first, options(nostack, preserves_flags)) };
+}
+
+/// [`clean_cache`] of any number of lines.
+fn clean_lines(start: NonNull<u8>, len: usize) {
     let &Caches { instruction, line_size } = caches();
     let mut line = start.addr().get() & !(line_size - 1);
     let end = start.addr().get().saturating_add(len);
