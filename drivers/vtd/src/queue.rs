@@ -16,7 +16,7 @@ use crate::ring::Ring;
 use crate::spec::registers::IQT;
 use core::iter::{Copied, Once};
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::producers::{Position, Producers, Run};
+use portcullis_hal::producers::{Bell, Position, Producers, Run};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Frames, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
@@ -238,11 +238,11 @@ impl<H: Hal> Queue<H> {
     #[inline]
     pub(crate) fn hand_over<M: Mmio>(&self, registers: &Registers<H, M>, first: Position, size: Size) {
         let Size { places, invalidations } = size;
-        self.producers.publish(first, places, invalidations, |run| self.ring_doorbell(registers, &run));
+        self.producers.publish_with(first, places, invalidations, Doorbell { queue: self, registers });
     }
 
     /// To be called by the producer whose turn it is.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ring_doorbell<M: Mmio>(&self, registers: &Registers<H, M>, run: &Run) {
         barrier::before_doorbell();
         registers.write64(IQT, self.ring.register_of(run.tail));
@@ -289,6 +289,20 @@ impl<H: Hal> Queue<H> {
             })?;
         }
         Ok(())
+    }
+}
+
+/// Whoever publishes, at the bell.
+struct Doorbell<'a, H: Hal, M: Mmio> {
+    queue: &'a Queue<H>,
+    registers: &'a Registers<H, M>,
+}
+
+impl<H: Hal, M: Mmio> Bell for Doorbell<'_, H, M> {
+    // On the way of every unmap; as a closure it would be called.
+    #[inline(always)]
+    fn ring(&mut self, run: Run) {
+        self.queue.ring_doorbell(self.registers, &run);
     }
 }
 
