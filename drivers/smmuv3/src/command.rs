@@ -167,7 +167,8 @@ impl Command {
     }
 
     /// TLBI_NH_VA or TLBI_S2_IPA: the entries with this tag that translate `span` (4.4).
-    #[inline]
+    // On the way of every unmap, where most of the span is known.
+    #[inline(always)]
     pub fn tlbi_span(tag: Tag, span: Span, scope: Scope) -> Self {
         let first = Self::tagged(tag, Opcode::TLBI_NH_VA, Opcode::TLBI_S2_IPA);
         const LEAF: u64 = Tlbi1::new().with_leaf(true).into_bits();
