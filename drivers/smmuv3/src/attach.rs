@@ -292,7 +292,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     ) -> Result<Transition, Unconfirmed> {
         let transition = match result {
             Ok(transition) => transition,
-            Err(error) => return Err(self.conclude_failure(port, who, old, error)),
+            Err(error) => return self.conclude_failure(port, who, old, error),
         };
         if let Some(old) = old {
             self.leave(port, who, &old);
@@ -307,7 +307,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         who: Cached,
         old: Option<Attachment<H, M>>,
         mut error: Unconfirmed,
-    ) -> Unconfirmed {
+    ) -> Result<Transition, Unconfirmed> {
         if let Unconfirmed::Device(_) = error
             && let Err(worse) = self.update(port, who.stream, &UNATTACHED)
         {
@@ -319,7 +319,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             (Some(old), Unconfirmed::Device(_)) => self.leave(port, who, &old),
             (None, _) => {}
         }
-        error
+        Err(error)
     }
 
     /// Brings the hardware to what the record says of requests without a PASID.
@@ -328,7 +328,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let caching = self.takes_requests(stream);
         let mut transition = Transition::Hitless;
         let slot = record.contexts.as_ref().and_then(|contexts| contexts.entry(0));
-        let context = record.plain.target().and_then(|target| record.context_of(target));
+        let context = slot.as_ref().and_then(|_| record.context_of(record.plain.target()?));
         // The descriptor is there before the entry sends requests to it, and goes after.
         if let (Some(slot), Some(context)) = (&slot, &context) {
             transition = port.bring_context(stream, 0, slot, context, Scope::Walk)?;
