@@ -129,8 +129,9 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for PagingDomain<H, M> {
             return Err(error);
         }
         // SAFETY: `invalidate` returned after all units confirmed the invalidation of the recorded range, with the
-        // walk caches if tables were cut off; no device TLB is enabled. The gather was claimed for this domain before
-        // anything was recorded, so its frames come from this domain's page table and its `Hal`.
+        // walk caches if tables were cut off, and then in the device TLBs of the endpoints that may ask for translations.
+        // The gather was claimed for this domain before anything was recorded, so its frames come from this domain's
+        // page table and its `Hal`.
         Ok(unsafe { gather.finish(self.hal()) })
     }
 
