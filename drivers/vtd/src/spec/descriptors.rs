@@ -4,67 +4,49 @@
 use super::at;
 use bitfield_struct::bitfield;
 
-/// The type of a descriptor: bits 3:0; bits 11:9 extend it and are zero in all of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Kind(pub u8);
-
-impl Kind {
-    /// Context-cache invalidate, cc_inv_dsc.
-    pub const CONTEXT_CACHE: Self = Self(0x1);
-    /// IOTLB invalidate, iotlb_inv_dsc.
-    pub const IOTLB: Self = Self(0x2);
-    /// Device-TLB invalidate, dev_tlb_inv_dsc.
-    pub const DEVICE_TLB: Self = Self(0x3);
-    /// Invalidation wait, inv_wait_dsc.
-    pub const WAIT: Self = Self(0x5);
-    /// PASID-based IOTLB invalidate, p_iotlb_inv_dsc.
-    pub const PASID_IOTLB: Self = Self(0x6);
-    /// PASID-cache invalidate, pc_inv_dsc.
-    pub const PASID_CACHE: Self = Self(0x7);
-    /// PASID-based device-TLB invalidate, p_dev_tlb_inv_dsc.
-    pub const PASID_DEVICE_TLB: Self = Self(0x8);
-    /// Page group response, page_grp_resp_dsc.
-    pub const GROUP_RESPONSE: Self = Self(0x9);
-
-    pub(super) const fn into_bits(self) -> u8 {
-        self.0
-    }
-
-    pub(super) const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+encoding! {
+    /// The type of a descriptor: bits 3:0; bits 11:9 extend it and are zero in all of these.
+    Kind {
+        /// Context-cache invalidate, cc_inv_dsc.
+        CONTEXT_CACHE = 0x1,
+        /// IOTLB invalidate, iotlb_inv_dsc.
+        IOTLB = 0x2,
+        /// Device-TLB invalidate, dev_tlb_inv_dsc.
+        DEVICE_TLB = 0x3,
+        /// Invalidation wait, inv_wait_dsc.
+        WAIT = 0x5,
+        /// PASID-based IOTLB invalidate, p_iotlb_inv_dsc.
+        PASID_IOTLB = 0x6,
+        /// PASID-cache invalidate, pc_inv_dsc.
+        PASID_CACHE = 0x7,
+        /// PASID-based device-TLB invalidate, p_dev_tlb_inv_dsc.
+        PASID_DEVICE_TLB = 0x8,
+        /// Page group response, page_grp_resp_dsc.
+        GROUP_RESPONSE = 0x9,
     }
 }
 
-/// How much a descriptor invalidates; the encodings differ between descriptors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Granularity(pub u8);
-
-impl Granularity {
-    /// Context cache and IOTLB: everything.
-    pub const GLOBAL: Self = Self(0b01);
-    /// Context cache and IOTLB: one domain.
-    pub const DOMAIN: Self = Self(0b10);
-    /// Context cache: one device.
-    pub const DEVICE: Self = Self(0b11);
-    /// IOTLB: pages of one domain.
-    pub const PAGES: Self = Self(0b11);
-    /// PASID cache: all PASIDs of one domain.
-    pub const PASID_CACHE_DOMAIN: Self = Self(0b00);
-    /// PASID cache: one PASID of one domain.
-    pub const PASID_CACHE_PASID: Self = Self(0b01);
-    /// PASID cache: everything.
-    pub const PASID_CACHE_GLOBAL: Self = Self(0b11);
-    /// PASID-based IOTLB: all pages of one PASID of one domain.
-    pub const PASID_ALL: Self = Self(0b10);
-    /// PASID-based IOTLB: pages of one PASID of one domain.
-    pub const PASID_PAGES: Self = Self(0b11);
-
-    const fn into_bits(self) -> u8 {
-        self.0
-    }
-
-    const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+encoding! {
+    /// How much a descriptor invalidates; the encodings differ between descriptors.
+    Granularity {
+        /// Context cache and IOTLB: everything.
+        GLOBAL = 0b01,
+        /// Context cache and IOTLB: one domain.
+        DOMAIN = 0b10,
+        /// Context cache: one device.
+        DEVICE = 0b11,
+        /// IOTLB: pages of one domain.
+        PAGES = 0b11,
+        /// PASID cache: all PASIDs of one domain.
+        PASID_CACHE_DOMAIN = 0b00,
+        /// PASID cache: one PASID of one domain.
+        PASID_CACHE_PASID = 0b01,
+        /// PASID cache: everything.
+        PASID_CACHE_GLOBAL = 0b11,
+        /// PASID-based IOTLB: all pages of one PASID of one domain.
+        PASID_ALL = 0b10,
+        /// PASID-based IOTLB: pages of one PASID of one domain.
+        PASID_PAGES = 0b11,
     }
 }
 

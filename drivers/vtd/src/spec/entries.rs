@@ -95,66 +95,39 @@ const _: () = {
     at(Directory::SMPTBLPTR_OFFSET, Directory::SMPTBLPTR_BITS, 63, 12);
 };
 
-/// The kind of translation of a PASID entry: PGTT.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Translation(pub u8);
-
-impl Translation {
-    /// First stage only.
-    pub const FIRST_STAGE: Self = Self(0b001);
-    /// Second stage only.
-    pub const SECOND_STAGE: Self = Self(0b010);
-    /// First stage nested in the second.
-    pub const NESTED: Self = Self(0b011);
-    /// Pass-through.
-    pub const PASS_THROUGH: Self = Self(0b100);
-
-    const fn into_bits(self) -> u8 {
-        self.0
-    }
-
-    const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+encoding! {
+    /// The kind of translation of a PASID entry: PGTT.
+    Translation {
+        /// First stage only.
+        FIRST_STAGE = 0b001,
+        /// Second stage only.
+        SECOND_STAGE = 0b010,
+        /// First stage nested in the second.
+        NESTED = 0b011,
+        /// Pass-through.
+        PASS_THROUGH = 0b100,
     }
 }
 
-/// The width of second-stage input addresses: AW.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AddressWidth(pub u8);
-
-impl AddressWidth {
-    /// 39 bits, three levels.
-    pub const BITS_39: Self = Self(0b001);
-    /// 48 bits, four levels.
-    pub const BITS_48: Self = Self(0b010);
-    /// 57 bits, five levels.
-    pub const BITS_57: Self = Self(0b011);
-
-    const fn into_bits(self) -> u8 {
-        self.0
-    }
-
-    const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+encoding! {
+    /// The width of second-stage input addresses: AW.
+    AddressWidth {
+        /// 39 bits, three levels.
+        BITS_39 = 0b001,
+        /// 48 bits, four levels.
+        BITS_48 = 0b010,
+        /// 57 bits, five levels.
+        BITS_57 = 0b011,
     }
 }
 
-/// The depth of first-stage tables: FSPM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PagingMode(pub u8);
-
-impl PagingMode {
-    /// Four levels.
-    pub const FOUR_LEVELS: Self = Self(0b00);
-    /// Five levels.
-    pub const FIVE_LEVELS: Self = Self(0b01);
-
-    const fn into_bits(self) -> u8 {
-        self.0
-    }
-
-    const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+encoding! {
+    /// The depth of first-stage tables: FSPM.
+    PagingMode {
+        /// Four levels.
+        FOUR_LEVELS = 0b00,
+        /// Five levels.
+        FIVE_LEVELS = 0b01,
     }
 }
 

@@ -2,6 +2,27 @@
 //! section numbers in this folder are those of that revision): data only.
 #![forbid(unsafe_code)]
 
+/// A field of at most 8 bits as a type that can hold every value, with names for those that the manual defines.
+macro_rules! encoding {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $value:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct $name(pub u8);
+
+        impl $name {
+            $($(#[$variant_doc])* pub const $variant: Self = Self($value);)*
+
+            pub(super) const fn into_bits(self) -> u8 {
+                self.0
+            }
+
+            pub(super) const fn from_bits(bits: u8) -> Self {
+                Self(bits)
+            }
+        }
+    };
+}
+
 pub mod descriptors;
 pub mod entries;
 pub mod faults;

@@ -70,24 +70,15 @@ const _: () = {
     at(PageRequest1::ADDR_OFFSET, PageRequest1::ADDR_BITS, 63, 12);
 };
 
-/// What a device is told: the codes of PCIe (10.4.2.1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ResponseCode(pub u8);
-
-impl ResponseCode {
-    /// All pages of the group are there.
-    pub const SUCCESS: Self = Self(0b0000);
-    /// A page of the group does not exist, or may not be used so.
-    pub const INVALID_REQUEST: Self = Self(0b0001);
-    /// The device stops asking.
-    pub const FAILURE: Self = Self(0b1111);
-
-    const fn into_bits(self) -> u8 {
-        self.0
-    }
-
-    const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+encoding! {
+    /// What a device is told: the codes of PCIe (10.4.2.1).
+    ResponseCode {
+        /// All pages of the group are there.
+        SUCCESS = 0b0000,
+        /// A page of the group does not exist, or may not be used so.
+        INVALID_REQUEST = 0b0001,
+        /// The device stops asking.
+        FAILURE = 0b1111,
     }
 }
 

@@ -312,24 +312,15 @@ const _: () = {
     at(Global::TE_OFFSET, Global::TE_BITS, 31, 31);
 };
 
-/// What the tables at the root table address are: RTADDR_REG.TTM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TableMode(pub u8);
-
-impl TableMode {
-    /// Legacy mode.
-    pub const LEGACY: Self = Self(0b00);
-    /// Scalable mode.
-    pub const SCALABLE: Self = Self(0b01);
-    /// Abort-DMA mode.
-    pub const ABORT_DMA: Self = Self(0b11);
-
-    const fn into_bits(self) -> u8 {
-        self.0
-    }
-
-    const fn from_bits(bits: u8) -> Self {
-        Self(bits)
+encoding! {
+    /// What the tables at the root table address are: RTADDR_REG.TTM.
+    TableMode {
+        /// Legacy mode.
+        LEGACY = 0b00,
+        /// Scalable mode.
+        SCALABLE = 0b01,
+        /// Abort-DMA mode.
+        ABORT_DMA = 0b11,
     }
 }
 
