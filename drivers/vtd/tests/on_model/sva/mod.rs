@@ -3,11 +3,9 @@
 //! `PORTCULLIS_SEED` runs one seed.
 
 mod machine;
-mod process;
-mod world;
 
 use machine::Machine;
-use world::{Counts, World};
+use portcullis_sva_suite::{Counts, run};
 
 /// Operations of a run, and runs.
 const LENGTH: usize = 400;
@@ -48,26 +46,17 @@ const MINIMA: [(&str, u64); 31] = [
     ("unmap", 50),
 ];
 
-fn run(seed: u64, length: usize, counts: &mut Counts) {
-    println!("seed {seed}");
-    let machine = Machine::new(seed);
-    let mut world = World::new(&machine, seed, counts);
-    (0..length).for_each(|_| world.step());
-    world.finish();
-}
-
 #[test]
 fn devices_reach_what_their_processes_may_and_every_request_has_one_answer() {
     let mut counts = Counts::default();
     if let Some(seed) = crate::environment("PORTCULLIS_SEED") {
-        run(seed as u64, crate::environment("PORTCULLIS_LENGTH").unwrap_or(LENGTH), &mut counts);
+        let length = crate::environment("PORTCULLIS_LENGTH").unwrap_or(LENGTH);
+        run(&Machine::new(seed as u64), seed as u64, length, &mut counts);
         return;
     }
-    (0..RUNS).for_each(|seed| run(seed, LENGTH, &mut counts));
-    for (what, count) in &counts.0 {
-        println!("{what:<30} {count:>8}");
+    for seed in 0..RUNS {
+        println!("seed {seed}");
+        run(&Machine::new(seed), seed, LENGTH, &mut counts);
     }
-    let of = |what| counts.0.get(what).copied().unwrap_or_default();
-    let below: Vec<_> = MINIMA.iter().filter(|(what, least)| of(what) < *least).collect();
-    assert!(below.is_empty(), "below the least: {below:?}");
+    counts.check(&MINIMA);
 }

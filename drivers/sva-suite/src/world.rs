@@ -1,8 +1,8 @@
 //! Processes and bonds; random operations on them; and what devices may reach after each.
 
-use super::machine::{ASKING, Machine, Space, config, format};
-use super::process::{Change, Pool, Process};
-use crate::memory::Host;
+use crate::Counts;
+use crate::machine::{ASKING, Function, Machine, Switch};
+use crate::process::{Change, Pool, Process};
 use portcullis_hal::{Access, Arc, PAGE_SIZE, Pasid, unsize_arc};
 use portcullis_iommu::{
     BindError, Bond, Device, ExitHandler, FaultGroup, Feature, Handled, PageFaultHandler, PageFaultWork,
@@ -10,26 +10,12 @@ use portcullis_iommu::{
 };
 use portcullis_model::core::{Access as Does, Mode, Outcome, Prng, Request};
 use portcullis_model::device::{Attempt, Job};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Mutex;
 
 /// Where processes have their pages: around a boundary of tables.
 const BASE: u64 = 0x4000_0000 - 6 * PAGE_SIZE;
 const PAGES: u64 = 12;
-
-/// How often what was done, and what came of it.
-#[derive(Default)]
-pub(crate) struct Counts(pub(crate) BTreeMap<&'static str, u64>);
-
-impl Counts {
-    fn add(&mut self, what: &'static str) {
-        self.many(what, 1);
-    }
-
-    fn many(&mut self, what: &'static str, count: u64) {
-        *self.0.entry(what).or_default() += count;
-    }
-}
 
 /// Notes that it was told.
 struct Told(Mutex<u64>);
@@ -51,19 +37,21 @@ impl PageFaultHandler for Keeper {
     }
 }
 
-struct Bonded<'a> {
-    bond: Bond<'a, Host>,
+type Space<M> = Process<<M as Machine>::Hal, <M as Machine>::Format>;
+
+struct Bonded<'a, M: Machine> {
+    bond: Bond<'a, M::Hal>,
     device: usize,
-    process: Arc<Space>,
+    process: Arc<Space<M>>,
 }
 
-pub(crate) struct World<'a> {
-    machine: &'a Machine,
+pub(crate) struct World<'a, M: Machine> {
+    machine: &'a M,
     prng: Prng,
     pool: Pool,
-    processes: Vec<Arc<Space>>,
-    bonds: Vec<Bonded<'a>>,
-    pinned: Option<Bonded<'a>>,
+    processes: Vec<Arc<Space<M>>>,
+    bonds: Vec<Bonded<'a, M>>,
+    pinned: Option<Bonded<'a, M>>,
     /// PASIDs that nobody should be able to use any more, unless they were taken again.
     recent: VecDeque<u32>,
     keeper: Arc<Keeper>,
@@ -71,8 +59,8 @@ pub(crate) struct World<'a> {
     counts: &'a mut Counts,
 }
 
-impl<'a> World<'a> {
-    pub(crate) fn new(machine: &'a Machine, seed: u64, counts: &'a mut Counts) -> Self {
+impl<'a, M: Machine> World<'a, M> {
+    pub(crate) fn new(machine: &'a M, seed: u64, counts: &'a mut Counts) -> Self {
         let mut world = Self {
             machine,
             prng: Prng::new(seed ^ 0x5a5a),
@@ -98,17 +86,22 @@ impl<'a> World<'a> {
     }
 
     fn enable(&mut self, device: usize) {
-        let process = self.machine.process(&self.pool);
+        let process = self.new_process();
         let root = portcullis_hal::Mm::root(&*process);
-        let control = self.machine.switch(device);
-        let named = &self.machine.devices[device];
-        self.machine.iommu.enable_feature(named, &control, Feature::Sva, &root).expect("everything");
+        let function = &self.machine.functions()[device];
+        let (control, named) = (Switch(function), &function.device);
+        self.machine.iommu().enable_feature(named, &control, Feature::Sva, &root).expect("everything");
         let keeper = unsize_arc!(self.keeper.clone() => dyn PageFaultHandler);
-        let set = self.machine.iommu.set_page_fault_handler(named, None, keeper, PageRights::empty());
+        let set = self.machine.iommu().set_page_fault_handler(named, None, keeper, PageRights::empty());
         set.expect("page requests");
     }
 
-    fn some_process(&mut self) -> Option<Arc<Space>> {
+    fn new_process(&self) -> Arc<Space<M>> {
+        let (format, config) = self.machine.tables();
+        Process::new(self.machine.hal(), &self.pool, format, config)
+    }
+
+    fn some_process(&mut self) -> Option<Arc<Space<M>>> {
         let at = self.below(self.processes.len().max(1));
         self.processes.get(at).cloned()
     }
@@ -120,14 +113,14 @@ impl<'a> World<'a> {
         let requests: Vec<_> = watched
             .iter()
             .map(|(device, job)| {
-                let requester = self.machine.models[*device].requester();
+                let requester = self.machine.functions()[*device].model.requester();
                 let request = Request { access: job.access, ..Request::read(requester, job.address) };
                 job.pasid.map_or(request, |pasid| request.with_pasid(pasid))
             })
             .collect();
-        self.machine.bench.begin(seed, &requests);
+        self.machine.begin(seed, &requests);
         self.act();
-        self.machine.bench.end();
+        self.machine.end();
         self.check();
     }
 
@@ -164,7 +157,7 @@ impl<'a> World<'a> {
             88..=90 => self.pin(),
             91..=93 => {
                 self.counts.add("interrupt");
-                self.machine.iommu.handle_interrupt(UnitId(0));
+                self.machine.iommu().handle_interrupt(UnitId(0));
             }
             _ => self.serve(),
         }
@@ -172,7 +165,7 @@ impl<'a> World<'a> {
 
     fn start(&mut self) {
         if self.processes.len() < 5 {
-            let process = self.machine.process(&self.pool);
+            let process = self.new_process();
             for page in 0..PAGES {
                 if self.below(3) > 0 {
                     process.reserve(BASE + page * PAGE_SIZE, self.prng.chance(2, 3));
@@ -186,13 +179,13 @@ impl<'a> World<'a> {
     fn bind(&mut self) {
         let Some(process) = self.some_process() else { return };
         let device = self.below(ASKING);
-        let named = &self.machine.devices[device];
+        let named = &self.machine.functions()[device].device;
         let told = unsize_arc!(self.told.clone() => dyn ExitHandler);
-        match self.machine.iommu.bind(named, &Process::mm(&process), PageRights::empty(), told) {
+        match self.machine.iommu().bind(named, &Process::mm(&process), PageRights::empty(), told) {
             Ok(bond) => {
                 let same = self.bonds.iter().find(|other| Arc::ptr_eq(&other.process, &process));
                 assert!(same.is_none_or(|other| other.bond.pasid() == bond.pasid()), "two PASIDs");
-                let taken = |other: &&Bonded<'_>| {
+                let taken = |other: &&Bonded<'_, M>| {
                     other.bond.pasid() == bond.pasid() && !Arc::ptr_eq(&other.process, &process)
                 };
                 assert!(!self.bonds.iter().any(|other| taken(&other)), "{:?} is taken", bond.pasid());
@@ -214,7 +207,7 @@ impl<'a> World<'a> {
         let at = self.below(self.bonds.len());
         let Bonded { bond, device, process } = self.bonds.swap_remove(at);
         let pasid = bond.pasid().expect("a PASID");
-        if self.machine.bench.unit.open_groups().iter().any(|group| group.1 == Some(pasid.get())) {
+        if self.machine.unanswered().iter().any(|group| group.1 == Some(pasid.get())) {
             self.counts.add("unbind with requests");
         }
         bond.unbind().expect("an answer");
@@ -224,9 +217,9 @@ impl<'a> World<'a> {
             self.recent.pop_front();
         }
         if !self.bonds.iter().any(|other| other.device == device && Arc::ptr_eq(&other.process, &process)) {
-            let sid = self.machine.models[device].requester() as u16;
-            let open = self.machine.bench.unit.open_groups();
-            let left = open.iter().any(|group| group.0 == sid && group.1 == Some(pasid.get()));
+            let sid = self.machine.functions()[device].model.requester();
+            let open = self.machine.unanswered();
+            let left = open.contains(&(sid, Some(pasid.get())));
             assert!(!left, "a request with {pasid} of {sid:#x} has no answer: {open:x?}");
         }
     }
@@ -256,7 +249,8 @@ impl<'a> World<'a> {
     fn fork(&mut self) {
         let Some(process) = self.some_process().filter(|process| !process.has_ended()) else { return };
         if self.processes.len() < 6 {
-            self.processes.push(process.fork(format(), config(self.machine.host_width)));
+            let (format, config) = self.machine.tables();
+            self.processes.push(process.fork(format, config));
             self.counts.add("fork");
         }
     }
@@ -290,14 +284,14 @@ impl<'a> World<'a> {
             self.process_of(device, job.pasid).is_some_and(|process| process.allows(job.address, wants));
         for attempt in 0.. {
             let mode = if attempt == 0 { Mode::Any } else { Mode::Fresh };
-            match self.machine.models[device].access(job, mode) {
+            match self.machine.functions()[device].model.access(job, mode) {
                 Attempt::Requested { group } => {
                     self.counts.add("fault");
                     if self.below(4) == 0 {
                         return;
                     }
                     self.serve();
-                    if self.machine.models[device].has_asked(group) {
+                    if self.machine.functions()[device].model.has_asked(group) {
                         self.counts.add("fault held back");
                         return;
                     }
@@ -323,7 +317,7 @@ impl<'a> World<'a> {
 
     fn flood(&mut self) {
         let (device, job) = self.some_job();
-        let model = &self.machine.models[device];
+        let model = &self.machine.functions()[device].model;
         let limit = if self.below(2) == 0 { 40 } else { 290 };
         let mut asked = 0;
         for page in 0..limit {
@@ -338,7 +332,7 @@ impl<'a> World<'a> {
     fn ask_without_pasid(&mut self) {
         let device = self.below(ASKING);
         let job = Job::read(self.address());
-        if self.machine.models[device].request_pages(&[job]).is_some() {
+        if self.machine.functions()[device].model.request_pages(&[job]).is_some() {
             self.counts.add("request without a PASID");
         }
     }
@@ -367,12 +361,12 @@ impl<'a> World<'a> {
         let (theirs, others) =
             std::mem::take(&mut self.bonds).into_iter().partition(|it| it.device == device);
         self.bonds = others;
-        let theirs: Vec<Bonded<'_>> = theirs;
+        let theirs: Vec<Bonded<'_, M>> = theirs;
         theirs.into_iter().for_each(|bonded| bonded.bond.unbind().expect("an answer"));
-        let control = self.machine.switch(device);
-        let named = &self.machine.devices[device];
-        self.machine.iommu.disable_feature(named, &control, Feature::Sva).expect("an answer");
-        assert_eq!(self.machine.models[device].unanswered(), 0);
+        let function = &self.machine.functions()[device];
+        let (control, named) = (Switch(function), &function.device);
+        self.machine.iommu().disable_feature(named, &control, Feature::Sva).expect("an answer");
+        assert_eq!(self.machine.functions()[device].model.unanswered(), 0);
         self.enable(device);
         self.counts.add("disable and enable");
     }
@@ -387,8 +381,8 @@ impl<'a> World<'a> {
         let first = self.address();
         let range = PinnedRange { first, last: first + PAGE_SIZE - 1, access: Access::WRITE };
         let told = unsize_arc!(self.told.clone() => dyn ExitHandler);
-        let named = &self.machine.devices[ASKING];
-        match self.machine.iommu.attach_pinned(named, &Process::mm(&process), &[range], told) {
+        let named = &self.machine.functions()[ASKING].device;
+        match self.machine.iommu().attach_pinned(named, &Process::mm(&process), &[range], told) {
             Ok(bond) => {
                 assert!(process.reaches(first, Access::WRITE).is_some());
                 self.pinned = Some(Bonded { bond, device: ASKING, process });
@@ -405,21 +399,21 @@ impl<'a> World<'a> {
     /// An interrupt, a thread, and the devices take their messages.
     fn serve(&mut self) {
         for _ in 0..4 {
-            self.machine.iommu.handle_interrupt(UnitId(0));
+            self.machine.iommu().handle_interrupt(UnitId(0));
             let mut rounds = 0;
-            while self.machine.iommu.handle_page_faults() == PageFaultWork::More && rounds < 50 {
+            while self.machine.iommu().handle_page_faults() == PageFaultWork::More && rounds < 50 {
                 rounds += 1;
             }
-            self.machine.models.iter().for_each(|model| {
-                model.step();
-                model.take_answers();
+            self.machine.functions().iter().for_each(|function| {
+                function.model.step();
+                function.model.take_answers();
             });
         }
-        while self.machine.iommu.next_fault().is_some() {}
+        while self.machine.iommu().next_fault().is_some() {}
         self.counts.add("serve");
     }
 
-    fn process_of(&self, device: usize, pasid: Option<u32>) -> Option<&Arc<Space>> {
+    fn process_of(&self, device: usize, pasid: Option<u32>) -> Option<&Arc<Space<M>>> {
         let mut all = self.bonds.iter().chain(&self.pinned);
         let found = all.find(|it| it.device == device && it.bond.pasid().map(Pasid::get) == pasid)?;
         Some(&found.process).filter(|process| !process.has_ended())
@@ -435,12 +429,12 @@ impl<'a> World<'a> {
 
     /// Devices reach what their processes may, and nothing else.
     fn check(&mut self) {
-        let (bench, models) = (&self.machine.bench, &self.machine.models);
+        let machine = self.machine;
         let bound = self.bonds.iter().filter_map(|it| it.bond.pasid()).map(Pasid::get);
         let pasids: BTreeSet<u32> = bound.chain(self.recent.iter().copied()).chain([1]).collect();
         let offset = self.prng.below(3);
         let (mut reached_all, mut silent) = (0, 0);
-        for (device, model) in models.iter().enumerate() {
+        for (device, Function { model, .. }) in machine.functions().iter().enumerate() {
             let all = pasids.iter().copied().map(Some).filter(|_| device < ASKING);
             for pasid in all.chain([None]) {
                 let process = self.process_of(device, pasid);
@@ -452,7 +446,7 @@ impl<'a> World<'a> {
                     {
                         let job = Job { pasid, ..job };
                         let expected = process.and_then(|process| process.reaches(address, access));
-                        for outcome in model.reachable(job, |request| bench.unit.reachable(request)) {
+                        for outcome in model.reachable(job, |request| machine.reachable(request)) {
                             let told = matches!(outcome, Outcome::Fault(_));
                             assert!(!(cut && told), "a device that was cut off is reported: {job:x?}");
                             silent += u64::from(cut);
@@ -466,24 +460,22 @@ impl<'a> World<'a> {
             }
             assert_eq!(model.take_violations(), []);
         }
-        assert_eq!(bench.unit.take_violations(), []);
-        assert_eq!(bench.host.take_troubles(), [""; 0]);
-        bench.unit.take_interrupts();
+        assert_eq!(machine.take_wrong(), [""; 0]);
         self.counts.many("reached", reached_all);
         self.counts.many("cut off in silence", silent);
     }
 
     /// Everything ends: nothing is left unanswered, and no memory.
     pub(crate) fn finish(mut self) {
-        self.machine.bench.schedule.calm();
+        self.machine.calm();
         self.bonds.drain(..).for_each(|bonded| bonded.bond.unbind().expect("an answer"));
         if let Some(bonded) = self.pinned.take() {
             bonded.bond.unbind().expect("an answer");
         }
         for device in 0..ASKING {
-            let control = self.machine.switch(device);
-            let named = &self.machine.devices[device];
-            self.machine.iommu.disable_feature(named, &control, Feature::Sva).expect("an answer");
+            let function = &self.machine.functions()[device];
+            let (control, named) = (Switch(function), &function.device);
+            self.machine.iommu().disable_feature(named, &control, Feature::Sva).expect("an answer");
             let stats = named.page_fault_stats().expect("page requests");
             assert_eq!((stats.owed, stats.undelivered), (0, 0));
             self.counts.many("refused for lack of room", stats.flooded);
@@ -493,8 +485,8 @@ impl<'a> World<'a> {
         self.keeper.0.lock().unwrap().clear();
         self.processes.clear();
         self.check();
-        assert_eq!(self.machine.bench.unit.unanswered_groups(), 0);
-        let space = self.machine.iommu.system_pasids().lock();
+        assert_eq!(self.machine.unanswered(), []);
+        let space = self.machine.iommu().system_pasids().lock();
         assert!((1..64).all(|pasid| Pasid::new(pasid).is_ok_and(|pasid| space.owner(pasid).is_none())));
     }
 }
