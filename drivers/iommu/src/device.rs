@@ -172,7 +172,7 @@ impl Device {
 
     /// Sets memory aside for the device's page requests.
     pub(crate) fn make_page_queue(&self, unit: &Arc<dyn Unit>) -> Result<(), OutOfMemory> {
-        let make = || Arc::try_new(PageQueue::new(unit.clone(), self.id())?);
+        let make = || Arc::try_new(PageQueue::new(unit.clone(), self.id(), self.endpoints())?);
         self.page_queue.try_call_once(make).map(|_| ())
     }
 

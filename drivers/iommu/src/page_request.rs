@@ -100,7 +100,7 @@ pub enum Answered {
 pub struct PageAnswer {
     /// The requester.
     pub endpoint: EndpointId,
-    /// The PASID of the requests.
+    /// The PASID of the group. A stalled transaction is known by its tag: what this says then does not matter.
     pub pasid: Option<Pasid>,
     /// What is answered.
     pub to: Answered,

@@ -224,6 +224,109 @@ fn a_flood_is_refused_and_delays_others_by_a_turn() {
     assert_eq!(tame.page_fault_stats().unwrap().flooded, 0);
 }
 
+/// A stall without an answer holds its transaction for ever.
+#[test]
+fn every_stall_of_a_flood_is_answered_once_however_many_there_are() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, STALL);
+    let handler = handler(SUCCESS);
+    handle_with(&rig, &device, Some(pasid(5)), &handler);
+    let flood = 5000;
+    for tag in 0..flood {
+        let kind = PageRequestKind::Stall(StallTag(tag * 13));
+        rig.unit().ask(request(&device, Some(pasid(5)), 1, kind));
+    }
+    settle(&rig);
+    let stats = device.page_fault_stats().unwrap();
+    let queued = PAGE_REQUEST_CAPACITY as u64;
+    assert_eq!((stats.groups, stats.flooded), (queued, u64::from(flood) - queued));
+    assert_eq!((stats.answers, stats.undelivered), (u64::from(flood), 0));
+    let wires = rig.unit().wires();
+    assert!(wires.asked.is_empty(), "{} stalls hang", wires.asked.len());
+    let refused = wires.answered.iter().filter(|answer| answer.response != PageResponse::Success).count();
+    assert_eq!(refused as u64, stats.flooded);
+}
+
+#[test]
+fn a_teardown_leaves_no_stall_of_a_flood_behind() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, STALL);
+    handle_with(&rig, &device, Some(pasid(5)), &handler(None));
+    for tag in 0..3000 {
+        let whose = pasid(5 + u32::from(tag % 2));
+        rig.unit().ask(request(&device, Some(whose), 1, PageRequestKind::Stall(StallTag(tag))));
+    }
+    rig.interrupt();
+    rig.iommu.remove_page_fault_handler(&device, Some(pasid(5))).unwrap();
+    let left = |whose| rig.unit().wires().asked.iter().filter(|asked| asked.pasid == Some(whose)).count();
+    assert_eq!(left(pasid(5)), 0);
+    // Those of the other PASID that had room wait for their turn.
+    assert_eq!(left(pasid(6)), PAGE_REQUEST_CAPACITY / 2);
+    settle(&rig);
+    assert_eq!(left(pasid(6)), 0);
+}
+
+#[test]
+fn a_flood_is_refused_also_while_handlers_owe_all_the_answers_they_may() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, STALL);
+    let keeps = handler(None);
+    handle_with(&rig, &device, None, &keeps);
+    for tag in 0..2000 {
+        rig.unit().ask(request(&device, None, 1, PageRequestKind::Stall(StallTag(tag))));
+        if tag % 200 == 0 {
+            let _more = rig.handle();
+        }
+    }
+    for _ in 0..100 {
+        let _more = rig.handle();
+    }
+    // 256 are the handler's, and as many wait until it answers.
+    assert_eq!(rig.unit().wires().asked.len(), 256 + PAGE_REQUEST_CAPACITY);
+    assert_eq!(rig.handle(), PageFaultWork::More);
+    *keeps.response.lock().unwrap() = SUCCESS;
+    keeps.kept.lock().unwrap().clear();
+    settle(&rig);
+    assert!(rig.unit().wires().asked.is_empty());
+}
+
+#[test]
+fn each_stream_of_a_device_has_its_own_stall_tags() {
+    let rig = Rig::new(1);
+    let description = DeviceDescription {
+        id: DeviceId::Platform(PlatformName::new("dma")),
+        unit: UnitId(0),
+        endpoints: vec![portcullis_hal::EndpointId::new(3), portcullis_hal::EndpointId::new(9)],
+        group: GroupId(7),
+        reserved: vec![],
+    };
+    let device = rig.iommu.add_device(description).unwrap();
+    rig.iommu.enable(&device, &rig::Obedient(STALL), &STALL).unwrap();
+    for tag in 0..1000 {
+        for endpoint in device.endpoints() {
+            let kind = PageRequestKind::Stall(StallTag(tag));
+            rig.unit().ask(PageRequest { endpoint: *endpoint, ..request(&device, None, 1, kind) });
+        }
+    }
+    settle(&rig);
+    assert!(rig.unit().wires().asked.is_empty());
+}
+
+#[test]
+fn a_group_index_used_again_without_room_gets_one_answer() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    for group in 0..PAGE_REQUEST_CAPACITY as u16 {
+        rig.unit().ask(request(&device, None, 1, last(group)));
+    }
+    for _ in 0..3 {
+        rig.unit().ask(request(&device, None, 1, last(500)));
+    }
+    settle(&rig);
+    assert_eq!(device.page_fault_stats().unwrap().answers, PAGE_REQUEST_CAPACITY as u64 + 1);
+    assert_eq!(rig.unit().wires().asked.len(), 2);
+}
+
 #[test]
 fn a_flood_of_incomplete_groups_is_bounded_and_hurts_nobody_else() {
     let rig = Rig::new(1);
@@ -373,12 +476,15 @@ fn whatever_happens_every_request_is_answered_once() {
     assert!(cfg!(miri) || counts.iter().all(|count| *count >= 100), "{counts:?}");
 }
 
-/// A group index, or a stall tag, that waits for no answer: of these there are 512. With all in use, a stop marker.
+/// A group index, of which there are 512, or one of 4096 stall tags, that waits for no answer. With all in use, a stop
+/// marker.
 fn next_kind(unit: &rig::FakeUnit, device: &Device, model: Permissions, next: &mut u16) -> PageRequestKind {
     let endpoint = device.endpoints()[0];
+    let stalls = model.requests.contains(Requests::STALL);
+    let count = if stalls { 4096 } else { 512 };
     loop {
-        *next = (*next + 1) % 512;
-        let (kind, to) = match model.requests.contains(Requests::STALL) {
+        *next = (*next + 1) % count;
+        let (kind, to) = match stalls {
             true => (PageRequestKind::Stall(StallTag(*next)), Answered::Stall(StallTag(*next))),
             false => (last(*next), Answered::Group(GroupIndex::new(*next))),
         };
@@ -386,7 +492,7 @@ fn next_kind(unit: &rig::FakeUnit, device: &Device, model: Permissions, next: &m
         if !wires.asked.iter().any(|asked| asked.endpoint == endpoint && asked.to == to) {
             return kind;
         }
-        if wires.asked.iter().filter(|asked| asked.endpoint == endpoint).count() == 512 {
+        if wires.asked.iter().filter(|asked| asked.endpoint == endpoint).count() == usize::from(count) {
             return PageRequestKind::StopMarker;
         }
     }

@@ -66,6 +66,13 @@ impl Groups {
         }
     }
 
+    /// Changes what requests with a PASID may ask for, if they have a handler.
+    pub(super) fn set_rights(&mut self, pasid: Option<Pasid>, rights: PageRights) {
+        if let Some(registered) = self.handlers.iter_mut().find(|registered| registered.pasid == pasid) {
+            registered.rights = rights;
+        }
+    }
+
     pub(super) fn remove_handler(&mut self, pasid: Option<Pasid>) -> Option<Arc<dyn PageFaultHandler>> {
         let at = self.handlers.iter().position(|registered| registered.pasid == pasid)?;
         list::remove(&mut self.handlers, at).map(|registered| registered.handler)

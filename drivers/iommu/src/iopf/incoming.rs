@@ -1,15 +1,13 @@
 //! Requests on their way from the interrupt handler to a thread: of bounded number, in memory set aside beforehand.
 
+use super::refused::Refused;
 use crate::{Answered, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse};
 use alloc::vec::Vec;
-use portcullis_hal::{OutOfMemory, Pasid};
+use portcullis_hal::{EndpointId, OutOfMemory, Pasid};
 
 /// How many requests of one device wait for a thread. A device that was given no more credits than this never finds the
 /// queue full.
 pub const PAGE_REQUEST_CAPACITY: usize = 256;
-
-/// How many answers a device without room for its requests has to wait for: one for each group index there is.
-const REFUSED: usize = 512;
 
 /// A first-in, first-out queue that does not grow.
 struct Ring<T> {
@@ -68,10 +66,6 @@ impl<T: Copy> Ring<T> {
         self.len -= 1;
         item
     }
-
-    fn any(&self, wanted: impl Fn(&T) -> bool) -> bool {
-        (0..self.len).any(|index| self.get(index).as_ref().is_some_and(&wanted))
-    }
 }
 
 /// A request, and how often the hardware had lost requests before it came.
@@ -81,22 +75,12 @@ pub(crate) struct Arrived {
     pub(crate) epoch: u64,
 }
 
-/// What is next for a thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Waiting {
-    Request(Arrived),
-    /// A request that found no room, to be refused.
-    Refused(PageAnswer),
-}
-
 /// What became of a request that the interrupt handler brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
     Queued,
     /// There was no room; an answer will be given if it needs one.
     Refused,
-    /// There was no room even for the answer: more transactions are stalled than any device was allowed.
-    Lost,
 }
 
 /// Whose requests are meant.
@@ -118,13 +102,14 @@ impl Whose {
 /// The requests of one device. Its lock is taken by interrupt handlers.
 pub(crate) struct Incoming {
     requests: Ring<Arrived>,
-    refused: Ring<PageAnswer>,
+    refused: Refused,
     epoch: u64,
 }
 
 impl Incoming {
-    pub(crate) fn new() -> Result<Self, OutOfMemory> {
-        Ok(Self { requests: Ring::new(PAGE_REQUEST_CAPACITY)?, refused: Ring::new(REFUSED)?, epoch: 0 })
+    pub(crate) fn new(endpoints: &[EndpointId]) -> Result<Self, OutOfMemory> {
+        let requests = Ring::new(PAGE_REQUEST_CAPACITY)?;
+        Ok(Self { requests, refused: Refused::new(endpoints)?, epoch: 0 })
     }
 
     /// Takes a request that the hardware reported.
@@ -132,13 +117,10 @@ impl Incoming {
         if self.requests.push(Arrived { request, epoch: self.epoch }).is_ok() {
             return Taken::Queued;
         }
-        let Some(answer) = refusal(&request) else { return Taken::Refused };
-        // A device that uses a group's index again before it has the answer gets one answer for all.
-        let same = |other: &PageAnswer| other.endpoint == answer.endpoint && other.to == answer.to;
-        match self.refused.any(same) || self.refused.push(answer).is_ok() {
-            true => Taken::Refused,
-            false => Taken::Lost,
+        if let Some(answer) = refusal(&request) {
+            self.refused.insert(&answer);
         }
+        Taken::Refused
     }
 
     /// The hardware lost requests: no group that began before is complete any more.
@@ -146,22 +128,19 @@ impl Incoming {
         self.epoch += 1;
     }
 
-    pub(crate) fn pop(&mut self) -> Option<Waiting> {
-        match self.refused.pop() {
-            Some(answer) => Some(Waiting::Refused(answer)),
-            None => self.requests.pop().map(Waiting::Request),
-        }
+    /// Takes the next request.
+    pub(crate) fn pop(&mut self) -> Option<Arrived> {
+        self.requests.pop()
     }
 
     /// Takes out what somebody asked, whatever waits before it.
-    pub(crate) fn take(&mut self, whose: Whose) -> Option<Waiting> {
-        match self.refused.take_first(|answer| whose.includes(answer.pasid)) {
-            Some(answer) => Some(Waiting::Refused(answer)),
-            None => self
-                .requests
-                .take_first(|arrived| whose.includes(arrived.request.pasid))
-                .map(Waiting::Request),
-        }
+    pub(crate) fn take(&mut self, whose: Whose) -> Option<Arrived> {
+        self.requests.take_first(|arrived| whose.includes(arrived.request.pasid))
+    }
+
+    /// Takes the refusal of something that found no room: asked by those meant, or any stalled transaction's.
+    pub(crate) fn refuse(&mut self, whose: Whose) -> Option<PageAnswer> {
+        self.refused.take(whose)
     }
 }
 
@@ -208,7 +187,7 @@ mod tests {
                     assert_eq!(ring.take_first(|item| item % 3 == residue), expected);
                 }
             }
-            assert!(ring.any(|_| true) != model.is_empty());
+            assert_eq!(ring.len, model.len());
         }
         assert!(full > 500 && middle > 500, "{full} {middle}");
         assert!(core::iter::from_fn(|| ring.pop()).eq(model));

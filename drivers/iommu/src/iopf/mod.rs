@@ -17,11 +17,13 @@
 //! [`FaultGroup`]; or a teardown that takes the group back. Whoever comes second finds nothing. A teardown returns when
 //! all is answered and no answer is on its way to the hardware any more, so that a PASID is not used again before.
 //!
-//! A request without room is refused, and the answer needs no room: a device has 512 group indices.
+//! A request without room is refused, and that needs no room: the refusals have a place for every group index and every
+//! stall tag there is, and are given also while handlers owe so many answers that they are asked no more.
 
 mod groups;
 mod incoming;
 mod queue;
+mod refused;
 mod serve;
 
 pub use incoming::PAGE_REQUEST_CAPACITY;

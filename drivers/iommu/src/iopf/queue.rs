@@ -1,7 +1,7 @@
 //! The page requests of one device, from their arrival to the answer.
 
 use super::groups::{Complete, Groups};
-use super::incoming::{Incoming, Taken, Waiting, Whose, refusal};
+use super::incoming::{Incoming, Taken, Whose, refusal};
 use super::{Counts, FaultGroup, PageFaultHandler, PageFaultStats, PageRights, Refusal};
 use crate::{Answered, DeviceId, GroupIndex, PageAnswer, PageRequest, PageResponse, Unit};
 use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory, Pasid, SyncError};
@@ -47,8 +47,8 @@ impl Batch {
 pub(super) enum Next {
     /// Asks this handler.
     Ask(Arc<dyn PageFaultHandler>, FaultGroup),
-    /// Answers that it is refused, for this reason if nobody was told it yet.
-    Refuse(u64, Option<Refusal>),
+    /// Answers that it is refused, for this reason.
+    Refuse(u64, Refusal),
     /// Waits until handlers have answered.
     Busy,
     /// Nothing.
@@ -67,11 +67,15 @@ pub(crate) struct PageQueue {
 }
 
 impl PageQueue {
-    pub(crate) fn new(unit: Arc<dyn Unit>, device: DeviceId) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(
+        unit: Arc<dyn Unit>,
+        device: DeviceId,
+        endpoints: &[EndpointId],
+    ) -> Result<Self, OutOfMemory> {
         Ok(Self {
             unit,
             device,
-            incoming: Mutex::new(Incoming::new()?),
+            incoming: Mutex::new(Incoming::new(endpoints)?),
             groups: Mutex::new(Groups::new()?),
             answering: Mutex::new(()),
             counts: Counts::default(),
@@ -83,7 +87,6 @@ impl PageQueue {
         Counts::add(&self.counts.requests, 1);
         let taken = self.incoming.lock().push(request);
         Counts::add(&self.counts.flooded, usize::from(taken != Taken::Queued));
-        Counts::add(&self.counts.undelivered, usize::from(taken == Taken::Lost));
         taken
     }
 
@@ -101,6 +104,10 @@ impl PageQueue {
         let old = self.groups.lock().set_handler(pasid, handler, rights)?;
         drop(old);
         Ok(())
+    }
+
+    pub(crate) fn set_rights(&self, pasid: Option<Pasid>, rights: PageRights) {
+        self.groups.lock().set_rights(pasid, rights);
     }
 
     pub(crate) fn remove_handler(&self, pasid: Option<Pasid>) {
@@ -123,8 +130,7 @@ impl PageQueue {
             // With the groups locked, so that two threads do not sort requests of one group.
             let complete = match hal.critical(|| this.incoming.lock().pop()) {
                 None => return Next::Idle,
-                Some(Waiting::Refused(answer)) => return Next::Refuse(groups.open(answer), None),
-                Some(Waiting::Request(arrived)) => groups.sort(&arrived, &this.counts),
+                Some(arrived) => groups.sort(&arrived, &this.counts),
             };
             let Some(Complete { id, first, more, handler }) = complete else { continue };
             return match handler {
@@ -135,7 +141,7 @@ impl PageQueue {
                 }
                 Err(refusal) => {
                     this.counts.refused(refusal);
-                    Next::Refuse(id, Some(refusal))
+                    Next::Refuse(id, refusal)
                 }
             };
         }
@@ -156,6 +162,20 @@ impl PageQueue {
         self.submit(&batch);
     }
 
+    /// Refuses requests that found no room, up to [`TURN`] of them, and tells how many. Needs no room itself, so that
+    /// handlers that owe answers do not keep these back.
+    pub(super) fn refuse_flooded<H: Hal>(&self, hal: &H) -> usize {
+        let _answering = self.answering.lock();
+        let mut batch = Batch::new();
+        while !batch.is_full() {
+            let refused = hal.critical(|| self.incoming.lock().refuse(Whose::Everybody));
+            let Some(answer) = refused else { break };
+            batch.push(answer);
+        }
+        self.submit(&batch);
+        batch.len
+    }
+
     /// Refuses all that somebody asked, with groups that handlers have still, and forgets what is incomplete. When it
     /// returns, none of their answers is owed or on its way.
     pub(crate) fn refuse_all<H: Hal>(&self, hal: &H, whose: Whose) {
@@ -170,13 +190,16 @@ impl PageQueue {
                     batch.push(answer);
                 }
                 while !batch.is_full() {
-                    match hal.critical(|| self.incoming.lock().take(whose)) {
-                        Some(Waiting::Refused(answer)) => batch.push(answer),
-                        Some(Waiting::Request(arrived)) => match refusal(&arrived.request) {
-                            Some(answer) => batch.push(answer),
-                            None => self.counts.dropped(1),
-                        },
-                        None => break,
+                    let refused = hal.critical(|| self.incoming.lock().refuse(whose));
+                    let Some(answer) = refused else { break };
+                    batch.push(answer);
+                }
+                while !batch.is_full() {
+                    let arrived = hal.critical(|| self.incoming.lock().take(whose));
+                    let Some(arrived) = arrived else { break };
+                    match refusal(&arrived.request) {
+                        Some(answer) => batch.push(answer),
+                        None => self.counts.dropped(1),
                     }
                 }
             }

@@ -70,7 +70,6 @@ impl<H: Hal> Iommu<H> {
             Some(queue) => match queue.push(request) {
                 Taken::Queued => {}
                 Taken::Refused => self.complain(unit, "a device makes too many page requests", None),
-                Taken::Lost => self.complain(unit, "a stalled transaction was lost", None),
             },
             None => {
                 self.complain(unit, "a page request of a device that may make none was refused", None);
@@ -126,18 +125,19 @@ impl<H: Hal> Iommu<H> {
     fn serve(&self, unit: UnitId, queue: &Arc<PageQueue>) -> Served {
         let mut answers = [(0, PageResponse::Invalid); TURN];
         let mut count = 0;
-        let mut served = Served::Nothing;
-        for _ in 0..TURN {
+        let refused = queue.refuse_flooded(&self.hal);
+        let mut served = if refused > 0 { Served::Some } else { Served::Nothing };
+        for _ in refused..TURN {
             let answer = match PageQueue::next(queue, &self.hal) {
                 Next::Idle => break,
                 Next::Busy => {
-                    served = Served::Busy;
+                    if served == Served::Nothing {
+                        served = Served::Busy;
+                    }
                     break;
                 }
                 Next::Refuse(id, reason) => {
-                    if let Some(reason) = reason {
-                        self.complain(unit, reason.complaint(), None);
-                    }
+                    self.complain(unit, reason.complaint(), None);
                     Some((id, PageResponse::Invalid))
                 }
                 Next::Ask(handler, group) => match handler.handle(group) {
@@ -223,6 +223,7 @@ impl<H: Hal> Iommu<H> {
 }
 
 /// What came of a device's turn.
+#[derive(PartialEq, Eq)]
 enum Served {
     Nothing,
     Some,

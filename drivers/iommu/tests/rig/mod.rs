@@ -176,7 +176,10 @@ impl Unit for FakeUnit {
         wires.batches.push(answers.len());
         for answer in answers {
             let same = |asked: &PageAnswer| {
-                (asked.endpoint, asked.pasid, asked.to) == (answer.endpoint, answer.pasid, answer.to)
+                // A stalled transaction is known by its tag alone.
+                let stalled = matches!(answer.to, Answered::Stall(_));
+                (asked.endpoint, asked.to) == (answer.endpoint, answer.to)
+                    && (stalled || asked.pasid == answer.pasid)
             };
             let at = wires.asked.iter().position(same);
             let Some(at) = at else {
