@@ -264,6 +264,49 @@ fn faults_are_resolved_as_the_processors_are() {
     }
 }
 
+/// The order of bonds, and of their ends, is not what decides.
+#[test]
+fn bonds_of_a_device_to_one_address_space_have_the_rights_of_all_that_live() {
+    let rig = Rig::new(1);
+    let (device, other) = (rig.device(0, 8, PRI), rig.device(0, 9, PRI));
+    let process = Process::new(&rig, ROOT);
+    let bind = |device, rights| rig.iommu.bind(device, &mm(&process), rights, driver(&rig)).unwrap();
+    let allowed = |device: &Device| {
+        let ask = |group, access, privilege| {
+            let asks = request(device, Some(pasid(1)), 5, last(group));
+            rig.unit().ask(PageRequest { access, privilege, ..asks });
+        };
+        ask(1, Access::READ, Privilege::User);
+        ask(2, Access::EXECUTE, Privilege::User);
+        ask(3, Access::READ, Privilege::Supervisor);
+        let _done = rig.handle();
+        let answers = std::mem::take(&mut rig.unit().wires().answered);
+        let yes = answers.into_iter().filter(|answer| answer.response == PageResponse::Success);
+        let mut yes: Vec<_> = yes
+            .map(|answer| match answer.to {
+                Answered::Group(group) => group.get(),
+                Answered::Stall(_) => 0,
+            })
+            .collect();
+        yes.sort();
+        yes
+    };
+    let plain = bind(&device, PageRights::empty());
+    assert_eq!(allowed(&device), [1]);
+    let fetches = bind(&device, PageRights::EXECUTE);
+    let kernels = bind(&device, PageRights::SUPERVISOR);
+    assert_eq!(allowed(&device), [1, 2, 3]);
+    // Another device has its own.
+    let _others = bind(&other, PageRights::empty());
+    assert_eq!(allowed(&other), [1]);
+    drop(fetches);
+    assert_eq!(allowed(&device), [1, 3]);
+    drop(plain);
+    assert_eq!(allowed(&device), [1, 3]);
+    drop(kernels);
+    assert_eq!(allowed(&device), [0; 0]);
+}
+
 #[test]
 fn all_pages_of_a_group_have_to_be_there() {
     let rig = Rig::new(1);

@@ -3,7 +3,9 @@
 use super::ExitHandler;
 use crate::enable::UsedFor;
 use crate::namespace::PasidOwner;
-use crate::{AttachError, Device, Domain, FaultGroup, Handled, PageFaultHandler, PageResponse, Unit};
+use crate::{
+    AttachError, Device, Domain, FaultGroup, Handled, PageFaultHandler, PageResponse, PageRights, Unit,
+};
 use alloc::vec::Vec;
 use portcullis_hal::snapshot::Snapshot;
 use portcullis_hal::{
@@ -59,6 +61,8 @@ pub(super) struct Use {
     pub(super) unit: Arc<dyn Unit>,
     /// With which PASID; `None` for requests without one.
     pub(super) pasid: Option<Pasid>,
+    /// What page requests may ask for as far as this bond goes.
+    pub(super) rights: PageRights,
     pub(super) domain: Arc<dyn Domain>,
     /// What replaces the domain when the address space goes: made beforehand, since that must not fail.
     pub(super) blocked: Arc<dyn Domain>,
@@ -69,6 +73,11 @@ pub(super) struct Use {
 }
 
 impl Use {
+    /// Whether this bond and others share a device's PASID.
+    pub(super) fn shares(&self, device: &Arc<Device>, pasid: Option<Pasid>) -> bool {
+        self.pasid == pasid && Arc::ptr_eq(&self.device, device)
+    }
+
     /// Cuts the device off: no walks, and no reports either. Allocates nothing.
     fn cut(&self) -> Result<(), AttachError> {
         let _changing = self.device.changing.lock();
@@ -103,6 +112,15 @@ pub(super) struct State {
     pub(super) pasid: Option<Pasid>,
     pub(super) next: u64,
     pub(super) uses: Vec<Use>,
+}
+
+impl State {
+    /// What a device's page requests with the PASID may ask for: hardware does not tell bonds apart, so that each
+    /// bond's rights are all of theirs while it lives.
+    pub(super) fn rights(&self, device: &Arc<Device>, pasid: Option<Pasid>) -> PageRights {
+        let theirs = self.uses.iter().filter(|bond| bond.shares(device, pasid));
+        theirs.fold(PageRights::empty(), |all, bond| all | bond.rights)
+    }
 }
 
 /// An address space and a namespace of PASIDs: there is one of these for both.

@@ -237,10 +237,18 @@ impl Entry {
     }
 }
 
+/// Lets the page requests of a device's PASID ask for what its bonds allow.
+fn share_rights(state: &State, device: &Arc<Device>, pasid: Option<Pasid>) {
+    if let (Some(pasid), Some(queue)) = (pasid, device.page_queue()) {
+        queue.set_rights(Some(pasid), state.rights(device, Some(pasid)));
+    }
+}
+
 impl<H: Hal> Iommu<H> {
     /// Binds a device to an address space: with the bond's PASID it reads and writes the process's memory at the
-    /// process's addresses. `rights` says what else its page requests may ask for; of several bonds of one device to one
-    /// address space, the first one's count. `on_exit` is told when the address space goes before the bond does.
+    /// process's addresses. `rights` says what else its page requests may ask for; several bonds of one device to one
+    /// address space share a PASID, and so the rights of all that live. `on_exit` is told when the address space goes
+    /// before the bond does.
     ///
     /// # Errors
     ///
@@ -328,15 +336,27 @@ impl<H: Hal> Iommu<H> {
             How::Pasid(rights) => self.attach_bound(entry, device, &unit, *rights, &mut state)?,
             How::Whole(_) => (None, entry.attach(&unit, |domain| self.attach(device, domain))?),
         };
-        let pins = match how {
-            How::Pasid(_) => None,
-            How::Whole(pins) => Some(pins),
+        let (rights, pins) = match how {
+            How::Pasid(rights) => (rights, None),
+            How::Whole(pins) => (PageRights::empty(), Some(pins)),
         };
         let id = state.next;
         state.next += 1;
         let device = device.clone();
-        let bond = Use { id, device, unit, pasid, domain, blocked, on_exit, told: false, _pins: pins };
+        let bond = Use {
+            id,
+            device: device.clone(),
+            unit,
+            pasid,
+            rights,
+            domain,
+            blocked,
+            on_exit,
+            told: false,
+            _pins: pins,
+        };
         let _room = list::push_reserved(&mut state.uses, bond);
+        share_rights(&state, &device, pasid);
         Ok((id, pasid))
     }
 
@@ -350,7 +370,7 @@ impl<H: Hal> Iommu<H> {
         state: &mut State,
     ) -> Result<(Option<Pasid>, Arc<dyn Domain>), BindError> {
         let mut uses = state.uses.iter();
-        if let Some(bond) = uses.find(|bond| bond.pasid.is_some() && Arc::ptr_eq(&bond.device, device)) {
+        if let Some(bond) = uses.find(|bond| bond.pasid.is_some() && bond.shares(device, bond.pasid)) {
             return Ok((bond.pasid, bond.domain.clone()));
         }
         let pasid = match state.pasid {
@@ -387,8 +407,7 @@ impl<H: Hal> Iommu<H> {
             // The driver knows that it is over.
             bond.told = true;
             let (device, pasid, blocked) = (bond.device.clone(), bond.pasid, bond.blocked.clone());
-            let same = |bond: &Use| bond.pasid == pasid && Arc::ptr_eq(&bond.device, &device);
-            let shared = state.uses.iter().filter(|bond| same(bond)).count() > 1;
+            let shared = state.uses.iter().filter(|bond| bond.shares(&device, pasid)).count() > 1;
             (device, pasid, blocked, shared)
         };
         // As long as the device may walk the tables, the notifier knows of it: also for ever, if that is what it takes.
@@ -415,7 +434,9 @@ impl<H: Hal> Iommu<H> {
         let ended = {
             let mut state = binding.state.lock();
             let at = state.uses.iter().position(|bond| bond.id == id);
-            at.and_then(|at| list::remove(&mut state.uses, at))
+            let ended = at.and_then(|at| list::remove(&mut state.uses, at));
+            share_rights(&state, &device, pasid);
+            ended
         };
         let unused = self.take_unused(&mut entries, binding);
         // The address space is called without the lock.
