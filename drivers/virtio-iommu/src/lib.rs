@@ -1,7 +1,7 @@
 //! virtio-iommu: the paravirtual back end of the Portcullis IOMMU stack (virtio 1.2, section 5.13).
 //!
-//! [`PciTransport::probe`] finds a device, [`Setup::new`] resets it and switches its boot-time bypass off, and
-//! [`Setup::enable`] starts it. The [`VirtioIommu`] it returns is a [`Unit`](portcullis_iommu::Unit).
+//! [`PciTransport::probe`] or [`MmioTransport::probe`] finds a device, [`Setup::new`] resets it and switches its
+//! boot-time bypass off, and [`Setup::enable`] starts it. The [`VirtioIommu`] it returns is a [`Unit`](portcullis_iommu::Unit).
 //!
 //! The device keeps the mappings; there are no tables to share with it. Attaching is never hitless: a domain comes
 //! into being with its first endpoint, and its mappings are made after that. Unmaps are queued without a
@@ -11,7 +11,7 @@
 //! | file | what |
 //! |---|---|
 //! | [`spec`] | features, configuration, requests, events: types only |
-//! | `transport`, `pci`, `registers` | how the device is reached |
+//! | `transport`, `pci`, `mmio`, `registers` | how the device is reached |
 //! | `ring` | the memory of a split virtqueue |
 //! | `requests` | request slots, and the answers to them |
 //! | `link` | submission and bounded waits |
@@ -24,8 +24,7 @@
 //!
 //! # What is not driven
 //!
-//! Identity domains where the device offers no bypass domains, the removal of a part of a mapping,
-//! and devices on a memory-mapped bus.
+//! Identity domains where the device offers no bypass domains, the removal of a part of a mapping, and legacy devices.
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
@@ -37,6 +36,7 @@ mod events;
 mod gate;
 mod intervals;
 mod link;
+mod mmio;
 mod pci;
 mod probe;
 mod registers;
@@ -47,6 +47,7 @@ pub mod spec;
 mod transport;
 mod unit;
 
+pub use mmio::{MmioProbeError, MmioTransport};
 pub use pci::{PciTransport, ProbeError, Structure};
 pub use registers::{RegisterWindow, Registers};
 pub use setup::{InitError, Options, Setup};

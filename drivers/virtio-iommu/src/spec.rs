@@ -6,8 +6,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// The PCI vendor id of virtio devices (4.1.2).
 pub const PCI_VENDOR: u16 = 0x1af4;
-/// The PCI device id of a virtio-iommu: 0x1040 plus the device type, 23 (4.1.2.1).
-pub const PCI_DEVICE: u16 = 0x1057;
+/// The PCI device id of a virtio-iommu: 0x1040 plus the device type (4.1.2.1).
+pub const PCI_DEVICE: u16 = 0x1040 + DEVICE_TYPE as u16;
+/// The device type of a virtio-iommu (5).
+pub const DEVICE_TYPE: u32 = 23;
 
 bitflags! {
     /// Feature bits (5.13.3 and 6).
