@@ -6,19 +6,29 @@ use crate::embedder::{Kernel, show};
 use crate::iommu::unit;
 use core::hint::black_box;
 use core::ptr::NonNull;
-use portcullis_virtio_iommu::{MsixVector, Options, PciTransport, RegisterWindow, Setup, Vectors};
+use portcullis_virtio_iommu::{
+    MmioTransport, MsixVector, Options, PciTransport, RegisterWindow, Setup, Transport, Vectors,
+};
 
 #[inline(never)]
 pub(crate) fn probe() {
-    let map = |bar, offset, len: u32| {
+    // SAFETY: the program never runs.
+    let window = |len: u32| unsafe { RegisterWindow::new(NonNull::dangling(), len as usize) };
+    let map = |bar, offset, len| {
         black_box((bar, offset));
-        // SAFETY: the program never runs.
-        black_box(Some(unsafe { RegisterWindow::new(NonNull::dangling(), len as usize) }))
+        black_box(Some(window(len)))
     };
-    let transport = match PciTransport::probe(|offset| black_box(u32::from(offset)), map) {
-        Ok(transport) => transport,
-        Err(error) => return show(&error),
-    };
+    match PciTransport::probe(|offset| black_box(u32::from(offset)), map) {
+        Ok(transport) => drive(transport),
+        Err(error) => show(&error),
+    }
+    match MmioTransport::probe(black_box(window(0x200))) {
+        Ok(transport) => drive(transport),
+        Err(error) => show(&error),
+    }
+}
+
+fn drive(transport: impl Transport) {
     let setup = match Setup::new(Kernel, transport, black_box(Options::default())) {
         Ok(setup) => setup,
         Err(error) => return show(&error),
