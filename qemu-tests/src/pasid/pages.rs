@@ -121,7 +121,8 @@ pub(super) fn late_answers(rig: &mut Rig) -> Result<()> {
     rig.no_fault()
 }
 
-/// An endpoint that floods the queue gets one answer for each request that the unit took, and another one its pages.
+/// An endpoint that floods the queue until it overflows gets one answer for each request that the unit took, and another
+/// one its pages.
 pub(super) fn flood(rig: &mut Rig) -> Result<()> {
     let (id, place) = rig.endpoint(0)?;
     paged_domain(rig, 0, "rw")?;
@@ -129,7 +130,8 @@ pub(super) fn flood(rig: &mut Rig) -> Result<()> {
     let tag = Tag::Pasid(PASID);
     for round in 0..3 {
         let taken = done(rig.link.flood(&id, tag, PAGES, 512)?, "a flood")?;
-        ensure!(taken >= 256, "the unit took only {taken} requests");
+        // The queue was empty, and has 512 slots, of which one stays free.
+        ensure!(taken == 511, "the unit took {taken} requests");
         let page = 1 + u64::from(round);
         ask_again(rig, 1, request(PAGES + page * 0x1000, "rw", 20 + round))?;
         expect(rig, 1, &[response(20 + round, Code::Success)])?;
@@ -140,6 +142,8 @@ pub(super) fn flood(rig: &mut Rig) -> Result<()> {
             groups == (0..taken).collect::<Vec<u16>>(),
             "of {taken} requests, these were answered: {groups:?}"
         );
+        let seen = overflows(rig)?;
+        ensure!(seen == u64::from(round) + 1, "after flood {round} the kernel has seen {seen} overflows");
         let failed = got.iter().find(|response| response.tag != tag || response.code == Code::Failure);
         ensure!(failed.is_none(), "an answer to a flood was {failed:?}");
         expect(rig, 0, &[])?;
@@ -208,6 +212,16 @@ struct Counts {
     groups: u64,
     answers: u64,
     owed: u64,
+}
+
+/// How often the kernel saw that its unit lost faults or page requests.
+fn overflows(rig: &mut Rig) -> Result<u64> {
+    let lines = rig.ask("stats")?;
+    let words = lines.iter().filter(|line| line.starts_with("stats: ")).flat_map(|line| line.split(' '));
+    let counts: Vec<u64> =
+        words.filter_map(|word| word.strip_prefix("overflows=")).map(str::parse).collect::<Result<_, _>>()?;
+    ensure!(!counts.is_empty(), "no unit counts overflows");
+    Ok(counts.iter().sum())
 }
 
 fn counts(rig: &mut Rig, place: &str) -> Result<Counts> {
