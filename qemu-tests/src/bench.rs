@@ -42,7 +42,8 @@ use rules::Completion;
 
 /// How long one machine may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
-/// What makes a machine count instructions: one nanosecond of its time for each, whether it sleeps or not.
+/// What makes a machine count instructions: one nanosecond of its time for each, whether it sleeps or not. One CPU is
+/// enough, and the last word counts.
 const COUNTING: [&str; 4] = ["-icount", "shift=0,sleep=off", "-smp", "1"];
 
 /// An operation as measured.

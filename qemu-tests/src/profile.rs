@@ -103,6 +103,38 @@ pub struct Profile {
     /// Words for the kernel's command line, after the job.
     #[serde(default)]
     append: Vec<String>,
+    #[serde(skip)]
+    cpus: Cpus,
+}
+
+/// How many CPUs a machine has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Cpus {
+    One,
+    #[default]
+    Two,
+}
+
+impl Cpus {
+    /// QEMU's `-smp`.
+    const fn number(self) -> &'static str {
+        match self {
+            Self::One => "1",
+            Self::Two => "2",
+        }
+    }
+}
+
+impl Profile {
+    /// The same machine with one CPU.
+    fn with_one_cpu(&self) -> Self {
+        Self {
+            name: format!("{}-one-cpu", self.name),
+            about: format!("{}; one CPU", self.about),
+            cpus: Cpus::One,
+            ..self.clone()
+        }
+    }
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -167,6 +199,8 @@ struct CommonFrozen {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profiles {
+    /// The machines that are there with one CPU too.
+    one_cpu: Vec<String>,
     common: Common,
     #[serde(default)]
     endpoint: Vec<Endpoint>,
@@ -193,19 +227,25 @@ impl Profiles {
     }
 
     fn parse(text: &str) -> Result<Self> {
-        let profiles: Self = toml::from_str(text).context("profiles.toml")?;
+        let mut profiles: Self = toml::from_str(text).context("profiles.toml")?;
         for (index, profile) in profiles.profile.iter().enumerate() {
             if profiles.profile[..index].iter().any(|other| other.name == profile.name) {
                 bail!("profiles.toml: two profiles are called {}", profile.name);
             }
         }
+        let lesser = profiles.one_cpu.iter().map(|name| profiles.named(name).map(Profile::with_one_cpu));
+        let lesser = lesser.collect::<Result<Vec<_>>>()?;
+        profiles.profile.extend(lesser);
         Ok(profiles)
     }
 
-    /// The machines with this IOMMU, of one architecture or of both.
+    /// The machines with this IOMMU, of one architecture or of both, with all their CPUs.
     pub fn select(&self, arch: Option<Arch>, iommu: Iommu) -> Vec<&Profile> {
-        let fits =
-            |profile: &&Profile| profile.iommu == iommu && arch.is_none_or(|arch| profile.arch == arch);
+        let fits = |profile: &&Profile| {
+            profile.iommu == iommu
+                && profile.cpus == Cpus::Two
+                && arch.is_none_or(|arch| profile.arch == arch)
+        };
         self.profile.iter().filter(fits).collect()
     }
 
@@ -251,6 +291,7 @@ impl Profiles {
         {
             command.arg(arg.replace("@DISK@", &disk));
         }
+        command.args(["-smp", profile.cpus.number()]);
         if let Some(preload) = boot.preload {
             command.args(self.endpoint.iter().flat_map(|endpoint| &endpoint.args));
             let ids: Vec<&str> = self.endpoint.iter().map(|endpoint| endpoint.id.as_str()).collect();
@@ -297,9 +338,20 @@ mod tests {
     }
 
     #[test]
+    fn each_architecture_has_a_machine_with_one_cpu_besides() {
+        for arch in Arch::ALL {
+            let one = |profile: &&Profile| profile.arch == arch && profile.cpus == Cpus::One;
+            let all = profiles();
+            let lesser = all.all().iter().find(one).unwrap();
+            let name = lesser.name.strip_suffix("-one-cpu").unwrap();
+            assert_eq!(all.named(name).unwrap().args, lesser.args);
+        }
+    }
+
+    #[test]
     fn unknown_names_and_double_names_are_errors() {
         assert!(profiles().named("sparc").unwrap_err().to_string().contains("aarch64"));
-        let twice = "frozen=[]\n[common]\nargs=[]\n[common_frozen]\nargs=[]\n".to_owned()
+        let twice = "one_cpu=[]\nfrozen=[]\n[common]\nargs=[]\n[common_frozen]\nargs=[]\n".to_owned()
             + &"[[profile]]\nname='a'\nabout=''\narch='x86_64'\niommu='native'\nargs=[]\n".repeat(2);
         assert!(Profiles::parse(&twice).is_err());
     }

@@ -4,7 +4,7 @@ use super::{Outcome, holds, pattern};
 use crate::devices::edu::{Completion, Direction};
 use crate::devices::test_device::Outcome as Written;
 use crate::dma::DmaSpace;
-use crate::machine::{Machine, TestRig};
+use crate::machine::{Cpus, Machine, TestRig};
 use crate::memory::KernelHal;
 use crate::report::Report;
 use crate::report::words;
@@ -47,6 +47,13 @@ struct Work {
 
 pub(super) fn run(machine: &'static Machine, report: &mut Report) {
     report.section("Two CPUs");
+    let cpus = machine.cpus();
+    if cpus == Cpus::One {
+        for name in ["cpus.start", "cpus.first", "cpus.second"] {
+            report.skip(name, format_args!("{cpus}"));
+        }
+        return;
+    }
     let started = second::start(machine);
     if !report.check("cpus.start", started) {
         return;

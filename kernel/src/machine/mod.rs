@@ -18,6 +18,7 @@ use alloc::boxed::Box;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use portcullis_arch::{BootInfo, interrupts, smp};
@@ -71,6 +72,23 @@ pub(crate) struct TestRig {
     pub(crate) test: test_device::TestDevice,
     pub(crate) device: Arc<Device>,
     pub(crate) function: usize,
+}
+
+/// How many CPUs the jobs have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cpus {
+    One,
+    /// Or more, which stay off.
+    Two,
+}
+
+impl fmt::Display for Cpus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::One => "firmware describes one CPU only",
+            Self::Two => "firmware describes two CPUs",
+        })
+    }
 }
 
 /// Everything the jobs work with.
@@ -236,9 +254,14 @@ impl Machine {
         self.function_of(id).map_or_else(|| "platform".to_string(), |device| what_is(&device.function))
     }
 
+    /// How many CPUs the job can have.
+    pub(crate) fn cpus(&self) -> Cpus {
+        if self.second_cpu.is_some() { Cpus::Two } else { Cpus::One }
+    }
+
     /// Starts the second CPU.
     pub(crate) fn start_second_cpu(&self, entry: fn(usize) -> !) -> Result<String, String> {
-        let cpu = self.second_cpu.ok_or("firmware describes one CPU only")?;
+        let cpu = self.second_cpu.ok_or_else(|| words(Cpus::One))?;
         let stack: &'static mut [u8] = Box::leak(alloc::vec![0; STACK].into_boxed_slice());
         smp::start(cpu, 1, stack, entry).map_err(words)?;
         Ok(format!("CPU 1 ({:#x}) runs", cpu.0))
