@@ -6,7 +6,9 @@
 
 use crate::domain::{Kind, Space};
 use crate::link::{Counters, Link, RequestError};
-use crate::requests::{Priority, Refusal, Request};
+use crate::owners::Refusal;
+use crate::request::Request;
+use crate::requests::Priority;
 use crate::spec::{AttachFlags, HostDomain, Status};
 use crate::transport::Transport;
 use alloc::vec::Vec;

@@ -11,7 +11,8 @@ use portcullis_hal::{
 
 // SAFETY: the device gives an endpoint nothing but what MAP requests of its domain made. Every mapping is in the
 // domain's intervals before its MAP request is queued and leaves them, in the same critical section, with the
-// queueing of the UNMAP request that covers it; no MAP request that overlaps it is queued until that is answered.
+// queueing of the UNMAP request that covers it; of a MAP and an UNMAP request that overlap, the second is not queued until
+// the first is answered.
 // `sync` gives a proof only when the device has answered all requests for the domain up to the gather's last, and
 // none ever failed. Blocked domains hold no mappings, and identity domains map nothing of the caller's.
 unsafe impl<H: Hal, T: Transport> IoSpace for VirtioDomain<H, T> {

@@ -1,9 +1,11 @@
 //! Domains: blocked, identity and paging.
 
 use crate::gate::{Closed, Gate};
-use crate::intervals::{InsertError, Intervals};
+use crate::intervals::{InsertError, Interval, Intervals, Run};
 use crate::link::{Link, RequestError};
-use crate::requests::{Ledger, Priority, Refusal, Request};
+use crate::owners::{Ledger, Refusal};
+use crate::request::Request;
+use crate::requests::Priority;
 use crate::spec::{Features, HostDomain, MapFlags, Status};
 use crate::transport::Transport;
 use core::fmt;
@@ -15,8 +17,10 @@ use portcullis_hal::{
 use portcullis_iommu::{Domain, DomainError, DomainInfo, DomainKind};
 use spin::{Mutex, MutexGuard};
 
-/// How many mappings are copied out of the intervals at a time to be replayed.
-const REPLAY_CHUNK: usize = 16;
+/// How many mappings are noted, or copied out to be replayed, before interrupts are let in.
+const CHUNK: usize = 16;
+/// How many mappings are removed by one request at most, for the same reason.
+const RUN: usize = 4096;
 
 /// The mappings of a paging domain, and whether the device knows them.
 #[derive(Debug, Default)]
@@ -77,26 +81,53 @@ impl<H: Hal, T: Transport> Space<H, T> {
             self.check(mapping)?;
         }
         let _gate = self.gate.enter(&self.link.hal);
-        let on_device = self.mappings(|mappings| {
-            reserve(&mut mappings.intervals, list)?;
-            Ok::<_, MapError>(mappings.endpoints > 0)
-        })?;
+        let on_device = self.insert(list)?;
         let made = if on_device { self.map_on_device(list) } else { Ok(()) };
-        self.mappings(|mappings| {
-            for mapping in list {
-                match made {
-                    // Unconfirmed mappings stay, so that they can be unmapped.
-                    Ok(()) | Err(MapError::Sync(_)) => mappings.intervals.settle(mapping.iova),
-                    Err(_) => mappings.intervals.remove_pending(mapping.iova),
-                }
-            }
-        });
+        // Unconfirmed mappings stay, so that they can be unmapped.
+        if !matches!(made, Ok(()) | Err(MapError::Sync(_))) {
+            self.remove(intervals(list));
+        }
         made
     }
 
+    /// Notes all of `list`, or nothing. Returns whether the device has to be told.
+    fn insert(&self, list: &[Mapping]) -> Result<bool, MapError> {
+        let (mut left, mut done) = (intervals(list).peekable(), 0);
+        let mut on_device = false;
+        while left.peek().is_some() {
+            let result = self.mappings(|mappings| {
+                on_device = mappings.endpoints > 0;
+                for interval in left.by_ref().take(CHUNK) {
+                    mappings.intervals.insert(&interval)?;
+                    done += 1;
+                }
+                Ok(())
+            });
+            if let Err(error) = result {
+                self.remove(intervals(list).take(done));
+                return Err(match error {
+                    InsertError::Overlap(iova) => MapError::Overlap { iova },
+                    InsertError::OutOfMemory => OutOfMemory.into(),
+                });
+            }
+        }
+        Ok(on_device)
+    }
+
+    /// Takes back what was noted.
+    fn remove(&self, noted: impl Iterator<Item = Interval>) {
+        let mut noted = noted.peekable();
+        while noted.peek().is_some() {
+            self.mappings(|mappings| {
+                for interval in noted.by_ref().take(CHUNK) {
+                    mappings.intervals.remove(&interval.range);
+                }
+            });
+        }
+    }
+
     fn map_on_device(&self, list: &[Mapping]) -> Result<(), MapError> {
-        let Err(error) = self.request_maps(list.iter().filter_map(|mapping| self.map_request(mapping)))
-        else {
+        let Err(error) = self.request(intervals(list).map(|interval| self.map_request(&interval))) else {
             return Ok(());
         };
         let refusal = match error {
@@ -105,13 +136,8 @@ impl<H: Hal, T: Transport> Space<H, T> {
         };
         log::warn!("virtio-iommu: domain {}: map refused: {refusal}", self.id.0);
         // Some pieces may have been mapped. Removing what is not there is no error (5.13.6.6).
-        let mut undo = self.link.batch(Priority::Normal);
-        for mapping in list {
-            if let Some(range) = range_of(mapping) {
-                undo.push(&Request::Unmap { domain: self.id, range })?;
-            }
-        }
-        match (undo.finish(), refusal) {
+        let undo = intervals(list).map(|interval| Request::Unmap { domain: self.id, range: interval.range });
+        match (self.request(undo), refusal) {
             (Ok(()), Refusal::Status(Status::NOMEM)) => Err(OutOfMemory.into()),
             (Ok(()), Refusal::Status(Status::RANGE)) => {
                 Err(MapError::OutOfRange { iova: list.first().map_or(Iova::new(0), |mapping| mapping.iova) })
@@ -122,21 +148,20 @@ impl<H: Hal, T: Transport> Space<H, T> {
         }
     }
 
-    fn request_maps(&self, requests: impl Iterator<Item = Request>) -> Result<(), RequestError> {
-        let mut batch = self.link.batch(Priority::Normal);
-        for request in requests {
-            batch.push(&request)?;
-        }
+    /// Makes requests and waits for all answers.
+    fn request(&self, requests: impl Iterator<Item = Request>) -> Result<(), RequestError> {
+        let batch = self.link.batch(Priority::Normal)?;
+        batch.push(requests)?;
         batch.finish()
     }
 
-    fn map_request(&self, mapping: &Mapping) -> Option<Request> {
-        Some(Request::Map {
+    fn map_request(&self, interval: &Interval) -> Request {
+        Request::Map {
             domain: self.id,
-            range: range_of(mapping)?,
-            phys: mapping.memory.start(),
-            flags: self.flags(mapping.attributes),
-        })
+            range: interval.range,
+            phys: interval.phys,
+            flags: self.flags(interval.attributes),
+        }
     }
 
     fn flags(&self, attributes: Attributes) -> MapFlags {
@@ -186,14 +211,14 @@ impl<H: Hal, T: Transport> Space<H, T> {
         let mut bytes = 0_u64;
         loop {
             match self.mappings(|mappings| self.unmap_run(mappings, &range)) {
-                Step::Gone(run, sequence) => {
-                    gather.record(run.0, limits.page_sizes.trailing_zeros() as u8);
-                    gather.raise_token(sequence);
-                    bytes = bytes.saturating_add(run.1);
+                Step::Gone(run, number) => {
+                    gather.record(run.range, limits.page_sizes.trailing_zeros() as u8);
+                    gather.raise_token(number);
+                    bytes = bytes.saturating_add(run.bytes);
                 }
                 // The caller learns from the count that something is left, and from the sync why.
-                Step::Full => {
-                    if self.link.wait_for_room().is_err() {
+                Step::NotYet(request) => {
+                    if self.link.wait_for_room(&request).is_err() {
                         break;
                     }
                 }
@@ -206,27 +231,27 @@ impl<H: Hal, T: Transport> Space<H, T> {
     /// Removes the first run in `range` together with queueing the request that removes it from the device, so that
     /// nobody can map there in between.
     fn unmap_run(&self, mappings: &mut Mappings, range: &IovaRange) -> Step {
-        let Some(run) = mappings.intervals.first_run(range) else {
+        let Some(run) = mappings.intervals.first_run(range, RUN) else {
             return Step::Nothing;
         };
-        let mut sequence = 0;
+        let mut number = 0;
         if mappings.endpoints > 0 {
             let request = Request::Unmap { domain: self.id, range: run.range };
             match self.link.try_unmap(&request, &self.ledger) {
-                Some(queued) => sequence = queued,
-                None => return Step::Full,
+                Some(queued) => number = queued,
+                None => return Step::NotYet(request),
             }
         }
-        mappings.intervals.remove_run(&run);
-        Step::Gone((run.range, run.bytes), sequence)
+        mappings.intervals.remove(&run.range);
+        Step::Gone(run, number)
     }
 
     /// Waits until the device has forgotten what `gather` collected.
     pub(crate) fn wait_unmapped(&self, gather: &mut Gather) -> Result<(), SyncError> {
         gather.claim(self.key)?;
-        let sequence = gather.token();
-        if sequence > 0 && !self.link.is_faulted() {
-            self.link.drain(self.id, sequence)?;
+        let number = gather.token();
+        if number > 0 && !self.link.is_faulted() {
+            self.link.drain(&self.ledger, number)?;
         }
         if self.ledger.has_failed() || self.link.is_faulted() {
             return Err(SyncError::Faulted);
@@ -243,33 +268,23 @@ impl<H: Hal, T: Transport> Space<H, T> {
         if self.link.is_faulted() {
             return Err(SyncError::Faulted);
         }
-        self.link.drain(self.id, u64::MAX)
+        self.link.quiesce(self.id)
     }
 
     /// Makes all mappings on the device, where the domain has just come into being. The gate is held exclusively.
     pub(crate) fn replay(&self) -> Result<(), RequestError> {
-        let mut batch = self.link.batch(Priority::Normal);
-        let mut next = 0;
-        loop {
-            let mut chunk = [None; REPLAY_CHUNK];
-            self.mappings(|mappings| {
-                for (place, index) in chunk.iter_mut().zip(next..) {
-                    *place = mappings.intervals.get(index).map(|interval| Request::Map {
-                        domain: self.id,
-                        range: interval.range,
-                        phys: interval.phys,
-                        flags: self.flags(interval.attributes),
-                    });
-                }
-            });
-            for request in chunk.iter().flatten() {
-                batch.push(request)?;
+        let batch = self.link.batch(Priority::Normal)?;
+        let mut from = Some(Iova::new(0));
+        while let Some(start) = from {
+            let mut chunk = [None; CHUNK];
+            self.mappings(|mappings| mappings.intervals.copy_from(start, &mut chunk));
+            batch.push(chunk.iter().flatten().map(|interval| self.map_request(interval)))?;
+            if batch.is_refused() {
+                break;
             }
-            if chunk.last().is_none_or(Option::is_none) {
-                return batch.finish();
-            }
-            next += REPLAY_CHUNK;
+            from = chunk.last().and_then(Option::as_ref).and_then(|last| last.range.last().checked_add(1));
         }
+        batch.finish()
     }
 }
 
@@ -286,33 +301,22 @@ impl<H: Hal, T: Transport> Drop for Space<H, T> {
 
 /// What a step of an unmap did.
 enum Step {
-    /// This range, with so many bytes mapped in it, is removed; the request has this number, 0 if there is none.
-    Gone((IovaRange, u64), u64),
-    /// The request queue is full.
-    Full,
+    /// This run is removed; the request has this number, 0 if there is none.
+    Gone(Run, u64),
+    /// The request cannot be queued now.
+    NotYet(Request),
     Nothing,
 }
 
-/// Reserves the place of all of `list`, or of nothing.
-fn reserve(intervals: &mut Intervals, list: &[Mapping]) -> Result<(), MapError> {
-    intervals.reserve(list.len())?;
-    for (index, mapping) in list.iter().enumerate() {
-        let iova = mapping.iova;
-        let result = match range_of(mapping) {
-            None => Err(MapError::OutOfRange { iova }),
-            Some(range) => intervals.insert_pending(range, mapping).map_err(|error| match error {
-                InsertError::Overlap(iova) => MapError::Overlap { iova },
-                InsertError::OutOfMemory => OutOfMemory.into(),
-            }),
-        };
-        if let Err(error) = result {
-            for mapping in list.iter().take(index) {
-                intervals.remove_pending(mapping.iova);
-            }
-            return Err(error);
-        }
-    }
-    Ok(())
+/// What a list of mappings is made of.
+fn intervals(list: &[Mapping]) -> impl Iterator<Item = Interval> {
+    list.iter().filter_map(|mapping| {
+        Some(Interval {
+            range: range_of(mapping)?,
+            phys: mapping.memory.start(),
+            attributes: mapping.attributes,
+        })
+    })
 }
 
 fn range_of(mapping: &Mapping) -> Option<IovaRange> {

@@ -13,11 +13,12 @@
 //! | [`spec`] | features, configuration, requests, events: types only |
 //! | `transport`, `pci`, `mmio`, `registers` | how the device is reached |
 //! | `ring` | the memory of a split virtqueue |
-//! | `requests` | request slots, and the answers to them |
+//! | `request` | requests, and the words in which they are made |
+//! | `requests`, `owners`, `flight` | request slots, who gets the answers, and what must not overtake what |
 //! | `link` | submission and bounded waits |
 //! | `probe` | what the device says of an endpoint |
 //! | `events` | the event queue, and what a fault means |
-//! | `intervals` | what is mapped in a domain |
+//! | `intervals`, `tree` | what is mapped in a domain |
 //! | `domain`, `dma` | domains; `dma` keeps the contract of I/O address spaces |
 //! | `attach` | changes of attachments |
 //! | `setup`, `unit` | start-up, and the unit |
@@ -33,18 +34,22 @@ mod attach;
 mod dma;
 mod domain;
 mod events;
+mod flight;
 mod gate;
 mod intervals;
 mod link;
 mod mmio;
+mod owners;
 mod pci;
 mod probe;
 mod registers;
+mod request;
 mod requests;
 mod ring;
 mod setup;
 pub mod spec;
 mod transport;
+mod tree;
 mod unit;
 
 pub use mmio::{MmioProbeError, MmioTransport};

@@ -3,7 +3,9 @@
 //! No lock is held across a wait, nor across a notification.
 
 use crate::events::EventQueue;
-use crate::requests::{BatchId, Collected, Ledger, Owner, Priority, Refusal, Request, RequestQueue};
+use crate::owners::{BatchId, Ledger, Owner, Refusal};
+use crate::request::Request;
+use crate::requests::{Priority, RequestQueue};
 use crate::spec::{DeviceStatus, Features, HostDomain};
 use crate::transport::{QueueIndex, Transport};
 use core::ops::Deref;
@@ -12,6 +14,9 @@ use portcullis_hal::{Arc, Hal, IovaRange, SyncError, wait};
 use portcullis_iommu::IdPool;
 use spin::Mutex;
 use thiserror::Error;
+
+/// How many requests are queued before interrupts are let in.
+const BURST: u64 = 32;
 
 /// What the configuration allows, checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,25 +163,28 @@ impl<H: Hal, T: Transport> Link<H, T> {
         self.transport.notify(QueueIndex::Requests);
     }
 
-    /// Waits until `done` says so, looking at the queue after all answers so far were taken.
+    /// Waits until `done` says so, looking at the queue after all answers so far were taken. Whatever is queued by then
+    /// is sent first.
     pub(crate) fn wait(
         &self,
         what: &'static str,
         mut done: impl FnMut(&mut RequestQueue<H>) -> bool,
     ) -> Result<(), SyncError> {
-        let mut ended = false;
+        let mut broken = false;
         let mut look = || {
             let (left, notify) = self.queue(|queue| {
-                // Others may have queued without a notification what this wait is for.
-                let notify = queue.publish();
                 queue.poll();
-                ended = queue.is_broken() || done(queue);
-                (queue.in_flight().max(1), notify)
+                broken = queue.is_broken();
+                if broken || done(queue) {
+                    return (0, false);
+                }
+                // Others may have queued without a notification what this wait is for.
+                (queue.in_flight().max(1), queue.publish())
             });
             if notify {
                 self.notify();
             }
-            if ended { 0 } else { u64::from(left) }
+            u64::from(left)
         };
         match wait::until(&self.hal, what, u64::MAX, 0, self.timeout_ns, &mut look) {
             Err(timeout) => {
@@ -184,7 +192,7 @@ impl<H: Hal, T: Transport> Link<H, T> {
                 log::error!("virtio-iommu: no answer: {timeout}");
                 Err(timeout.into())
             }
-            Ok(_) if self.queue(|queue| queue.is_broken()) => {
+            Ok(_) if broken => {
                 self.set_faulted();
                 Err(SyncError::Faulted)
             }
@@ -200,42 +208,91 @@ impl<H: Hal, T: Transport> Link<H, T> {
         Ok(())
     }
 
-    /// Queues one unmap without a notification, if there is room now. Returns its sequence number.
+    /// Queues one unmap without a notification, if that is possible now. Returns its number in the ledger.
     pub(crate) fn try_unmap(&self, request: &Request, ledger: &Arc<Ledger>) -> Option<u64> {
-        let sequence = self.queue(|queue| {
-            let owner = Owner::Ledger(ledger.clone());
+        let owner = Owner::Ledger(ledger.clone());
+        let number = self.queue(|queue| {
             queue.submit(request, &owner, Priority::Normal).or_else(|| {
                 queue.poll();
                 queue.submit(request, &owner, Priority::Normal)
             })
         });
-        if sequence.is_some() {
+        if number.is_some() {
             Counters::count(&self.counters.requests);
         }
-        sequence
+        number
     }
 
-    /// Waits until a request would find room.
-    pub(crate) fn wait_for_room(&self) -> Result<(), SyncError> {
+    /// Waits until `request` could be queued.
+    pub(crate) fn wait_for_room(&self, request: &Request) -> Result<(), SyncError> {
         self.admit(Priority::Normal)?;
-        self.wait("free request slots", RequestQueue::has_room)
+        self.wait("free request slots", |queue| queue.admits(request, Priority::Normal))
     }
 
-    /// Waits until the device has answered all requests for `domain` up to the one with this sequence number.
-    pub(crate) fn drain(&self, domain: HostDomain, sequence: u64) -> Result<(), SyncError> {
+    /// Queues all of `requests`, and sends them only if they do not find room, or concern addresses that others in
+    /// flight concern. Returns the last one's number in the ledger.
+    pub(crate) fn submit(
+        &self,
+        mut requests: impl Iterator<Item = Request>,
+        owner: &Owner,
+        priority: Priority,
+    ) -> Result<u64, SyncError> {
+        let (mut next, mut last) = (requests.next(), 0);
+        while next.is_some() {
+            self.admit(priority)?;
+            let mut burst = |queue: &mut RequestQueue<H>| {
+                let mut count = 0;
+                while count < BURST
+                    && let Some(request) = &next
+                    && let Some(number) = queue.submit(request, owner, priority)
+                {
+                    (next, last) = (requests.next(), number);
+                    count += 1;
+                }
+                count
+            };
+            let mut count = self.queue(&mut burst);
+            if count == 0 {
+                self.wait("free request slots", |queue| {
+                    count = burst(queue);
+                    count > 0
+                })?;
+            }
+            self.counters.requests.fetch_add(count, Ordering::Relaxed);
+        }
+        Ok(last)
+    }
+
+    /// Waits until the device has answered all requests of `ledger` up to the one with this number.
+    pub(crate) fn drain(&self, ledger: &Ledger, number: u64) -> Result<(), SyncError> {
         Counters::count(&self.counters.syncs);
-        self.wait("requests of the domain", |queue| !queue.domain_in_flight(domain, sequence))
+        self.wait("requests of the domain", |queue| !queue.is_waited_for(ledger, number))
+    }
+
+    /// Waits until the device has answered all requests for `domain`.
+    pub(crate) fn quiesce(&self, domain: HostDomain) -> Result<(), SyncError> {
+        Counters::count(&self.counters.syncs);
+        self.wait("requests of the domain", |queue| !queue.is_busy(domain))
     }
 
     /// Starts a group of requests.
-    pub(crate) fn batch(&self, priority: Priority) -> Batch<'_, H, T> {
-        Batch { link: self, id: self.queue(RequestQueue::new_batch), priority, outstanding: 0, refusal: None }
+    pub(crate) fn batch(&self, priority: Priority) -> Result<Batch<'_, H, T>, SyncError> {
+        let kept = usize::from(priority == Priority::Normal);
+        let mut id = self.queue(|queue| queue.batches().open(kept));
+        if id.is_none() {
+            self.admit(priority)?;
+            self.wait("batches of requests", |queue| {
+                id = queue.batches().open(kept);
+                id.is_some()
+            })?;
+        }
+        id.map(|id| Batch { link: self, id, priority }).ok_or(SyncError::Faulted)
     }
 
     /// Makes one request and waits for its answer.
     pub(crate) fn call(&self, request: &Request, priority: Priority) -> Result<(), RequestError> {
-        let mut batch = self.batch(priority);
-        batch.push(request)?;
+        let batch = self.batch(priority)?;
+        batch.push(core::iter::once(*request))?;
         batch.finish()
     }
 }
@@ -245,66 +302,39 @@ pub(crate) struct Batch<'a, H: Hal, T: Transport> {
     link: &'a Link<H, T>,
     id: BatchId,
     priority: Priority,
-    outstanding: u32,
-    refusal: Option<Refusal>,
 }
 
 impl<H: Hal, T: Transport> Batch<'_, H, T> {
-    /// Queues a request; waits only for room, or for an unmap in flight that touches what is to be mapped.
-    pub(crate) fn push(&mut self, request: &Request) -> Result<(), SyncError> {
-        self.link.admit(self.priority)?;
-        let mut submitted = self.link.queue(|queue| self.attempt(queue, request));
-        if !submitted {
-            let link = self.link;
-            link.wait("free request slots", |queue| {
-                submitted = self.attempt(queue, request);
-                submitted
-            })?;
-        }
-        self.outstanding += 1;
-        Counters::count(&self.link.counters.requests);
-        Ok(())
+    pub(crate) fn id(&self) -> BatchId {
+        self.id
     }
 
-    fn attempt(&mut self, queue: &mut RequestQueue<H>, request: &Request) -> bool {
-        if self.outstanding > 0 && !queue.has_room() {
-            self.collect(queue);
-        }
-        // The device may take requests in any order: a map must not overtake an unmap of the same addresses.
-        let overtakes = match request {
-            Request::Map { domain, range, .. } => queue.unmaps_in_flight(*domain, range),
-            _ => false,
-        };
-        !overtakes && queue.submit(request, &Owner::Batch(self.id), self.priority).is_some()
+    /// Queues requests; waits only for room, or for others in flight that concern the same addresses.
+    pub(crate) fn push(&self, requests: impl Iterator<Item = Request>) -> Result<(), SyncError> {
+        self.link.submit(requests, &Owner::Batch(self.id), self.priority).map(drop)
     }
 
-    fn collect(&mut self, queue: &mut RequestQueue<H>) {
-        let Collected { answers, refusal } = queue.collect(self.id);
-        self.outstanding = self.outstanding.saturating_sub(answers);
-        self.refusal = self.refusal.or(refusal);
+    /// Whether one of the answers so far is a refusal.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.link.queue(|queue| queue.batches().so_far(self.id).1.is_some())
     }
 
-    /// Notifies the device and waits for all answers. With several refusals it returns the first that was found.
-    pub(crate) fn finish(mut self) -> Result<(), RequestError> {
-        let link = self.link;
-        if self.outstanding > 0 {
-            link.wait("requests", |queue| {
-                self.collect(queue);
-                self.outstanding == 0
-            })?;
-        }
-        match self.refusal {
-            Some(refusal) => Err(refusal.into()),
-            None => Ok(()),
-        }
+    /// Sends what is queued and waits for all answers. With several refusals it returns the first that came.
+    pub(crate) fn finish(self) -> Result<(), RequestError> {
+        let mut refusal = None;
+        self.link.wait("requests", |queue| {
+            let (outstanding, refused) = queue.batches().so_far(self.id);
+            refusal = refused;
+            outstanding == 0
+        })?;
+        refusal.map_or(Ok(()), |refusal| Err(refusal.into()))
     }
 }
 
 impl<H: Hal, T: Transport> Drop for Batch<'_, H, T> {
+    /// What is not answered yet is answered to nobody.
     fn drop(&mut self) {
-        if self.outstanding > 0 {
-            self.link.queue(|queue| queue.abandon(self.id));
-        }
+        self.link.queue(|queue| queue.batches().close(self.id));
     }
 }
 

@@ -4,7 +4,8 @@
 //! the lock of the request queue, so that no other probe overwrites it.
 
 use crate::link::{Counters, Link, RequestError};
-use crate::requests::{Refusal, RequestQueue};
+use crate::owners::Refusal;
+use crate::requests::Priority;
 use crate::ring::Held;
 use crate::spec::{self, Head, PropertyHead, RequestType, ReservedMemory, Status, TAIL_BYTES};
 use crate::transport::Transport;
@@ -120,27 +121,24 @@ impl<H: Hal, T: Transport> Link<H, T> {
         if !self.queue(|queue| queue.can_probe()) {
             return Ok(Vec::new());
         }
-        let batch = self.queue(RequestQueue::new_batch);
+        let batch = self.batch(Priority::Normal).map_err(RequestError::from)?;
         let mut asked = false;
         let mut answer = Ok(Vec::new());
         self.wait("PROBE", |queue| {
             if !asked {
-                asked = queue.submit_probe(endpoint, batch);
+                asked = queue.submit_probe(endpoint, batch.id());
                 return false;
             }
-            let collected = queue.collect(batch);
-            answer = match collected.refusal {
+            let (outstanding, refusal) = queue.batches().so_far(batch.id());
+            answer = match refusal {
                 Some(Refusal::Status(Status::NOENT)) => Ok(Vec::new()),
                 Some(refusal) => Err(ProbeError::Request(refusal.into())),
-                None if collected.answers > 0 => queue.probed(),
+                None if outstanding == 0 => queue.probed(),
                 None => return false,
             };
             true
         })
-        .map_err(|error| {
-            self.queue(|queue| queue.abandon(batch));
-            ProbeError::Request(error.into())
-        })?;
+        .map_err(RequestError::from)?;
         Counters::count(&self.counters.requests);
         answer
     }
@@ -152,6 +150,12 @@ pub(crate) enum ProbeError {
     Request(RequestError),
     Malformed,
     OutOfMemory,
+}
+
+impl From<RequestError> for ProbeError {
+    fn from(error: RequestError) -> Self {
+        Self::Request(error)
+    }
 }
 
 impl From<OutOfMemory> for ProbeError {

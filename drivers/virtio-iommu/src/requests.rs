@@ -2,137 +2,25 @@
 //!
 //! Slot `n` owns the descriptors `2n` (what the device reads) and `2n + 1` (the tail it writes) and 64 bytes of
 //! buffer, all filled in once. A slot is reused only after its answer came, however late.
+//!
+//! The device may take requests in any order (5.13.6.1), so none is queued while one that concerns the same addresses
+//! is with the device.
 
+use crate::flight::Flight;
+use crate::owners::{BatchId, Batches, Ledger, Owner, Refusal};
 use crate::probe::{ProbeBuffer, ProbeError};
+use crate::request::Request;
 use crate::ring::{Direction, Held, Ring, RingSize, UsedInterrupts};
-use crate::spec::{self, HostDomain, REQUEST_BYTES, Status, TAIL_BYTES};
-use crate::spec::{AttachFlags, Head, MapFlags, RequestType};
+use crate::spec::{HostDomain, REQUEST_BYTES, Status, TAIL_BYTES};
 use crate::transport::QueueLayout;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, Ordering};
-use portcullis_hal::{Arc, EndpointId, Hal, IovaRange, OutOfMemory, PhysAddr, list};
+use portcullis_hal::{EndpointId, Hal, OutOfMemory, list};
 use portcullis_iommu::ReservedRegion;
-use thiserror::Error;
-use zerocopy::IntoBytes;
 
 /// The bytes of a slot's buffer; the tail lies behind the longest request.
 const SLOT_BYTES: usize = 64;
 const TAIL_AT: usize = 40;
 const _: () = assert!(REQUEST_BYTES <= TAIL_AT && TAIL_AT + TAIL_BYTES <= SLOT_BYTES);
-
-/// What the driver asks of the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Request {
-    Attach { domain: HostDomain, endpoint: EndpointId, flags: AttachFlags },
-    Detach { domain: HostDomain, endpoint: EndpointId },
-    Map { domain: HostDomain, range: IovaRange, phys: PhysAddr, flags: MapFlags },
-    Unmap { domain: HostDomain, range: IovaRange },
-}
-
-impl Request {
-    /// Calls `write` with the bytes up to the tail.
-    fn encode<R>(&self, write: impl FnOnce(&[u8]) -> R) -> R {
-        match *self {
-            Self::Attach { domain, endpoint, flags } => write(
-                spec::Attach {
-                    head: Head::new(RequestType::ATTACH),
-                    domain: domain.0.into(),
-                    endpoint: endpoint.get().into(),
-                    flags: flags.bits().into(),
-                    reserved: [0; 4],
-                }
-                .as_bytes(),
-            ),
-            Self::Detach { domain, endpoint } => write(
-                spec::Detach {
-                    head: Head::new(RequestType::DETACH),
-                    domain: domain.0.into(),
-                    endpoint: endpoint.get().into(),
-                    reserved: [0; 8],
-                }
-                .as_bytes(),
-            ),
-            Self::Map { domain, range, phys, flags } => write(
-                spec::Map {
-                    head: Head::new(RequestType::MAP),
-                    domain: domain.0.into(),
-                    virt_start: range.start().get().into(),
-                    virt_end: range.last().get().into(),
-                    phys_start: phys.get().into(),
-                    flags: flags.bits().into(),
-                }
-                .as_bytes(),
-            ),
-            Self::Unmap { domain, range } => write(
-                spec::Unmap {
-                    head: Head::new(RequestType::UNMAP),
-                    domain: domain.0.into(),
-                    virt_start: range.start().get().into(),
-                    virt_end: range.last().get().into(),
-                    reserved: [0; 4],
-                }
-                .as_bytes(),
-            ),
-        }
-    }
-
-    fn domain(&self) -> HostDomain {
-        match *self {
-            Self::Attach { domain, .. }
-            | Self::Detach { domain, .. }
-            | Self::Map { domain, .. }
-            | Self::Unmap { domain, .. } => domain,
-        }
-    }
-
-    fn unmaps(&self) -> Option<IovaRange> {
-        match *self {
-            Self::Unmap { range, .. } => Some(range),
-            _ => None,
-        }
-    }
-}
-
-/// The device answered, and the answer is not OK.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub(crate) enum Refusal {
-    /// A status of the specification, or one that it does not have.
-    #[error("status {} ({:#x})", .0.name(), .0.0)]
-    Status(Status),
-    /// The device wrote less than a status.
-    #[error("an answer of {0} bytes")]
-    Short(u32),
-}
-
-/// What became of the unmaps of a domain that nobody waits for one by one.
-#[derive(Debug, Default)]
-pub(crate) struct Ledger {
-    failed: AtomicBool,
-}
-
-impl Ledger {
-    /// Notes that the device may have kept what the driver believes unmapped.
-    pub(crate) fn fail(&self) {
-        self.failed.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn has_failed(&self) -> bool {
-        self.failed.load(Ordering::Acquire)
-    }
-}
-
-/// A group of requests whose submitter collects the answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct BatchId(u64);
-
-/// Who wants the answer.
-#[derive(Clone, Debug)]
-pub(crate) enum Owner {
-    Batch(BatchId),
-    Ledger(Arc<Ledger>),
-    /// A batch that gave up waiting.
-    Nobody,
-}
 
 /// Who may take the last slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,13 +28,6 @@ pub(crate) enum Priority {
     Normal,
     /// Requests that take a device's access away; one slot is kept for them.
     Blocking,
-}
-
-#[derive(Debug)]
-enum State {
-    Free,
-    InFlight(Owner),
-    Done(BatchId, Result<(), Refusal>),
 }
 
 /// Where a request and its answer lie.
@@ -158,20 +39,14 @@ enum Buffer {
     Probe,
 }
 
+/// A request that is with the device.
 #[derive(Debug)]
-struct Slot {
-    state: State,
+struct Sent {
+    owner: Owner,
+    /// How many requests the owner's ledger had queued with it.
+    number: u64,
     buffer: Buffer,
-    sequence: u64,
-    domain: HostDomain,
-    unmaps: Option<IovaRange>,
-}
-
-/// What a batch has collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Collected {
-    pub(crate) answers: u32,
-    pub(crate) refusal: Option<Refusal>,
+    request: Option<Request>,
 }
 
 /// The request queue.
@@ -181,11 +56,12 @@ pub(crate) struct RequestQueue<H: Hal> {
     buffers: Held<H>,
     /// There if the device takes PROBE requests.
     probe: Option<ProbeBuffer<H>>,
-    slots: Vec<Slot>,
+    /// `None` while it is free.
+    slots: Vec<Option<Sent>>,
     free: Vec<u16>,
+    batches: Batches,
+    flight: Flight,
     in_flight: u16,
-    sequence: u64,
-    batches: u64,
     broken: bool,
     /// Answers to requests that were never made.
     strays: u64,
@@ -206,14 +82,7 @@ impl<H: Hal> RequestQueue<H> {
         slots.try_reserve_exact(count.into()).map_err(|_| OutOfMemory)?;
         free.try_reserve_exact(count.into()).map_err(|_| OutOfMemory)?;
         for index in 0..count {
-            let slot = Slot {
-                state: State::Free,
-                buffer: Buffer::Own,
-                sequence: 0,
-                domain: HostDomain(0),
-                unmaps: None,
-            };
-            list::push(&mut slots, slot)?;
+            list::push(&mut slots, None)?;
             list::push(&mut free, count - 1 - index)?;
             describe_tail(&ring, &buffers, index);
         }
@@ -223,9 +92,9 @@ impl<H: Hal> RequestQueue<H> {
             probe,
             slots,
             free,
+            batches: Batches::new(count)?,
+            flight: Flight::default(),
             in_flight: 0,
-            sequence: 0,
-            batches: 0,
             broken: false,
             strays: 0,
         })
@@ -244,50 +113,56 @@ impl<H: Hal> RequestQueue<H> {
         self.strays
     }
 
-    /// Whether a request of normal priority finds a slot.
-    pub(crate) fn has_room(&mut self) -> bool {
-        self.free.len() > 1
-    }
-
     pub(crate) fn in_flight(&self) -> u16 {
         self.in_flight
     }
 
-    pub(crate) fn new_batch(&mut self) -> BatchId {
-        self.batches += 1;
-        BatchId(self.batches)
+    pub(crate) fn batches(&mut self) -> &mut Batches {
+        &mut self.batches
     }
 
-    /// Queues a request and returns its sequence number, or `None` for want of a slot.
-    pub(crate) fn submit(&mut self, request: &Request, owner: &Owner, priority: Priority) -> Option<u64> {
+    /// Whether there is a slot, and nothing with the device that `request` must not overtake.
+    pub(crate) fn admits(&self, request: &Request, priority: Priority) -> bool {
         let kept = match priority {
             Priority::Normal => 1,
             Priority::Blocking => 0,
         };
-        if self.broken || self.free.len() <= kept {
+        !self.broken && self.free.len() > kept && !self.overtakes(request)
+    }
+
+    /// Whether a request that concerns the same addresses is with the device.
+    fn overtakes(&self, request: &Request) -> bool {
+        let Some((change, range)) = request.changes() else {
+            return false;
+        };
+        self.flight.may_touch(change.opposite(), &range)
+            && self.slots.iter().flatten().filter_map(|sent| sent.request).any(|other| {
+                other.domain() == request.domain()
+                    && other.changes().is_some_and(|(kind, other)| kind != change && other.overlaps(&range))
+            })
+    }
+
+    /// Queues a request. Returns its number in the owner's ledger, 0 if it has none, or `None` if it has to wait.
+    pub(crate) fn submit(&mut self, request: &Request, owner: &Owner, priority: Priority) -> Option<u64> {
+        if !self.admits(request, priority) {
             return None;
         }
         let index = self.free.pop()?;
         let slot = self.slots.get_mut(usize::from(index))?;
+        let number = self.batches.queued(owner);
+        *slot = Some(Sent { owner: owner.clone(), number, buffer: Buffer::Own, request: Some(*request) });
+        if let Some((change, range)) = request.changes() {
+            self.flight.add(change, &range);
+        }
         let at = usize::from(index) * SLOT_BYTES;
-        self.sequence += 1;
-        *slot = Slot {
-            state: State::InFlight(owner.clone()),
-            buffer: Buffer::Own,
-            sequence: self.sequence,
-            domain: request.domain(),
-            unmaps: request.unmaps(),
-        };
-        let len = request.encode(|bytes| {
-            self.buffers.write(at, bytes);
-            bytes.len() as u32
-        });
+        let (words, len) = request.words();
+        self.buffers.write_words(at, &words);
         // No status of the specification, so that one that was not written is not taken for OK.
-        self.buffers.write(at + TAIL_AT, &[0xff; TAIL_BYTES]);
+        self.buffers.write_words(at + TAIL_AT, &[u64::MAX]);
         self.ring.describe(2 * index, self.buffers.phys(at), len, Direction::DeviceReadsThenNext);
         self.ring.push(2 * index);
         self.in_flight += 1;
-        Some(self.sequence)
+        Some(number)
     }
 
     /// Whether the device takes PROBE requests.
@@ -300,18 +175,17 @@ impl<H: Hal> RequestQueue<H> {
         let Some(probe) = &self.probe else {
             return false;
         };
-        if self.broken || self.free.len() <= 1 || self.slots.iter().any(|slot| slot.buffer == Buffer::Probe) {
+        let busy = self.slots.iter().flatten().any(|sent| sent.buffer == Buffer::Probe);
+        if self.broken || self.free.len() <= 1 || busy {
             return false;
         }
         let Some(index) = self.free.pop() else {
             return false;
         };
+        let owner = Owner::Batch(batch);
+        let number = self.batches.queued(&owner);
         if let Some(slot) = self.slots.get_mut(usize::from(index)) {
-            self.sequence += 1;
-            slot.state = State::InFlight(Owner::Batch(batch));
-            slot.buffer = Buffer::Probe;
-            slot.sequence = self.sequence;
-            slot.unmaps = None;
+            *slot = Some(Sent { owner, number, buffer: Buffer::Probe, request: None });
         }
         probe.fill(endpoint);
         let ((request, len), (answer, room)) = (probe.request(), probe.answer());
@@ -347,94 +221,52 @@ impl<H: Hal> RequestQueue<H> {
     }
 
     fn complete(&mut self, head: u32, len: u32) {
-        let index = head / 2;
-        let slot = usize::try_from(index)
-            .ok()
-            .filter(|_| head.is_multiple_of(2))
-            .and_then(|index| self.slots.get_mut(index))
-            .filter(|slot| matches!(slot.state, State::InFlight(_)));
-        let Some(slot) = slot else {
+        let index = (head / 2) as u16;
+        let slot = self.slots.get_mut(usize::from(index)).filter(|_| u32::from(index) * 2 == head);
+        let Some(sent) = slot.and_then(Option::take) else {
             self.strays += 1;
             return;
         };
-        let (status, least) = match (slot.buffer, &self.probe) {
-            (Buffer::Probe, Some(probe)) => (probe.status(), probe.answer().1),
+        let (status, least) = match (sent.buffer, &self.probe) {
+            (Buffer::Probe, Some(probe)) => {
+                describe_tail(&self.ring, &self.buffers, index);
+                (probe.status(), probe.answer().1)
+            }
             _ => {
-                let mut status = [0];
-                self.buffers.read(index as usize * SLOT_BYTES + TAIL_AT, &mut status);
-                (Status(status[0]), TAIL_BYTES as u32)
+                let status = self.buffers.read_byte(usize::from(index) * SLOT_BYTES + TAIL_AT);
+                (Status(status), TAIL_BYTES as u32)
             }
         };
-        if slot.buffer == Buffer::Probe {
-            slot.buffer = Buffer::Own;
-            describe_tail(&self.ring, &self.buffers, index as u16);
-        }
         let answer = match (len >= least, status) {
             (false, _) => Err(Refusal::Short(len)),
             (true, Status::OK) => Ok(()),
             (true, status) => Err(Refusal::Status(status)),
         };
         self.in_flight = self.in_flight.saturating_sub(1);
-        slot.unmaps = None;
-        let State::InFlight(owner) = core::mem::replace(&mut slot.state, State::Free) else {
-            return;
-        };
-        match owner {
-            Owner::Batch(batch) => {
-                slot.state = State::Done(batch, answer);
-                return;
-            }
-            Owner::Ledger(ledger) => {
-                if let Err(refusal) = answer {
-                    log::error!("virtio-iommu: domain {}: unmap refused: {refusal}", slot.domain.0);
-                    ledger.fail();
-                }
-            }
-            Owner::Nobody => {}
+        if let Some((change, _)) = sent.request.and_then(|request| request.changes()) {
+            self.flight.remove(change);
         }
+        if let (Err(refusal), Owner::Ledger(_), Some(request)) = (&answer, &sent.owner, &sent.request) {
+            log::error!("virtio-iommu: {request:?} refused: {refusal}");
+        }
+        self.batches.answered(&sent.owner, answer);
         // There is room for every slot.
-        let _ = list::push_reserved(&mut self.free, index as u16);
+        let _ = list::push_reserved(&mut self.free, index);
     }
 
-    /// Hands a batch the answers that have come for it, and frees their slots.
-    pub(crate) fn collect(&mut self, batch: BatchId) -> Collected {
-        let mut collected = Collected { answers: 0, refusal: None };
-        for (index, slot) in self.slots.iter_mut().enumerate() {
-            if let State::Done(owner, answer) = slot.state
-                && owner == batch
-            {
-                slot.state = State::Free;
-                let _ = list::push_reserved(&mut self.free, index as u16);
-                collected.answers += 1;
-                collected.refusal = collected.refusal.or(answer.err());
-            }
-        }
-        collected
-    }
-
-    /// Lets the slots of a batch go whenever their answers come.
-    pub(crate) fn abandon(&mut self, batch: BatchId) {
-        self.collect(batch);
-        for slot in &mut self.slots {
-            if matches!(slot.state, State::InFlight(Owner::Batch(owner)) if owner == batch) {
-                slot.state = State::InFlight(Owner::Nobody);
-            }
+    /// Whether a request of `ledger`, up to the one with this number, is with the device.
+    pub(crate) fn is_waited_for(&self, ledger: &Ledger, number: u64) -> bool {
+        match ledger.progress() {
+            (queued, answered) if queued == answered => false,
+            // Some of those asked for are certainly missing, whatever the order.
+            (_, answered) if answered < number => true,
+            _ => self.slots.iter().flatten().any(|sent| sent.owner.is(ledger) && sent.number <= number),
         }
     }
 
-    /// Whether an unmap that touches `range` of `domain` is with the device.
-    pub(crate) fn unmaps_in_flight(&self, domain: HostDomain, range: &IovaRange) -> bool {
-        self.slots
-            .iter()
-            .any(|slot| slot.domain == domain && slot.unmaps.is_some_and(|unmapped| unmapped.overlaps(range)))
-    }
-
-    /// Whether a request for `domain`, up to the one with this sequence number, is with the device.
-    pub(crate) fn domain_in_flight(&self, domain: HostDomain, sequence: u64) -> bool {
-        self.slots.iter().any(|slot| {
-            let asked_for = slot.buffer == Buffer::Own && slot.domain == domain;
-            asked_for && matches!(slot.state, State::InFlight(_)) && slot.sequence <= sequence
-        })
+    /// Whether a request for addresses of `domain` is with the device.
+    pub(crate) fn is_busy(&self, domain: HostDomain) -> bool {
+        self.slots.iter().flatten().any(|sent| sent.request.is_some_and(|request| request.domain() == domain))
     }
 
     /// Gives the memory up for good.

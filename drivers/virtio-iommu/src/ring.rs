@@ -108,6 +108,17 @@ impl<H: Hal> Held<H> {
         }
     }
 
+    /// Stores whole words at an offset that is a multiple of eight.
+    pub(crate) fn write_words(&self, offset: usize, words: &[u64]) {
+        for (at, word) in (offset..).step_by(8).zip(words) {
+            self.store64(at, *word);
+        }
+    }
+
+    pub(crate) fn read_byte(&self, offset: usize) -> u8 {
+        (self.word(offset) >> (offset % 8 * 8)) as u8
+    }
+
     pub(crate) fn read(&self, offset: usize, bytes: &mut [u8]) {
         if let Some(frames) = &self.0 {
             frames.read(offset, bytes);
