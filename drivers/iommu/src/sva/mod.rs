@@ -18,8 +18,10 @@
 //!
 //! # Use
 //!
+//! `tests/example.rs` runs this, word for word, with a device that asks for its page and a process that exits.
+//!
 //! ```
-//! use portcullis_hal::{Arc, Hal, Mm, OutOfMemory, Pasid, unsize_arc};
+//! use portcullis_hal::{Arc, Hal, Mm, Pasid, unsize_arc};
 //! use portcullis_iommu::{Device, DeviceControl, ExitHandler, Feature, Iommu, PageRights};
 //! # fn start(_device: &Device, _pasid: Option<Pasid>, _buffer: u64) {}
 //! # fn stop(_device: &Device, _pasid: Option<Pasid>) {}
