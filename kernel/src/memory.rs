@@ -84,7 +84,7 @@ unsafe impl Hal for KernelHal {
         paging::phys_to_virt(phys)
     }
 
-    #[inline]
+    #[inline(always)]
     fn clean_cache(&self, start: NonNull<u8>, len: usize) {
         portcullis_hal::count::add_clean(start, len);
         cpu::clean_cache(start, len);

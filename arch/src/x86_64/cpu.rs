@@ -65,6 +65,9 @@ struct Caches {
 
 static CACHES: Once<Caches> = Once::new();
 
+/// No CPU has smaller lines, in bytes.
+const SMALLEST_LINE: usize = 16;
+
 /// The line size of a CPU that has CLWB, once it was looked up; 0 of others.
 static CLWB_LINE: AtomicUsize = AtomicUsize::new(0);
 
@@ -73,7 +76,8 @@ fn caches() -> &'static Caches {
         let features = if __cpuid(0).eax >= 7 { __cpuid_count(7, 0).ebx } else { 0 };
         // CPUID.1 states the line size in units of 8 bytes.
         let line_size = (__cpuid(1).ebx >> 8 & 0xff) as usize * 8;
-        let line_size = if line_size.is_power_of_two() { line_size } else { 16 };
+        let line_size =
+            if line_size.is_power_of_two() { line_size.max(SMALLEST_LINE) } else { SMALLEST_LINE };
         let instruction = match features {
             features if features & 1 << 24 != 0 => WriteBack::Clwb,
             features if features & 1 << 23 != 0 => WriteBack::Clflushopt,
@@ -89,17 +93,23 @@ fn caches() -> &'static Caches {
 /// Writes the cache lines of `len` bytes from `start` back to memory; returns when that is done.
 ///
 /// The bytes are mapped: other addresses fault.
-#[inline]
+#[inline(always)]
 pub fn clean_cache(start: NonNull<u8>, len: usize) {
     let first = start.addr().get();
     // The bits in which the addresses of the first and the last byte differ.
     let across = first ^ first.wrapping_add(len).wrapping_sub(1);
-    if len == 0 || across >= CLWB_LINE.load(Ordering::Relaxed) {
-        return clean_lines(start, len);
+    let clwb_line = CLWB_LINE.load(Ordering::Relaxed);
+    if len != 0 && across < clwb_line {
+        // An entry of a table, on a CPU of today.
+        // SAFETY: writing a line back changes no memory, and the CPU has the instruction; the barrier waits for it.
+        unsafe { asm!("clwb [{}]", "mfence", in(reg) first, options(nostack, preserves_flags)) };
+    } else if len != 0 && across < SMALLEST_LINE {
+        // Any CPU has this one. The compiler sees that an entry of a table is never more than a line, and calls nothing.
+        // SAFETY: as above.
+        unsafe { asm!("clflush [{}]", "mfence", in(reg) first, options(nostack, preserves_flags)) };
+    } else {
+        clean_lines(start, len);
     }
-    // An entry of a table, on a CPU of today.
-    // SAFETY: writing a line back changes no memory, and the CPU has the instruction; the barrier waits for it.
-    unsafe { asm!("clwb [{}]", "mfence", in(reg) first, options(nostack, preserves_flags)) };
 }
 
 /// [`clean_cache`] of any number of lines.

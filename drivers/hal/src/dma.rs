@@ -424,9 +424,12 @@ impl Gather {
 
     /// For back ends: adds an unmapped range whose smallest entry has `2^leaf_shift` bytes. The gather has been
     /// claimed.
+    #[inline]
     pub fn record(&mut self, range: IovaRange, leaf_shift: u8) {
-        self.range = Some(self.range.map_or(range, |hull| hull.hull(&range)));
-        self.leaf_shift = self.leaf_shift.min(leaf_shift);
+        (self.range, self.leaf_shift) = match self.range {
+            None => (Some(range), leaf_shift),
+            Some(hull) => (Some(hull.hull(&range)), self.leaf_shift.min(leaf_shift)),
+        };
     }
 
     /// The round that the next sync ends.

@@ -128,10 +128,9 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
     /// cleaned to memory.
     const CLEANED: u64;
 
-    /// The bits by which a table entry differs from all else in a table above level 0, and their value there.
-    const TABLE_MASK: u64;
-    /// See [`TABLE_MASK`](Self::TABLE_MASK).
-    const TABLE_BITS: u64;
+    /// Whether an entry above level 0 is one of a table: as [`kind`](Self::kind) has it, for the entries that the walker
+    /// makes, in fewer instructions.
+    fn is_table(entry: u64) -> bool;
 
     /// The number of index bits per level.
     const STRIDE: u32 = Self::GRANULE_SHIFT - 3;

@@ -15,7 +15,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, OutOfMemory, PhysAddr, barrier};
 
 /// A place that a map call has taken and not written yet. In every format the word is absent to hardware.
-pub(crate) const RESERVED: u64 = 1 << 3;
+///
+/// Not in the lowest byte: see [`Format::is_table`].
+pub(crate) const RESERVED: u64 = 1 << 9;
 
 /// Leaf runs from this length on are worth a look at the table's leaf count.
 pub(crate) const LONG_RUN: usize = 16;
@@ -218,18 +220,10 @@ enum Order {
 }
 
 impl<H: Hal, F: Format> PageTable<H, F> {
-    #[inline]
-    pub(crate) fn map_list(&self, list: &[Mapping]) -> Result<(), MapError> {
-        match list {
-            [mapping] if self.map_single(mapping).is_ok() => Ok(()),
-            _ => self.map_pieces(list),
-        }
-    }
-
     #[inline(never)]
-    fn map_pieces(&self, list: &[Mapping]) -> Result<(), MapError> {
+    pub(crate) fn map_pieces(&self, list: &[Mapping]) -> Result<(), MapError> {
         if let [mapping] = list
-            && let Ok(result) = self.map_pages(mapping)
+            && let Some(result) = self.map_pages(mapping)
         {
             return result;
         }

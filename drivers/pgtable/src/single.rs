@@ -1,46 +1,190 @@
-//! One leaf, or pages in one table, where the tables on the way are there: what most calls ask for, done without the
-//! state that larger ones carry along. Everything else, errors too, is left to the general way.
+//! One leaf, or all that a table of pages maps, where the tables on the way are there: what most calls ask for, done
+//! without the state that larger ones carry along. Everything else, errors too, is left to the general way.
+//!
+//! What is called here at all is called last, with the arguments where they are, so that the compiler need not save
+//! anything on the way.
 
 use crate::format::{Format, Kind, level_shift, level_size, low_bits};
 use crate::map::{LONG_RUN, fill, reach};
 use crate::table::PageTable;
-use crate::tree::{Below, Cut};
-use crate::walk::{Step, recount, recount_one};
+use crate::tree::{Below, Cut, Place, Walk};
+use crate::walk::{Step, recount};
 use core::sync::atomic::Ordering;
-use portcullis_hal::{Gather, Hal, IovaRange, MapError, Mapping, OutOfMemory, barrier};
+use portcullis_hal::{Gather, Hal, Iova, IovaRange, MapError, Mapping, OutOfMemory, UnmapError, barrier};
 
-/// Nothing was done: there is more to it than one leaf.
-pub(crate) struct NotSingle;
+/// The number of levels for which the compiler makes code of its own: what most tables have.
+pub(crate) const SHORT_LEVELS: u8 = TOP as u8 + 1;
+const TOP: u32 = 3;
 
-/// The level of the root of tables with four levels, which most have: the compiler makes code of its own for these.
-const TOP_OF_FOUR: u32 = 3;
+/// How a call goes on.
+enum Way<'t, H: Hal, F: Format> {
+    /// Not at all.
+    Done,
+    /// With the count of leaves, which somebody else is at too.
+    Count(Walk<'t, H, F>),
+    /// With a table.
+    Table(Place<'t, H, F>),
+    /// As all calls can: there is more to it, and nothing was done yet.
+    Long,
+}
 
 impl<H: Hal, F: Format> PageTable<H, F> {
-    /// Maps a piece that is one leaf.
-    #[inline]
-    pub(crate) fn map_single(&self, mapping: &Mapping) -> Result<(), NotSingle> {
-        let extent = mapping.memory.last().get().wrapping_sub(mapping.memory.start().get());
-        match (self.level_of(extent)?, self.tree.top()) {
-            (0, TOP_OF_FOUR) => self.map_leaf(mapping, 0, TOP_OF_FOUR),
-            (1, TOP_OF_FOUR) => self.map_leaf(mapping, 1, TOP_OF_FOUR),
-            (level, top) => self.map_leaf(mapping, level, top),
+    /// Maps a list, by the short way if it is one page or one leaf of the next size.
+    #[inline(never)]
+    pub(crate) fn map_one(&self, list: &[Mapping]) -> Result<(), MapError> {
+        let way = match list {
+            [mapping] => {
+                let extent = mapping.memory.last().get().wrapping_sub(mapping.memory.start().get());
+                if extent == low_bits(level_shift::<F>(0)) {
+                    self.map_leaf(mapping, 0)
+                } else if extent == low_bits(level_shift::<F>(1)) && self.page_sizes & level_size::<F>(1) != 0
+                {
+                    self.map_leaf(mapping, 1)
+                } else {
+                    Way::Long
+                }
+            }
+            _ => Way::Long,
+        };
+        match way {
+            Way::Done => Ok(()),
+            Way::Count(walk) => self.mapped_slowly(list, walk),
+            Way::Table(_) | Way::Long => self.map_pieces(list),
         }
     }
 
-    /// Maps a piece that is made of pages of one table, which is made if it is missing.
+    /// Maps a piece that is as long as a leaf at `level`.
     #[inline(always)]
-    pub(crate) fn map_pages(&self, mapping: &Mapping) -> Result<Result<(), MapError>, NotSingle> {
-        match self.tree.top() {
-            TOP_OF_FOUR => self.map_pages_below(mapping, TOP_OF_FOUR),
-            // The table is not one that the root references.
-            top if top > 1 => self.map_pages_below(mapping, top),
-            _ => Err(NotSingle),
+    fn map_leaf(&self, mapping: &Mapping, level: u32) -> Way<'_, H, F> {
+        let Some(attribute_bits) = self.seals.get(mapping.attributes) else {
+            return Way::Long;
+        };
+        let (iova, phys) = (mapping.iova.get(), mapping.memory.start());
+        let aligned = (iova | phys.get()) & low_bits(level_shift::<F>(level)) == 0;
+        // An aligned leaf is all within the aperture, a larger power of two, if its start is; memory likewise.
+        if !aligned || iova >= self.short_end || phys.get() > self.last_phys {
+            return Way::Long;
+        }
+        let Some(found) = self.tree.walk().find(iova, level, TOP) else {
+            return Way::Long;
+        };
+        let slot = found.place.slot();
+        if found.common & self.tree.settled != self.tree.settled || slot.load(Ordering::Relaxed) != 0 {
+            return Way::Long;
+        }
+        slot.store(self.tree.format.leaf(phys, level, attribute_bits), Ordering::Relaxed);
+        if level == 0 && found.recount(Step::Up).is_err() {
+            return Way::Count(found.place.walk);
+        }
+        found.place.complete();
+        // The caller goes on to tell a device.
+        barrier::before_doorbell();
+        Way::Done
+    }
+
+    /// Completes the mapping of a page that is yet to be counted. See [`unmapped_slowly`](Self::unmapped_slowly).
+    #[cold]
+    #[inline(never)]
+    fn mapped_slowly(&self, list: &[Mapping], walk: Walk<'_, H, F>) -> Result<(), MapError> {
+        if let [mapping] = list
+            && let Some(found) = walk.find(mapping.iova.get(), 0, TOP)
+        {
+            found.recount_surely(Step::Up);
+            found.place.complete();
+            barrier::before_doorbell();
+        }
+        Ok(())
+    }
+
+    /// Unmaps a range, by the short way if it is one page, one leaf of the next size, or all that a table of pages maps.
+    #[inline(never)]
+    pub(crate) fn unmap_one(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+        let extent = range.last().get().wrapping_sub(range.start().get());
+        let way = if extent == low_bits(level_shift::<F>(0)) {
+            self.unmap_leaf(range, gather, 0)
+        } else if extent == low_bits(level_shift::<F>(1)) {
+            self.unmap_leaf(range, gather, 1)
+        } else {
+            Way::Long
+        };
+        match way {
+            Way::Done => Ok(extent.wrapping_add(1)),
+            Way::Count(walk) => self.unmapped_slowly(range, gather, walk),
+            Way::Table(place) => self.unmap_table(range.start(), gather, place),
+            Way::Long => self.unmap_all(range, gather),
         }
     }
 
+    /// Unmaps a range that is as long as a leaf at `level`, if it is a leaf.
     #[inline(always)]
-    fn map_pages_below(&self, mapping: &Mapping, top: u32) -> Result<Result<(), MapError>, NotSingle> {
-        let attribute_bits = self.seals.get(mapping.attributes).ok_or(NotSingle)?;
+    fn unmap_leaf(&self, range: IovaRange, gather: &mut Gather, level: u32) -> Way<'_, H, F> {
+        let (iova, shift) = (range.start().get(), level_shift::<F>(level));
+        if iova & low_bits(shift) != 0 || iova >= self.short_end {
+            return Way::Long;
+        }
+        let Some(found) = self.tree.walk().find(iova, level, TOP) else {
+            return Way::Long;
+        };
+        let slot = found.place.slot();
+        let leaf = slot.load(Ordering::Relaxed);
+        if level != 0 && F::is_table(leaf) {
+            return Way::Table(found.place);
+        }
+        if F::kind(leaf, level) != Kind::Leaf || leaf & F::CONTIGUOUS != 0 {
+            return Way::Long;
+        }
+        slot.store(0, Ordering::Relaxed);
+        if level == 0 && found.recount(Step::Down).is_err() {
+            return Way::Count(found.place.walk);
+        }
+        found.place.complete();
+        barrier::publish_to_device();
+        gather.record(range, shift as u8);
+        Way::Done
+    }
+
+    /// Completes taking out a page that is yet to be counted. It is looked for once more: to hand it over would be on the
+    /// way of all calls.
+    #[cold]
+    #[inline(never)]
+    fn unmapped_slowly(
+        &self,
+        range: IovaRange,
+        gather: &mut Gather,
+        walk: Walk<'_, H, F>,
+    ) -> Result<u64, UnmapError> {
+        if let Some(found) = walk.find(range.start().get(), 0, TOP) {
+            found.recount_surely(Step::Down);
+            found.place.complete();
+            barrier::publish_to_device();
+        }
+        gather.record(range, level_shift::<F>(0) as u8);
+        Ok(range.len())
+    }
+
+    /// Unmaps all of the table in a slot at level 1, which maps from `iova` on, by cutting it off.
+    #[inline(never)]
+    fn unmap_table(
+        &self,
+        iova: Iova,
+        gather: &mut Gather,
+        place: Place<'_, H, F>,
+    ) -> Result<u64, UnmapError> {
+        let range = IovaRange::block(iova, level_size::<F>(1));
+        let Cut::Done(tally) = place.cut(1, gather) else {
+            drop(place);
+            return self.unmap_all(range, gather);
+        };
+        drop(place);
+        barrier::publish_to_device();
+        gather.record(range, level_shift::<F>(tally.smallest_level()) as u8);
+        Ok(tally.bytes)
+    }
+
+    /// Maps a piece that is made of pages of one table, which is made if it is missing; `None` if it is not.
+    #[inline(always)]
+    pub(crate) fn map_pages(&self, mapping: &Mapping) -> Option<Result<(), MapError>> {
+        let attribute_bits = self.seals.get(mapping.attributes)?;
         let (iova, phys) = (mapping.iova.get(), mapping.memory.start().get());
         let extent = mapping.memory.last().get().wrapping_sub(phys);
         let span = level_size::<F>(1);
@@ -50,123 +194,33 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         let small = extent < span.wrapping_sub(1) || phys & span.wrapping_sub(1) != 0;
         let plain = extent < self.shortest_run.wrapping_sub(1) && extent < reach::<F>(phys);
         // What fits one aligned table is all within the aperture if its start is.
-        let in_range = iova <= self.last_iova && mapping.memory.last().get() <= self.last_phys;
+        let in_range = iova < self.short_end && mapping.memory.last().get() <= self.last_phys;
         if !(pages && one_table && small && plain && in_range) {
-            return Err(NotSingle);
+            return None;
         }
-        let walk = self.tree.walk();
-        let link = walk.find(iova, 1, top, self.tree.settled).ok_or(NotSingle)?.slot;
+        let found = self.tree.walk().find(iova, 1, TOP)?;
+        if found.common & self.tree.settled != self.tree.settled {
+            return None;
+        }
+        let (walk, link) = (&found.place.walk, found.place.slot());
         let table = match walk.grow(link, 1) {
             Ok(Below::Table(table)) => table,
-            Ok(Below::Leaf(_) | Below::Absent) => return Err(NotSingle),
-            Err(OutOfMemory) => return Ok(Err(OutOfMemory.into())),
+            Ok(Below::Leaf(_) | Below::Absent) => return None,
+            Err(OutOfMemory) => return Some(Err(OutOfMemory.into())),
         };
         let count = extent.wrapping_shr(F::GRANULE_SHIFT).wrapping_add(1) as usize;
         let slots = table.entries(iova.wrapping_shr(F::GRANULE_SHIFT) as usize, count);
         let entry = link.load(Ordering::Relaxed);
         let empty = count >= LONG_RUN && F::leaf_count(entry) == 0;
         if !empty && slots.iter().any(|slot| slot.load(Ordering::Relaxed) != 0) {
-            return Err(NotSingle);
+            return None;
         }
         fill::<F>(slots, self.tree.format.leaf(mapping.memory.start(), 0, attribute_bits));
         recount::<F>(link, entry, count as i64);
         self.tree.clean(slots);
-        drop(walk);
+        drop(found);
         // The caller goes on to tell a device.
         barrier::before_doorbell();
-        Ok(Ok(()))
-    }
-
-    /// Unmaps a range that is one leaf, or all that a table maps, and returns how many bytes were mapped.
-    #[inline]
-    pub(crate) fn unmap_single(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, NotSingle> {
-        let extent = range.last().get().wrapping_sub(range.start().get());
-        if extent == low_bits(F::GRANULE_SHIFT) && self.tree.top() == TOP_OF_FOUR {
-            return self.unmap_leaf(range, gather, 0, TOP_OF_FOUR);
-        }
-        self.unmap_leaf_above(range, gather, extent)
-    }
-
-    #[inline(never)]
-    fn unmap_leaf_above(&self, range: IovaRange, gather: &mut Gather, extent: u64) -> Result<u64, NotSingle> {
-        let level = self.level_of(extent)?;
-        self.unmap_leaf(range, gather, level, self.tree.top())
-    }
-
-    /// The level, below the root's, whose leaves are `extent` and one bytes long, if such are allowed.
-    #[inline(always)]
-    fn level_of(&self, extent: u64) -> Result<u32, NotSingle> {
-        let is_at = |level| low_bits(level_shift::<F>(level)) == extent;
-        if is_at(0) {
-            return Ok(0);
-        }
-        let allowed = self.page_sizes & extent.wrapping_add(1) != 0;
-        let levels = 1..u32::from(F::LEAF_LEVELS).min(self.tree.top());
-        levels.into_iter().find(|&level| is_at(level)).filter(|_| allowed).ok_or(NotSingle)
-    }
-
-    /// Maps a piece that is as long as a leaf at `level`, in tables whose root is at level `top`.
-    #[inline(always)]
-    fn map_leaf(&self, mapping: &Mapping, level: u32, top: u32) -> Result<(), NotSingle> {
-        let attribute_bits = self.seals.get(mapping.attributes).ok_or(NotSingle)?;
-        let (iova, phys) = (mapping.iova.get(), mapping.memory.start());
-        let aligned = (iova | phys.get()) & low_bits(level_shift::<F>(level)) == 0;
-        // An aligned leaf is all within the aperture, a larger power of two, if its start is.
-        if !aligned || iova > self.last_iova || mapping.memory.last().get() > self.last_phys {
-            return Err(NotSingle);
-        }
-        let walk = self.tree.walk();
-        let place = walk.find(iova, level, top, self.tree.settled).ok_or(NotSingle)?;
-        if place.slot.load(Ordering::Relaxed) != 0 {
-            return Err(NotSingle);
-        }
-        place.slot.store(self.tree.format.leaf(phys, level, attribute_bits), Ordering::Relaxed);
-        if level == 0 {
-            recount_one::<F>(place.link, place.entry, Step::Up);
-        }
-        self.tree.clean(core::slice::from_ref(place.slot));
-        drop(walk);
-        // The caller goes on to tell a device.
-        barrier::before_doorbell();
-        Ok(())
-    }
-
-    /// Unmaps a range that is as long as a leaf at `level`, in tables whose root is at level `top`.
-    #[inline(always)]
-    fn unmap_leaf(
-        &self,
-        range: IovaRange,
-        gather: &mut Gather,
-        level: u32,
-        top: u32,
-    ) -> Result<u64, NotSingle> {
-        let (iova, shift) = (range.start().get(), level_shift::<F>(level));
-        if iova & low_bits(shift) != 0 || iova > self.last_iova {
-            return Err(NotSingle);
-        }
-        let walk = self.tree.walk();
-        let place = walk.find(iova, level, top, 0).ok_or(NotSingle)?;
-        let leaf = place.slot.load(Ordering::Relaxed);
-        if level != 0 && F::kind(leaf, level) == Kind::Table {
-            let Cut::Done(tally) = walk.cut(place.slot, level, gather) else {
-                return Err(NotSingle);
-            };
-            drop(walk);
-            barrier::publish_to_device();
-            gather.record(range, level_shift::<F>(tally.smallest_level()) as u8);
-            return Ok(tally.bytes);
-        }
-        if F::kind(leaf, level) != Kind::Leaf || leaf & F::CONTIGUOUS != 0 {
-            return Err(NotSingle);
-        }
-        place.slot.store(0, Ordering::Relaxed);
-        if level == 0 {
-            recount_one::<F>(place.link, place.entry, Step::Down);
-        }
-        gather.record(range, shift as u8);
-        self.tree.clean(core::slice::from_ref(place.slot));
-        drop(walk);
-        barrier::publish_to_device();
-        Ok(low_bits(shift).wrapping_add(1))
+        Some(Ok(()))
     }
 }

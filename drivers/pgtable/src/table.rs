@@ -1,6 +1,7 @@
 //! The page table as its users see it.
 
 use crate::format::{Config, ConfigError, Format, Kind, extent, level_size, low_bits};
+use crate::single::SHORT_LEVELS;
 use crate::tree::Tree;
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::Ordering;
@@ -32,6 +33,8 @@ pub struct PageTable<H: Hal, F: Format> {
     /// The bytes of the smallest run of pages that gets the contiguous hint; `u64::MAX` if none does.
     pub(crate) shortest_run: u64,
     pub(crate) last_iova: u64,
+    /// The end of the addresses to which there is a short way: of the aperture in tables of four levels, else 0.
+    pub(crate) short_end: u64,
     pub(crate) last_phys: u64,
     pub(crate) seals: Seals,
     input_bits: u8,
@@ -50,12 +53,14 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         if page_sizes & level_size::<F>(0) == 0 {
             return Err(ConfigError::PageSizes(config.page_sizes));
         }
+        let last_iova = low_bits(u32::from(geometry.aperture_bits));
         let last_phys = low_bits(u32::from(output_bits));
         Ok(Self {
             tree: Tree::new(hal, format, geometry, config.writes, PhysAddr::new(last_phys))?,
             page_sizes,
             shortest_run: shortest_run::<F>(page_sizes),
-            last_iova: low_bits(u32::from(geometry.aperture_bits)),
+            last_iova,
+            short_end: if geometry.levels == SHORT_LEVELS { last_iova.wrapping_add(1) } else { 0 },
             last_phys,
             seals: Seals::new(format),
             input_bits: config.input_bits,
@@ -100,7 +105,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// [`Overlap`](MapError::Overlap) with what is mapped or within the list, and
     /// [`OutOfMemory`](MapError::OutOfMemory).
     pub fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
-        self.map_list(list)
+        self.map_one(list)
     }
 
     /// Takes out what is mapped in `range` and returns how many bytes that was. Not all of the range needs to
@@ -116,7 +121,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// [`Partial`](UnmapError::Partial) if a larger page, or a run under the contiguous hint, reaches out of the range.
     /// Nothing has changed then; [`split_ends`](Self::split_ends) makes way for such a range.
     pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
-        self.unmap_range(range, gather)
+        self.unmap_one(range, gather)
     }
 
     /// Where `iova` leads by the tables in memory; hardware may still know an older answer.

@@ -13,6 +13,7 @@
 #![expect(unsafe_code, reason = "tables are memory that hardware reads, reached through physical addresses")]
 
 use crate::format::{Format, Geometry, Kind, level_shift, level_size, low_bits};
+use crate::walk::{Contended, Step, recount, recount_one};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -87,12 +88,54 @@ pub(crate) enum Below<'w> {
     Absent,
 }
 
-/// An entry, and the one that references the table it is in.
-pub(crate) struct Place<'w> {
-    pub(crate) slot: &'w AtomicU64,
-    pub(crate) link: &'w AtomicU64,
+/// An entry, and the walk that keeps its table: a pair that fits registers.
+pub(crate) struct Place<'t, H: Hal, F: Format> {
+    pub(crate) walk: Walk<'t, H, F>,
+    slot: &'t AtomicU64,
+}
+
+impl<H: Hal, F: Format> Place<'_, H, F> {
+    #[inline(always)]
+    pub(crate) fn slot(&self) -> &AtomicU64 {
+        self.slot
+    }
+
+    /// Writes the slot back to memory if the walker needs that, and ends the walk.
+    #[inline(always)]
+    pub(crate) fn complete(self) {
+        self.walk.tree.clean(core::slice::from_ref(self.slot));
+    }
+
+    /// Cuts the table in the slot, which is in a table at `level`, off: see [`Walk::cut`].
+    pub(crate) fn cut(&self, level: u32, gather: &mut Gather) -> Cut {
+        self.walk.cut(self.slot, level, gather)
+    }
+}
+
+/// Where a way down ended.
+pub(crate) struct Found<'t, H: Hal, F: Format> {
+    pub(crate) place: Place<'t, H, F>,
+    /// The entry that references the table that the place is in.
+    link: &'t AtomicU64,
     /// What the link was when it was followed.
-    pub(crate) entry: u64,
+    entry: u64,
+    /// The bits that all entries on the way have.
+    pub(crate) common: u64,
+}
+
+impl<'t, H: Hal, F: Format> Found<'t, H, F> {
+    /// Notes one leaf more, or one fewer, in the table that the place is in, which is one of pages; an error if something
+    /// else was noted meanwhile.
+    #[inline(always)]
+    pub(crate) fn recount(&self, step: Step) -> Result<(), Contended> {
+        recount_one::<F>(self.link, self.entry, step)
+    }
+
+    /// As [`recount`](Self::recount), for certain.
+    #[inline(always)]
+    pub(crate) fn recount_surely(&self, step: Step) {
+        recount::<F>(self.link, self.entry, if step == Step::Up { 1 } else { -1 });
+    }
 }
 
 /// What became of an attempt to cut a table off.
@@ -194,7 +237,7 @@ impl<H: Hal, F: Format> Tree<H, F> {
     }
 
     /// Writes the cache lines of `words` back to memory if the walker needs that.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn clean(&self, words: &[AtomicU64]) {
         if self.writes == TableWrites::Cleaned {
             self.hal.clean_cache(NonNull::from(words).cast(), size_of_val(words));
@@ -356,7 +399,7 @@ impl<H: Hal, F: Format> Drop for Walk<'_, H, F> {
     }
 }
 
-impl<H: Hal, F: Format> Walk<'_, H, F> {
+impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
     /// The root table.
     #[inline]
     pub(crate) fn root(&self) -> Table<'_> {
@@ -379,24 +422,26 @@ impl<H: Hal, F: Format> Walk<'_, H, F> {
         }
     }
 
-    /// The entry for `iova` in a table at level `to`, below `top`, that of the root; if there are tables all the way,
-    /// and the entries that reference them have all of the bits `wanted`.
+    /// Goes down to the entry for `iova` in a table at level `to`, below `top`, that of the root; if there are tables all
+    /// the way.
     #[inline(always)]
-    pub(crate) fn find(&self, iova: u64, to: u32, top: u32, wanted: u64) -> Option<Place<'_>> {
+    pub(crate) fn find(self, iova: u64, to: u32, top: u32) -> Option<Found<'t, H, F>> {
         let index = |level| iova.wrapping_shr(level_shift::<F>(level)) as usize;
         let mut level = top;
-        let mut link = self.root().entry(index(level));
+        let mut link = self.tree.root_table().entry(index(level));
+        let mut common = u64::MAX;
         loop {
             let entry = link.load(Ordering::SeqCst);
-            if entry & (F::TABLE_MASK | wanted) != F::TABLE_BITS | wanted {
+            if !F::is_table(entry) {
                 return None;
             }
+            common &= entry;
             // SAFETY: read in this walk, above level 0, and only table entries look like this.
             let table = unsafe { self.tree.follow(entry) };
             level = level.wrapping_sub(1);
             let slot = table.entry(index(level));
             if level == to {
-                return Some(Place { slot, link, entry });
+                return Some(Found { place: Place { walk: self, slot }, link, entry, common });
             }
             link = slot;
         }

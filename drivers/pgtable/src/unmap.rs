@@ -1,7 +1,6 @@
 //! Unmapping a range.
 
 use crate::format::{Format, Kind, extent, level_shift, level_size, low_bits};
-use crate::single::NotSingle;
 use crate::table::PageTable;
 use crate::tree::{Below, Cut, Tally};
 use crate::walk::{Cursor, Stop};
@@ -31,13 +30,8 @@ impl Removed {
 }
 
 impl<H: Hal, F: Format> PageTable<H, F> {
-    #[inline]
-    pub(crate) fn unmap_range(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
-        self.unmap_single(range, gather).or_else(|NotSingle| self.unmap_all(range, gather))
-    }
-
     #[inline(never)]
-    fn unmap_all(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+    pub(crate) fn unmap_all(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         let (first, last) = (range.start().get(), range.last().get());
         let granule = low_bits(F::GRANULE_SHIFT);
         if (first | last.wrapping_add(1)) & granule != 0 {

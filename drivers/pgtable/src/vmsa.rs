@@ -371,8 +371,6 @@ impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D>
     const CONTIGUOUS: u64 = Stage1Leaf::new().with_contiguous(true).into_bits();
     const TRANSIENT: u64 = BLOCK_NT;
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
-    const TABLE_MASK: u64 = VALID | TABLE_OR_PAGE;
-    const TABLE_BITS: u64 = VALID | TABLE_OR_PAGE;
 
     fn replacement(&self) -> Replacement {
         match self.break_before_make {
@@ -472,6 +470,11 @@ impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D>
     #[inline]
     fn table_address(entry: u64) -> PhysAddr {
         Self::unfold(entry, Self::GRANULE_SHIFT)
+    }
+
+    #[inline]
+    fn is_table(entry: u64) -> bool {
+        entry & TABLE_OR_PAGE != 0
     }
 
     #[inline]

@@ -45,8 +45,6 @@ impl Format for VtdSecondStage {
     const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
     const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
-    const TABLE_MASK: u64 = PERMISSIONS | PAGE_SIZE;
-    const TABLE_BITS: u64 = Table::new().with_read(true).with_write(true).into_bits();
 
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
         let levels = self.levels.get();
@@ -96,6 +94,12 @@ impl Format for VtdSecondStage {
 
     fn table(&self, phys: PhysAddr) -> u64 {
         phys.get() | u64::from(Table::new().with_read(true).with_write(true))
+    }
+
+    #[inline]
+    fn is_table(entry: u64) -> bool {
+        // PS is the sign of the lowest byte, in which tables have other bits, and absent entries none.
+        entry as i8 > 0
     }
 
     #[inline]

@@ -259,22 +259,22 @@ pub(crate) enum Step {
     Down,
 }
 
-/// As [`recount`], for a single leaf.
+/// The link was changed meanwhile, or the count is at its limit or in two parts.
+pub(crate) struct Contended;
+
+/// As [`recount`], for a single leaf, if it is done by one exchange.
 #[inline(always)]
-pub(crate) fn recount_one<F: Format>(link: &AtomicU64, entry: u64, step: Step) {
+pub(crate) fn recount_one<F: Format>(link: &AtomicU64, entry: u64, step: Step) -> Result<(), Contended> {
     let full = 1_u64.wrapping_shl(F::STRIDE);
-    if let Some(shift) = F::LEAF_COUNT_SHIFT {
-        let one = 1_u64.wrapping_shl(shift);
-        // Counts go from none to full, the one value with its bit set.
-        let (possible, new) = match step {
-            Step::Up => (entry & full.wrapping_shl(shift) == 0, entry.wrapping_add(one)),
-            Step::Down => (F::leaf_count(entry) != 0, entry.wrapping_sub(one)),
-        };
-        if possible && link.compare_exchange(entry, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-            return;
-        }
-    }
-    recount::<F>(link, entry, if step == Step::Up { 1 } else { -1 });
+    let one = 1_u64.wrapping_shl(F::LEAF_COUNT_SHIFT.ok_or(Contended)?);
+    // Counts go from none to full, the one value with its bit set.
+    let (possible, new) = match step {
+        Step::Up => (entry & full.wrapping_mul(one) == 0, entry.wrapping_add(one)),
+        Step::Down => (F::leaf_count(entry) != 0, entry.wrapping_sub(one)),
+    };
+    let exchanged =
+        possible && link.compare_exchange(entry, new, Ordering::Relaxed, Ordering::Relaxed).is_ok();
+    if exchanged { Ok(()) } else { Err(Contended) }
 }
 
 /// Notes that the level-0 table that `link` references holds `added` leaves more, or fewer. `entry`, a table entry, is

@@ -41,8 +41,6 @@ impl Format for X86 {
     const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
     const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
     const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
-    const TABLE_MASK: u64 = PRESENT | PAGE_SIZE;
-    const TABLE_BITS: u64 = PRESENT;
 
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
         let levels = self.levels.get();
@@ -116,6 +114,12 @@ impl Format for X86 {
         let preset = self.accessed_dirty == AccessedDirty::Preset;
         let table = Table::new().with_present(true).with_write(true).with_user(true).with_accessed(preset);
         phys.get() | u64::from(table)
+    }
+
+    #[inline]
+    fn is_table(entry: u64) -> bool {
+        // PS is the sign of the lowest byte, in which tables have other bits, and absent entries none.
+        entry as i8 > 0
     }
 
     #[inline]
