@@ -323,8 +323,10 @@ pub unsafe trait IoSpace: Any + Send + Sync {
 /// frames it holds and the memory that was unmapped; nothing is reused without a sync.
 #[derive(Debug)]
 pub struct Gather {
+    /// 0 as long as nobody has asked for it.
     round: u64,
-    owner: Option<u64>,
+    /// The key of the space; 0 as long as it is nobody's.
+    owner: u64,
     range: Option<IovaRange>,
     leaf_shift: u8,
     tables: FrameChain,
@@ -335,7 +337,7 @@ pub struct Gather {
 static NEXT_ROUND: AtomicU64 = AtomicU64::new(1);
 static NEXT_SPACE: AtomicU64 = AtomicU64::new(1);
 
-/// Identifies an I/O address space in a [`Gather`]; unique for the life of the program.
+/// Identifies an I/O address space in a [`Gather`]; unique for the life of the program, and not 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SpaceKey(u64);
 
@@ -351,8 +353,8 @@ impl Gather {
     /// An empty gather.
     pub fn new() -> Self {
         Self {
-            round: NEXT_ROUND.fetch_add(1, Ordering::Relaxed),
-            owner: None,
+            round: 0,
+            owner: 0,
             range: None,
             leaf_shift: u8::MAX,
             tables: FrameChain::new(FrameOrder::SINGLE),
@@ -414,11 +416,12 @@ impl Gather {
     /// For back ends: claims the gather for `space`.
     pub fn claim(&mut self, space: SpaceKey) -> Result<(), GatherBusy> {
         match self.owner {
-            Some(owner) if owner != space.0 => Err(GatherBusy),
-            _ => {
-                self.owner = Some(space.0);
+            owner if owner == space.0 => Ok(()),
+            0 => {
+                self.owner = space.0;
                 Ok(())
             }
+            _ => Err(GatherBusy),
         }
     }
 
@@ -432,8 +435,12 @@ impl Gather {
         };
     }
 
-    /// The round that the next sync ends.
-    pub(crate) fn round(&self) -> u64 {
+    /// The round that the next sync ends; no other gather has it, and this one only until then. Never 0. It is numbered
+    /// when it is first asked for: who keeps account of memory himself does without a word that all CPUs write.
+    pub(crate) fn round(&mut self) -> u64 {
+        if self.round == 0 {
+            self.round = NEXT_ROUND.fetch_add(1, Ordering::Relaxed);
+        }
         self.round
     }
 
@@ -448,19 +455,19 @@ impl Gather {
         let round = self.round;
         // SAFETY: the caller vouches for the invalidations and the origin of the frames.
         unsafe { self.tables.free(hal) };
-        self.empty();
+        self.next_round();
         SyncProof { round }
     }
 
-    /// Begins the next round, field by field: on the way of every unmap, a new value would be made elsewhere and copied.
+    /// Begins the next round with the chain as it is, field by field: on the way of every unmap, a new value would be made
+    /// elsewhere and copied.
     #[inline(always)]
-    fn empty(&mut self) {
-        let Self { round, owner, range, leaf_shift, tables, token, resized } = self;
-        *round = NEXT_ROUND.fetch_add(1, Ordering::Relaxed);
-        *owner = None;
+    fn next_round(&mut self) {
+        let Self { round, owner, range, leaf_shift, tables: _, token, resized } = self;
+        *round = 0;
+        *owner = 0;
         *range = None;
         *leaf_shift = u8::MAX;
-        *tables = FrameChain::new(FrameOrder::SINGLE);
         *token = 0;
         *resized = false;
     }
@@ -468,7 +475,8 @@ impl Gather {
     /// For back ends: ends the round without an answer from the hardware. The table frames leak, and what was
     /// unmapped in this round can never be reclaimed.
     pub fn quarantine(&mut self) {
-        self.empty();
+        self.tables = FrameChain::new(FrameOrder::SINGLE);
+        self.next_round();
     }
 }
 
@@ -482,6 +490,7 @@ impl Default for Gather {
 #[derive(Debug)]
 #[must_use]
 pub struct SyncProof {
+    /// 0 if nobody asked for it, which is no round of any memory.
     pub(crate) round: u64,
 }
 
