@@ -93,11 +93,12 @@ impl Gate {
         Self { next: Position((word >> 32) as u32), limit: Position(word as u32) }
     }
 
-    /// Whether so many places are free. None are if the ring is closed, since somebody has run past the limit.
+    /// Whether so many places are free. None are if the ring is closed, since somebody has run past the limit: then the
+    /// room is less than nothing.
     #[inline]
     const fn fits(self, count: u32) -> bool {
-        let room = self.limit.since(self.next);
-        room < 1 << 31 && room >= count
+        let (room, count) = (self.limit.since(self.next).cast_signed(), count.cast_signed());
+        count >= 0 && room >= count
     }
 
     const fn is_closed(self) -> bool {
@@ -105,27 +106,29 @@ impl Gate {
     }
 }
 
-/// Words of different CPUs' interest, away from each other's cache lines and from the next ones, which some CPUs fetch
-/// along.
+/// The words that every submission changes, in one cache line, and in that of no others: moving a line from CPU to CPU
+/// takes as long as the rest of a submission, so that what is needed at the same time had better come at once. The next
+/// line is kept free, too, as some CPUs fetch it along.
 #[repr(align(128))]
-struct Line<T>(T);
-
-/// What the publisher writes.
-struct Publisher<W> {
+struct Line<W, B> {
+    gate: W,
     /// How many calls nobody has attended to: to look at the marks (bits 31:0), and to ring the doorbell whether there is
     /// something new or not (63:32). Who makes it differ from zero is the publisher until it is zero again.
     calls: W,
-    /// The place up to which all is published.
+    /// The place up to which all is published. The publisher's.
     published: W,
+    /// The publisher's, for what the caller has it write.
+    book: B,
 }
 
 const LOOK: u64 = 1;
 const RING_AGAIN: u64 = 1 << 32;
 
 /// The producers' side of a ring. Which memory the ring is, and how its consumer is told, is the caller's business.
-pub struct Producers<W = AtomicU64> {
-    gate: Line<W>,
-    publisher: Line<Publisher<W>>,
+///
+/// `B` is what the caller wants beside the words that only whoever publishes changes.
+pub struct Producers<W = AtomicU64, B = ()> {
+    line: Line<W, B>,
     /// By slot: length (bits 31:0) and weight (63:32) of the batch that begins there, if it is finished and somebody has
     /// yet to see that, or zero.
     finished: Vec<W>,
@@ -133,13 +136,24 @@ pub struct Producers<W = AtomicU64> {
 }
 
 impl<W: Word> Producers<W> {
+    /// [`with_book`](Self::with_book) without anything in it.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn new(slots: u32) -> Result<Self, OutOfMemory> {
+        Self::with_book(slots, ())
+    }
+}
+
+impl<W: Word, B> Producers<W, B> {
     /// The producers of an empty ring with so many slots, a power of two. One slot always stays empty, since a full
     /// ring would look like an empty one to most consumers.
     ///
     /// # Errors
     ///
     /// No memory for one word per slot, or not a power of two between 2 and 2^30.
-    pub fn new(slots: u32) -> Result<Self, OutOfMemory> {
+    pub fn with_book(slots: u32, book: B) -> Result<Self, OutOfMemory> {
         if !slots.is_power_of_two() || !(2..=1 << 30).contains(&slots) {
             return Err(OutOfMemory);
         }
@@ -147,12 +161,14 @@ impl<W: Word> Producers<W> {
         finished.try_reserve_exact(slots as usize).map_err(|_| OutOfMemory)?;
         finished.extend((0..slots).map(|_| W::new(0)));
         let gate = Gate { next: Position(0), limit: Position(slots - 1) };
-        Ok(Self {
-            gate: Line(W::new(gate.word())),
-            publisher: Line(Publisher { calls: W::new(0), published: W::new(0) }),
-            finished,
-            slots,
-        })
+        let line = Line { gate: W::new(gate.word()), calls: W::new(0), published: W::new(0), book };
+        Ok(Self { line, finished, slots })
+    }
+
+    /// What was put beside the publisher's words.
+    #[inline]
+    pub fn book(&self) -> &B {
+        &self.line.book
     }
 
     /// How many places a single batch can have.
@@ -164,40 +180,45 @@ impl<W: Word> Producers<W> {
     /// Takes `count` places in a row and returns the first one. `consumed` tells up to which place the consumer has
     /// read the ring; it is asked only when the room that was known is used up.
     ///
-    /// `None` if there is no room, or if somebody else is about to find out that there is: to be tried again as long as
-    /// the caller's patience lasts. A caller that got places publishes them without waiting for anything, and keeps
-    /// interrupts off its CPU until then.
+    /// `None` if there is no room, or if somebody else is about to find out that there is: to be tried
+    /// [again](Self::reserve_again) as long as the caller's patience lasts. A caller that got places publishes them
+    /// without waiting for anything, and keeps interrupts off its CPU until then.
     #[inline]
     pub fn reserve(&self, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
-        // A look first, so that those who wait for room do not close the ring to those who need less of it.
-        let seen = Gate::of(self.gate.0.load(Ordering::Relaxed));
+        // No look before: the line would be fetched to be read, and once more to be written.
+        let before = Gate::of(self.line.gate.fetch_add(u64::from(count) << 32, Ordering::AcqRel));
+        if before.fits(count) { Some(before.next) } else { self.reserve_beyond(before, count, consumed) }
+    }
+
+    /// [`reserve`](Self::reserve) for who was refused: takes a look first, so that those who wait for room do not close
+    /// the ring to those who need less of it.
+    pub fn reserve_again(&self, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
+        let seen = Gate::of(self.line.gate.load(Ordering::Relaxed));
         if !seen.fits(count) && !self.renewed(seen, consumed()).fits(count) {
             return None;
         }
-        let before = Gate::of(self.gate.0.fetch_add(u64::from(count) << 32, Ordering::AcqRel));
-        if before.fits(count) {
-            return Some(before.next);
-        }
-        if before.is_closed() {
-            return None;
-        }
-        self.open(before, count, consumed())
+        self.reserve(count, consumed)
+    }
+
+    /// The rest of [`reserve`](Self::reserve) where the room that was known is used up.
+    #[cold]
+    #[inline(never)]
+    fn reserve_beyond(&self, before: Gate, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
+        if before.is_closed() { None } else { self.open(before, count, consumed()) }
     }
 
     /// Opens the ring again, with the limit that `consumed` allows, and takes `count` places if there is room now. The
     /// caller's addition to `before` closed it: whatever was added since has failed, and may be overwritten.
-    #[cold]
     fn open(&self, before: Gate, count: u32, consumed: Position) -> Option<Position> {
         let renewed = self.renewed(before, consumed);
         let taken = if renewed.fits(count) { count } else { 0 };
         let gate = Gate { next: renewed.next.plus(taken), ..renewed };
-        self.gate.0.swap(gate.word(), Ordering::AcqRel);
+        self.line.gate.swap(gate.word(), Ordering::AcqRel);
         (taken == count).then_some(before.next)
     }
 
     /// The same place with the limit that `consumed` allows. It is never taken back, and never farther off than the ring
     /// is long, whatever a consumer may say.
-    #[cold]
     fn renewed(&self, gate: Gate, consumed: Position) -> Gate {
         let limit = consumed.plus(self.capacity());
         let sane = limit.has_reached(gate.limit) && limit.since(gate.next) <= self.capacity();
@@ -216,26 +237,37 @@ impl<W: Word> Producers<W> {
     }
 
     /// [`publish`](Self::publish) with a bell of another kind.
-    #[inline]
+    #[inline(always)]
     pub fn publish_with(&self, first: Position, count: u32, weight: u32, mut bell: impl Bell) {
-        let Publisher { calls, published } = &self.publisher.0;
-        if calls.load(Ordering::Relaxed) != 0 || calls.fetch_add(LOOK, Ordering::AcqRel) != 0 {
-            // Whoever is at it may have looked already.
-            self.mark(first, count, weight);
-            return self.call(LOOK, bell);
-        }
-        let so_far = Position(published.load(Ordering::Relaxed) as u32);
+        let Line { gate, calls, published, .. } = &self.line;
         let run = Run { tail: first.plus(count), batches: 1, weight: weight.into() };
-        if so_far != first || self.is_marked(run.tail) {
-            self.mark(first, count, weight);
-            return self.attend(LOOK, so_far, bell);
+        let others = calls.fetch_add(LOOK, Ordering::AcqRel);
+        if others != 0
+            || Position(published.load(Ordering::Relaxed) as u32) != first
+            || Gate::of(gate.load(Ordering::Relaxed)).next != run.tail
+        {
+            return self.publish_in_company(first, count, weight, others, bell);
         }
-        // Nobody else has to learn that the batch is finished.
+        // Nobody is ahead or behind, who would have to learn that the batch is finished.
         published.store(u64::from(run.tail.0), Ordering::Release);
         bell.ring(run);
         let seen = calls.fetch_add(LOOK.wrapping_neg(), Ordering::AcqRel);
         if seen != LOOK {
             self.attend(seen.wrapping_sub(LOOK), run.tail, bell);
+        }
+    }
+
+    /// The rest of [`publish`](Self::publish) where others have reserved or published at the same time. The call to look
+    /// at the marks is made; before it there were `others`.
+    #[cold]
+    #[inline(never)]
+    fn publish_in_company(&self, first: Position, count: u32, weight: u32, others: u64, bell: impl Bell) {
+        self.mark(first, count, weight);
+        if others == 0 {
+            self.attend(LOOK, self.published(), bell);
+        } else {
+            // Whoever is at it may have looked already.
+            self.call(LOOK, bell);
         }
     }
 
@@ -248,12 +280,12 @@ impl<W: Word> Producers<W> {
     /// Whether somebody is publishing: who reserves now is likely to be published by him, or after him.
     #[inline]
     pub fn is_publishing(&self) -> bool {
-        self.publisher.0.calls.load(Ordering::Relaxed) != 0
+        self.line.calls.load(Ordering::Relaxed) != 0
     }
 
     /// Up to where all is published.
     pub fn published(&self) -> Position {
-        Position(self.publisher.0.published.load(Ordering::Acquire) as u32)
+        Position(self.line.published.load(Ordering::Acquire) as u32)
     }
 
     /// Marks a batch as finished.
@@ -261,12 +293,6 @@ impl<W: Word> Producers<W> {
         if let Some(mark) = self.mark_at(first) {
             mark.store(u64::from(weight) << 32 | u64::from(count), Ordering::Release);
         }
-    }
-
-    /// Whether the batch that begins at `place` is finished, if there is one.
-    #[inline]
-    fn is_marked(&self, place: Position) -> bool {
-        self.mark_at(place).is_none_or(|mark| mark.load(Ordering::Relaxed) != 0)
     }
 
     #[inline]
@@ -277,9 +303,8 @@ impl<W: Word> Producers<W> {
     /// Makes a call, and attends to it unless somebody else does.
     #[inline(never)]
     fn call(&self, what: u64, bell: impl Bell) {
-        let Publisher { calls, published } = &self.publisher.0;
-        if calls.fetch_add(what, Ordering::AcqRel) == 0 {
-            self.attend(what, Position(published.load(Ordering::Relaxed) as u32), bell);
+        if self.line.calls.fetch_add(what, Ordering::AcqRel) == 0 {
+            self.attend(what, self.published(), bell);
         }
     }
 
@@ -287,7 +312,7 @@ impl<W: Word> Producers<W> {
     /// published. Each is attended to by a look at the marks that begins after it was made.
     #[inline(never)]
     fn attend(&self, mut seen: u64, mut so_far: Position, mut bell: impl Bell) {
-        let Publisher { calls, published } = &self.publisher.0;
+        let Line { calls, published, .. } = &self.line;
         loop {
             let run = self.finished_from(so_far);
             so_far = run.tail;

@@ -76,21 +76,26 @@ impl Machine {
     /// Submits a batch if there is room, and returns the place behind it.
     fn try_submit(&self, count: u32) -> Option<Position> {
         let first = self.producers.reserve(count, || self.done())?;
+        Some(self.submit_at(first, count))
+    }
+
+    fn submit_at(&self, first: Position, count: u32) -> Position {
         for place in (0..count).map(|offset| first.plus(offset)) {
             // SAFETY: the slot is the reservation's, or loom says that it is not.
             self.slot(place).with_mut(|slot| unsafe { *slot = place.get() + 1 });
         }
         self.producers.publish(first, count, 1, |run| self.ring(run));
-        Some(first.plus(count))
+        first.plus(count)
     }
 
     /// As a driver does, but with little patience, since loom follows every turn of a loop.
     fn submit(&self, count: u32) -> Option<Position> {
-        (0..3).find_map(|turn| {
-            if turn != 0 {
+        self.try_submit(count).or_else(|| {
+            (0..2).find_map(|_| {
                 thread::yield_now();
-            }
-            self.try_submit(count)
+                let first = self.producers.reserve_again(count, || self.done())?;
+                Some(self.submit_at(first, count))
+            })
         })
     }
 
@@ -290,17 +295,23 @@ fn an_unfinished_batch_holds_up_those_behind_it_and_its_producer_publishes_them(
 #[test]
 fn room_that_was_once_known_is_not_taken_back() {
     let producers = Producers::<AtomicU64>::new(8).unwrap();
-    let take = |count, consumed: &dyn Fn() -> Position| {
-        let first = producers.reserve(count, consumed)?;
+    let publish = |first, count| {
         producers.publish(first, count, 0, |_| ());
-        Some(first.get())
+        first.get()
+    };
+    let take = |count, consumed: &dyn Fn() -> Position| {
+        producers.reserve(count, consumed).map(|first| publish(first, count))
+    };
+    let take_again = |count, consumed: &dyn Fn() -> Position| {
+        producers.reserve_again(count, consumed).map(|first| publish(first, count))
     };
     assert_eq!(take(7, &|| Position::new(0)), Some(0));
     // Somebody knows from elsewhere that all is read, and takes notice of it.
     assert_eq!(take(2, &|| Position::new(7)), Some(7));
     // Who looks twice may find less at the second look.
     let found = Cell::new(9);
-    assert_eq!(take(6, &|| Position::new(found.replace(0))), None);
+    assert_eq!(take_again(6, &|| Position::new(found.replace(0))), None);
+    assert_eq!(take_again(6, &|| Position::new(0)), None);
     assert_eq!(take(5, &|| Position::new(0)), Some(9));
     assert_eq!(take(7, &|| Position::new(14)), Some(14));
 }

@@ -368,7 +368,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let queue = &self.commands;
         let failures_before = queue.recovery.failures();
         let count = commands.len().min(most);
-        let (first, tail) = queue.line.reserve(count as u32, self)?;
+        let (first, tail) = queue.line.reserve_again(count as u32, self)?;
         let end = queue.fill(first, commands.take(count), tail);
         queue.line.publish(first, end.since(first), tail, self);
         Some(Batch { first, end, tail, failures_before })

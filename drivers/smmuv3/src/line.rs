@@ -111,10 +111,24 @@ impl<W: Word> Line<W> {
     /// Takes slots for `commands` commands and, unless it is to be shared, a sync. To be tried again if there is no room.
     #[inline]
     pub(crate) fn reserve(&self, commands: u32, consumer: &impl Consumer) -> Option<(Position, Tail)> {
-        let share = commands != 0 && (self.producers.is_publishing() || commands == self.capacity());
-        let tail = if share { Tail::Command } else { Tail::Sync };
+        let tail = self.tail_for(commands);
         let first = self.producers.reserve(commands.saturating_add(tail.weight()), || consumer.consumed())?;
         Some((first, tail))
+    }
+
+    /// [`reserve`](Self::reserve) for who may have been refused.
+    pub(crate) fn reserve_again(&self, commands: u32, consumer: &impl Consumer) -> Option<(Position, Tail)> {
+        let tail = self.tail_for(commands);
+        let slots = commands.saturating_add(tail.weight());
+        let first = self.producers.reserve_again(slots, || consumer.consumed())?;
+        Some((first, tail))
+    }
+
+    /// What so many commands end with.
+    #[inline]
+    fn tail_for(&self, commands: u32) -> Tail {
+        let share = commands != 0 && (self.producers.is_publishing() || commands == self.capacity());
+        if share { Tail::Command } else { Tail::Sync }
     }
 
     /// Publishes a reserved batch of `slots` slots, which are filled, or leaves that to whoever is publishing or has an
@@ -171,7 +185,7 @@ impl<W: Word> Line<W> {
     #[cold]
     fn add_sync(&self, consumer: &impl Consumer) -> bool {
         let book = &self.book;
-        let Some(at) = self.producers.reserve(1, || consumer.consumed()) else { return false };
+        let Some(at) = self.producers.reserve_again(1, || consumer.consumed()) else { return false };
         consumer.put_sync(at);
         book.owed.store(0, Ordering::Relaxed);
         book.synced.store(at.plus(1).get().into(), Ordering::Release);

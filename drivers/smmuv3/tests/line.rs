@@ -81,7 +81,7 @@ impl Queue {
             if turn != 0 {
                 thread::yield_now();
             }
-            self.line.reserve(1, self)
+            if turn == 0 { self.line.reserve(1, self) } else { self.line.reserve_again(1, self) }
         })?;
         self.put(first, COMMAND);
         let mut end = first.plus(1);
