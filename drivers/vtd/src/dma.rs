@@ -64,20 +64,22 @@ pub(crate) fn quanta<H: Hal>(frames: &Frames<H>) -> &[AtomicU128] {
     unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), words.len() / 2) }
 }
 
-/// Published frames as words. Where they are is looked up once.
-pub(crate) struct Words<H: Hal> {
+/// Published frames as words, or as rows of words. Where they are is looked up once.
+pub(crate) struct Words<H: Hal, T = AtomicU64> {
     frames: Published<H>,
-    words: NonNull<[AtomicU64]>,
+    words: NonNull<[T]>,
 }
 
-// SAFETY: the words are atomics in frames that belong to the value; `Published` is both for any `Hal`.
-unsafe impl<H: Hal> Send for Words<H> {}
+// SAFETY: the words are `T`, which only are shared, in frames that belong to the value; `Published` is both for any
+// `Hal`.
+unsafe impl<H: Hal, T: Sync> Send for Words<H, T> {}
 // SAFETY: as above.
-unsafe impl<H: Hal> Sync for Words<H> {}
+unsafe impl<H: Hal, T: Sync> Sync for Words<H, T> {}
 
-impl<H: Hal> Words<H> {
-    pub(crate) fn new(frames: Frames<H>) -> Self {
-        let words = NonNull::from(frames.words());
+impl<H: Hal, T> Words<H, T> {
+    /// The words that `view` makes of those of the frames.
+    pub(crate) fn new(frames: Frames<H>, view: for<'a> fn(&'a [AtomicU64]) -> &'a [T]) -> Self {
+        let words = NonNull::from(view(frames.words()));
         Self { frames: Published::new(frames), words }
     }
 
@@ -91,11 +93,13 @@ impl<H: Hal> Words<H> {
     }
 }
 
-impl<H: Hal> Deref for Words<H> {
-    type Target = [AtomicU64];
+impl<H: Hal, T> Deref for Words<H, T> {
+    type Target = [T];
 
-    fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: the frames live as long as self, and a `Hal` shows allocated frames always at the same place.
+    #[inline]
+    fn deref(&self) -> &[T] {
+        // SAFETY: a view of the frames for as long as they live, which is as long as self, since a `Hal` shows allocated
+        // frames always at the same place.
         unsafe { self.words.as_ref() }
     }
 }

@@ -142,6 +142,8 @@ pub(crate) struct PagingDomain<H: Hal, M: Mmio> {
     key: SpaceKey,
     tables: Tables<H>,
     abilities: Abilities,
+    /// What a gather without tables has changed.
+    at_least: Changed,
     resizes: Resizes,
     pub(crate) targets: Targets<H, M>,
     /// Whether the domain was ever attached to a unit that has to be told of new mappings.
@@ -167,6 +169,10 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
             abilities: match spec {
                 DomainSpec::Paging(paging) => paging.abilities,
                 _ => Abilities::empty(),
+            },
+            at_least: match spec {
+                DomainSpec::Shared(_) => Changed::Tables,
+                _ => Changed::Leaves,
             },
             resizes: Resizes::new(),
             targets: Targets::new()?,
@@ -321,20 +327,36 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     /// Returns when no unit holds a translation that the gather recorded. For tables of somebody else, who does not
     /// tell whether tables have changed, that is what was cached of tables in the range too, and everything if no range
     /// was recorded.
-    pub(crate) fn invalidate(&self, gather: &mut Gather) -> Result<(), SyncError> {
-        let shared = self.kind() == DomainKind::Shared;
-        let changed = if gather.has_tables() || shared { Changed::Tables } else { Changed::Leaves };
+    #[inline]
+    pub(crate) fn invalidate(&self, gather: &Gather) -> Result<(), SyncError> {
+        // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
+        match gather.range() {
+            Some(range) if !self.takes_more(gather) => {
+                self.targets.invalidate_range(range, Changed::Leaves)?
+            }
+            _ => self.invalidate_more(gather)?,
+        }
+        self.resizes.end(gather);
+        Ok(())
+    }
+
+    /// Whether it may not be enough that units forget the leaves in the gather's range.
+    #[inline]
+    fn takes_more(&self, gather: &Gather) -> bool {
+        gather.has_tables() || self.at_least == Changed::Tables || self.resizes.concerns_others(gather)
+    }
+
+    #[inline(never)]
+    fn invalidate_more(&self, gather: &Gather) -> Result<(), SyncError> {
+        let changed = if gather.has_tables() { Changed::Tables } else { self.at_least };
         let range = gather.range();
-        if range.is_none() && changed == Changed::Leaves && !shared {
+        if range.is_none() && changed == Changed::Leaves {
             return Ok(());
         }
-        // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
         // What another gather changed the size of, a unit may hold as something larger, which takes a larger
         // invalidation (6.5.2.3).
         let whole = self.resizes.concerns_others(gather);
-        self.targets.invalidate(range.filter(|_| !whole), changed)?;
-        self.resizes.end(gather);
-        Ok(())
+        self.targets.invalidate(range.filter(|_| !whole), changed)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Invalidation requests: the descriptors themselves, and which of them an invalidation takes.
 
 use crate::features::Features;
-use crate::pieces::{Block, Pieces};
+use crate::pieces::{Block, PAGE_SHIFT, Pieces};
 use crate::spec::descriptors::{
     ContextCache0, DeviceTlb0, DeviceTlb1, Granularity, Iotlb0, Kind, Pages, Pasid0, PasidDeviceTlb0,
     PasidDeviceTlb1, Wait0, Wait1,
@@ -32,9 +32,6 @@ pub(crate) enum Cache {
 
 /// The PASID entry that serves requests without PASID: RID_PASID is 0 in all context entries.
 pub(crate) const RID_PASID: u32 = 0;
-
-/// The size of a page of the invalidation interface, as a power of two in bytes.
-const PAGE_SHIFT: u32 = 12;
 
 impl Descriptor {
     /// What it invalidates.
@@ -367,17 +364,28 @@ impl Invalidation {
         RangeInvalidation { template, changed: Changed::Tables, pieces: Pieces::FIRST_PAGE }
     }
 
-    /// The descriptor that drops the translations of `range`, if one does and no others are dropped with them.
+    /// What drops pages with a tag, if that need not drop all others, too.
+    pub(crate) fn of_pages(&self, tag: TagWord) -> PageWord {
+        let (Descriptor([low, _]), _) = self.pages.unwrap_or_default();
+        PageWord(if low == 0 { 0 } else { low | tag.0 })
+    }
+
+    /// The most pages that one descriptor drops, as a power of two.
+    pub(crate) fn max_mask(&self) -> u8 {
+        self.pages.map_or(0, |(_, mask)| mask)
+    }
+}
+
+/// The lower half of a descriptor that drops pages, prepared for those who unmap; 0 if there is none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageWord(pub(crate) u64);
+
+impl PageWord {
+    /// The descriptor that drops the pages in `range` and no others, if one does.
     #[inline]
-    pub(crate) fn exactly(
-        &self,
-        tag: TagWord,
-        range: Option<IovaRange>,
-        changed: Changed,
-    ) -> Option<Descriptor> {
-        let ((template, mask), range) = (self.pages?, range?);
-        let block = Block::exactly(first_page(&range), last_page(&range), mask)?;
-        Some(template.with_tag(tag).with_pages(block, changed))
+    pub(crate) fn exactly(self, range: IovaRange, max_mask: u8, changed: Changed) -> Option<Descriptor> {
+        let block = Block::exactly(range.start().get(), range.last().get(), max_mask)?;
+        (self.0 != 0).then_some(Descriptor([self.0, 0]).with_pages(block, changed))
     }
 }
 
@@ -511,7 +519,8 @@ mod tests {
         let made = |features: &Features, tag: Tag, range, changed| {
             let (invalidation, word) = (Invalidation::new(features, tag.kind), TagWord::new(tag));
             let made: Vec<_> = invalidation.of(word, Some(range), changed).map(|made| made.0).collect();
-            if let Some(exact) = invalidation.exactly(word, Some(range), changed) {
+            if let Some(exact) = invalidation.of_pages(word).exactly(range, invalidation.max_mask(), changed)
+            {
                 assert_eq!(made, [exact.0]);
             }
             made

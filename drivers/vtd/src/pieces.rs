@@ -14,6 +14,9 @@
 /// The most descriptors that a range invalidation takes.
 pub(crate) const MOST: usize = 8;
 
+/// The size of a page of the invalidation interface, as a power of two in bytes.
+pub(crate) const PAGE_SHIFT: u32 = 12;
+
 /// The largest AM that makes sense: all pages of 64-bit addresses.
 const ALL: u32 = 52;
 
@@ -25,14 +28,15 @@ pub(crate) struct Block {
 }
 
 impl Block {
-    /// The pages `first..=last` as one block of at most 2^`max_mask` pages, if they are one.
+    /// The bytes `first..=last` as one block of at most 2^`max_mask` pages, if they are one.
     #[inline]
     pub(crate) fn exactly(first: u64, last: u64, max_mask: u8) -> Option<Self> {
         let rest = first ^ last;
-        // All bits that differ, and no others, are the lower ones: clear in the first page and set in the last.
-        let mask = rest.trailing_ones();
-        let is_one = rest & rest.wrapping_add(1) == 0 && first & rest == 0 && mask <= u32::from(max_mask);
-        is_one.then_some(Self { page: first, mask: mask as u8 })
+        // All bits that differ, and no others, are the lower ones: clear in the first byte and set in the last. For less
+        // than a page the mask comes out too large.
+        let mask = (rest | 1).ilog2().wrapping_sub(PAGE_SHIFT - 1);
+        let is_one = (rest.wrapping_add(1) | first) & rest == 0 && mask <= u32::from(max_mask);
+        is_one.then_some(Self { page: first >> PAGE_SHIFT, mask: mask as u8 })
     }
 }
 
@@ -148,6 +152,18 @@ mod tests {
     }
 
     #[test]
+    fn one_block_is_whole_pages() {
+        let exactly = |first, last| Block::exactly(first, last, 52).map(|block| (block.page, block.mask));
+        assert_eq!(exactly(0x5000, 0x5fff), Some((5, 0)));
+        assert_eq!(exactly(0, u64::MAX), Some((0, 52)));
+        for (first, last) in
+            [(0x5000, 0x57ff), (0x5000, 0x5000), (0x5001, 0x5fff), (0x5000, 0x6fff), (0x5000, 0x5ffe)]
+        {
+            assert_eq!(exactly(first, last), None, "{first:#x}..={last:#x}");
+        }
+    }
+
+    #[test]
     fn all_pages_are_covered_once_in_order_by_aligned_blocks_and_little_else() {
         let mut seed = 1_u64;
         let mut random = |bound: u64| {
@@ -168,7 +184,8 @@ mod tests {
             let blocks: Vec<_> = pieces.collect();
             let is_all = |block: &&Block| block.page == first && last - first + 1 == 1 << block.mask;
             let only = blocks.first().filter(is_all);
-            assert_eq!(Block::exactly(first, last, max), only.copied());
+            let bytes = (first << PAGE_SHIFT, ((last + 1) << PAGE_SHIFT) - 1);
+            assert_eq!(Block::exactly(bytes.0, bytes.1, max), only.copied());
             assert!((1..=MOST).contains(&blocks.len()));
             let mut next = blocks[0].page;
             for block in &blocks {

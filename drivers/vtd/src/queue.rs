@@ -33,31 +33,61 @@ pub(crate) struct Queue<H: Hal> {
     /// What writes the status word.
     wait: Descriptor,
     pub(crate) ring: Ring,
-    pub(crate) producers: Producers,
+    pub(crate) producers: Producers<AtomicU64, Told>,
     pub(crate) errors: Errors,
     pub(crate) counters: Counters,
 }
 
-/// What the queue has done since start-up.
+/// What goes wrong, since start-up.
 #[derive(Default)]
 pub(crate) struct Counters {
-    pub(crate) invalidations: AtomicU64,
-    pub(crate) syncs: AtomicU64,
-    pub(crate) doorbells: AtomicU64,
     pub(crate) errors: AtomicU64,
     pub(crate) retries: AtomicU64,
 }
 
-impl Counters {
-    /// Counts what a doorbell makes visible. Only one CPU at a time rings.
-    #[inline]
+/// What the hardware was told of since start-up. Only one CPU at a time rings the doorbell, and mostly for one batch of
+/// one invalidation, so that one number changes.
+#[derive(Default)]
+pub(crate) struct Told {
+    doorbells: AtomicU64,
+    /// The batches beyond one for each doorbell, modulo 2^64.
+    more_batches: AtomicU64,
+    /// The invalidations beyond one for each doorbell, modulo 2^64.
+    more_invalidations: AtomicU64,
+}
+
+/// [`Told`], at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) invalidations: u64,
+    pub(crate) syncs: u64,
+    pub(crate) doorbells: u64,
+}
+
+impl Told {
+    /// Counts what a doorbell makes visible.
+    #[inline(always)]
     fn add(&self, run: &Run) {
-        let add = |counter: &AtomicU64, count| {
+        let add = |counter: &AtomicU64, count: u64| {
             counter.store(counter.load(Ordering::Relaxed).wrapping_add(count), Ordering::Relaxed);
         };
-        add(&self.invalidations, run.weight);
-        add(&self.syncs, run.batches);
         add(&self.doorbells, 1);
+        if run.batches != 1 {
+            add(&self.more_batches, run.batches.wrapping_sub(1));
+        }
+        if run.weight != 1 {
+            add(&self.more_invalidations, run.weight.wrapping_sub(1));
+        }
+    }
+
+    fn totals(&self) -> Totals {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let doorbells = get(&self.doorbells);
+        Totals {
+            invalidations: doorbells.wrapping_add(get(&self.more_invalidations)),
+            syncs: doorbells.wrapping_add(get(&self.more_batches)),
+            doorbells,
+        }
     }
 }
 
@@ -76,13 +106,13 @@ impl<H: Hal> Queue<H> {
     /// A queue in `slots`, as many as the ring says, with its status word in `status`; the hardware does not know them
     /// yet.
     pub(crate) fn new(ring: Ring, slots: Frames<H>, status: Frames<H>) -> Result<Self, OutOfMemory> {
-        let status = Words::new(status);
+        let status = Words::new(status, |words| words);
         Ok(Self {
-            descriptors: Descriptors(Words::new(slots)),
+            descriptors: Descriptors(Words::new(slots, |words| words.as_chunks().0)),
             wait: Descriptor::wait(status.phys()),
             status,
             ring,
-            producers: Producers::new(ring.slots())?,
+            producers: Producers::with_book(ring.slots(), Told::default())?,
             errors: Errors::default(),
             counters: Counters::default(),
         })
@@ -90,6 +120,11 @@ impl<H: Hal> Queue<H> {
 
     pub(crate) fn ring(&self) -> Ring {
         self.ring
+    }
+
+    /// What the hardware was told of since start-up.
+    pub(crate) fn totals(&self) -> Totals {
+        self.producers.book().totals()
     }
 
     /// The physical address of the ring.
@@ -174,7 +209,11 @@ impl<H: Hal> Queue<H> {
         let mut patience = Patience::new(registers);
         loop {
             self.counters.retries.fetch_add(1, Ordering::Relaxed);
-            if let Some(ticket) = self.try_submit(registers, batch.clone(), size) {
+            let ticket = registers.hal().critical(|| {
+                let first = self.producers.reserve_again(size.places, || self.done())?;
+                Some(self.submit_at(registers, first, batch.clone(), size))
+            });
+            if let Some(ticket) = ticket {
                 return Ok(ticket);
             }
             patience.spend(self, || Timeout {
@@ -191,25 +230,43 @@ impl<H: Hal> Queue<H> {
         self.producers.capacity().saturating_sub(self.producers.published().since(self.done()))
     }
 
-    #[inline]
+    #[inline(always)]
     fn try_submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
         batch: impl Batch,
         size: Size,
     ) -> Option<Ticket> {
-        registers.hal().critical(|| {
-            let first = self.producers.reserve(size.places, || self.done())?;
-            let errors = self.errors.count();
-            self.fill(first, batch);
-            self.hand_over(registers, first, size);
-            Some(Ticket { first, end: first.plus(size.places), errors })
-        })
+        // As a critical section would, but without a result that may be nothing on the way of every unmap.
+        let mask = registers.hal().mask_interrupts();
+        let Some(first) = self.producers.reserve(size.places, || self.done()) else {
+            registers.hal().restore_interrupts(mask);
+            return None;
+        };
+        let ticket = self.submit_at(registers, first, batch, size);
+        registers.hal().restore_interrupts(mask);
+        Some(ticket)
+    }
+
+    /// Submits a batch at a place that is reserved for it.
+    #[inline(always)]
+    fn submit_at<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        first: Position,
+        batch: impl Batch,
+        size: Size,
+    ) -> Ticket {
+        let errors = self.errors.count();
+        self.fill(first, batch);
+        self.hand_over(registers, first, size);
+        Ticket { first, end: first.plus(size.places), errors }
     }
 
     /// Writes a batch to its slots, with its fences and the wait descriptor behind it.
     #[inline]
     fn fill<B: Batch>(&self, first: Position, batch: B) {
+        let slots = self.descriptors.slots();
         let mut place = first;
         let mut cache = None;
         for descriptor in batch {
@@ -217,21 +274,26 @@ impl<H: Hal> Queue<H> {
                 let before = cache.replace(descriptor.cache());
                 if before.is_some_and(|before| before != descriptor.cache()) {
                     // Hardware may take all between two fences in any order (6.5.2.8).
-                    self.put_wait(place);
+                    slots.write(place, self.wait_at(place));
                     place = place.plus(1);
                 }
             }
-            self.descriptors.write(self.ring.slot(place), descriptor);
+            slots.write(place, descriptor);
             place = place.plus(1);
         }
-        self.put_wait(place);
+        slots.write(place, self.wait_at(place));
     }
 
     /// Writes a wait descriptor to a slot.
     #[inline]
     pub(crate) fn put_wait(&self, place: Position) {
-        let wait = self.wait.with_status(place.plus(1).get());
-        self.descriptors.write(self.ring.slot(place), wait);
+        self.descriptors.slots().write(place, self.wait_at(place));
+    }
+
+    /// The wait descriptor of a place.
+    #[inline]
+    fn wait_at(&self, place: Position) -> Descriptor {
+        self.wait.with_status(place.plus(1).get())
     }
 
     /// Gives a batch whose slots are written to the hardware, or to the CPU that is about to ring.
@@ -246,7 +308,7 @@ impl<H: Hal> Queue<H> {
     pub(crate) fn ring_doorbell<M: Mmio>(&self, registers: &Registers<H, M>, run: &Run) {
         barrier::before_doorbell();
         registers.write64(IQT, self.ring.register_of(run.tail));
-        self.counters.add(run);
+        self.producers.book().add(run);
     }
 
     /// Returns when the batch has completed.
@@ -365,28 +427,42 @@ impl Batch for RangeInvalidation {
     }
 }
 
-/// The slots of the ring. Their upper halves are zero from the beginning, and nobody writes to them.
-pub(crate) struct Descriptors<H: Hal>(Words<H>);
+/// A slot of the ring.
+type Slot = [AtomicU64; 4];
+
+/// The slots of the ring, a power of two. Their upper halves are zero from the beginning, and nobody writes to them.
+pub(crate) struct Descriptors<H: Hal>(Words<H, Slot>);
 
 impl<H: Hal> Descriptors<H> {
     #[inline]
-    fn slot(&self, slot: usize) -> Option<[&AtomicU64; 2]> {
-        let (slots, _) = self.0.as_chunks();
-        slots.get(slot).map(|[low, high, _, _]| [low, high])
+    pub(crate) fn slots(&self) -> Slots<'_> {
+        Slots(&self.0)
+    }
+}
+
+/// [`Descriptors`], where they are.
+#[derive(Clone, Copy)]
+pub(crate) struct Slots<'a>(&'a [Slot]);
+
+impl<'a> Slots<'a> {
+    #[inline]
+    fn at(self, place: Position) -> Option<[&'a AtomicU64; 2]> {
+        let slot = self.0.get(place.get() as usize & self.0.len().wrapping_sub(1));
+        slot.map(|[low, high, _, _]| [low, high])
     }
 
-    /// Fills a slot; one beyond the end is left alone.
+    /// Fills the slot of a place.
     #[inline]
-    pub(crate) fn write(&self, slot: usize, descriptor: Descriptor) {
-        if let (Some([low, high]), Descriptor([low_value, high_value])) = (self.slot(slot), descriptor) {
+    pub(crate) fn write(self, place: Position, descriptor: Descriptor) {
+        if let (Some([low, high]), Descriptor([low_value, high_value])) = (self.at(place), descriptor) {
             low.store(low_value, Ordering::Relaxed);
             high.store(high_value, Ordering::Relaxed);
         }
     }
 
-    /// What is in a slot; zeros beyond the end.
-    pub(crate) fn read(&self, slot: usize) -> Descriptor {
-        let words = self.slot(slot);
+    /// What is in the slot of a place.
+    pub(crate) fn read(self, place: Position) -> Descriptor {
+        let words = self.at(place);
         Descriptor(words.map_or([0; 2], |words| words.map(|word| word.load(Ordering::Relaxed))))
     }
 }

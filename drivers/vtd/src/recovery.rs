@@ -140,10 +140,10 @@ impl<H: Hal> Queue<H> {
 
     /// The hardware stopped at a descriptor: puts a wait descriptor in its place and remembers the place.
     fn replace_bad(&self, recent: &mut Recent, bad: Position, errors: QueueErrors) {
-        let slot = self.ring.slot(bad);
         log::error!(
-            "VT-d: invalidation descriptor {:#x?} in slot {slot} refused (IQERCD_REG {:#x})",
-            self.descriptors.read(slot).0,
+            "VT-d: invalidation descriptor {:#x?} in slot {} refused (IQERCD_REG {:#x})",
+            self.descriptors.slots().read(bad).0,
+            self.ring.slot(bad),
             errors.into_bits()
         );
         // At the tail there is no descriptor: then it was the tail register itself that was refused.
@@ -162,7 +162,7 @@ impl<H: Hal> Queue<H> {
         let sent = |wanted: Option<u16>| {
             let places = (0..count).map(move |offset| done.plus(offset));
             places.filter(move |&place| {
-                let target = target(self.descriptors.read(self.ring.slot(place)));
+                let target = target(self.descriptors.slots().read(place));
                 target.is_some() && wanted.is_none_or(|wanted| target == Some(wanted))
             })
         };
@@ -178,7 +178,7 @@ impl<H: Hal> Queue<H> {
         let published = self.producers.published();
         let head = self.ring.position_of(registers.read64(IQH), published);
         for _ in 0..ATTEMPTS {
-            if let Some(place) = self.producers.reserve(1, || head) {
+            if let Some(place) = self.producers.reserve_again(1, || head) {
                 self.errors.waits_dropped.store(false, Ordering::Relaxed);
                 self.put_wait(place);
                 self.hand_over(registers, place, Size::WAIT);

@@ -10,7 +10,9 @@
 //! see that tag.
 
 use crate::forget::{Batch, Requester};
-use crate::invalidate::{Changed, Descriptor, Invalidation, RangeInvalidation, Tag, TagKind, TagWord};
+use crate::invalidate::{
+    Changed, Descriptor, Invalidation, PageWord, RangeInvalidation, Tag, TagKind, TagWord,
+};
 use crate::queue::{self, Ticket};
 use crate::unit::Inner;
 use alloc::vec::Vec;
@@ -25,6 +27,10 @@ struct Target<H: Hal, M: Mmio> {
     kind: TagKind,
     /// A [`TagWord`].
     tag: AtomicU64,
+    /// The [`PageWord`] of the tag; none while nobody uses it.
+    page_word: AtomicU64,
+    /// The most pages that one descriptor drops, as a power of two.
+    max_mask: u8,
     /// How the unit is told.
     invalidation: Invalidation,
     in_use: AtomicBool,
@@ -34,11 +40,14 @@ struct Target<H: Hal, M: Mmio> {
 
 impl<H: Hal, M: Mmio> Target<H, M> {
     fn new(unit: &Arc<Inner<H, M>>, kind: TagKind) -> Self {
+        let invalidation = Invalidation::new(&unit.features, kind);
         Self {
             unit: unit.clone(),
             kind,
             tag: AtomicU64::new(0),
-            invalidation: Invalidation::new(&unit.features, kind),
+            page_word: AtomicU64::new(0),
+            max_mask: invalidation.max_mask(),
+            invalidation,
             in_use: AtomicBool::new(false),
             users: AtomicU32::new(0),
         }
@@ -70,6 +79,24 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     fn invalidation(&self, range: Option<IovaRange>, changed: Changed) -> RangeInvalidation {
         self.invalidation.of(self.word(), range, changed)
     }
+
+    /// What drops the pages in `range`, if one descriptor does and drops no others.
+    #[inline]
+    fn exactly(&self, range: IovaRange, changed: Changed) -> Option<Descriptor> {
+        PageWord(self.page_word.load(Ordering::Relaxed)).exactly(range, self.max_mask, changed)
+    }
+
+    fn set_in_use(&self, tag: Tag) {
+        let word = TagWord::new(tag);
+        self.tag.store(word.0, Ordering::Relaxed);
+        self.page_word.store(self.invalidation.of_pages(word).0, Ordering::Relaxed);
+        self.in_use.store(true, Ordering::Relaxed);
+    }
+
+    fn strike_out(&self) {
+        self.page_word.store(0, Ordering::Relaxed);
+        self.in_use.store(false, Ordering::Relaxed);
+    }
 }
 
 /// A device TLB that may hold translations of a domain.
@@ -98,6 +125,15 @@ struct List<H: Hal, M: Mmio> {
 impl<H: Hal, M: Mmio> List<H, M> {
     const fn new() -> Self {
         Self { targets: Vec::new(), devices: Vec::new() }
+    }
+
+    /// The target, if there is one alone, and no device TLB.
+    #[inline]
+    fn only(&self) -> Option<&Target<H, M>> {
+        match (&*self.targets, &*self.devices) {
+            ([target], []) => Some(target),
+            _ => None,
+        }
     }
 
     fn target(&self, unit: &Arc<Inner<H, M>>, tag: Tag) -> Option<&Target<H, M>> {
@@ -197,8 +233,7 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
     pub(crate) fn add(&self, unit: &Arc<Inner<H, M>>, tag: Tag) {
         let list = self.list.read();
         if let Some(target) = list.targets.iter().find(|target| target.is_free_on(unit)) {
-            target.tag.store(TagWord::new(tag).0, Ordering::Relaxed);
-            target.in_use.store(true, Ordering::Relaxed);
+            target.set_in_use(tag);
         }
     }
 
@@ -217,7 +252,7 @@ impl<H: Hal, M: Mmio> Targets<H, M> {
             let users = target.users.load(Ordering::Relaxed).saturating_sub(1);
             target.users.store(users, Ordering::Relaxed);
             if users == 0 {
-                target.in_use.store(false, Ordering::Relaxed);
+                target.strike_out();
             }
             users
         });
@@ -329,21 +364,27 @@ impl<'a, H: Hal, M: Mmio + 'static> Sender<'a, H, M> {
 }
 
 impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
+    /// Drops the translations of `range` from all caches of all units and devices. The targets are read behind a full
+    /// fence.
+    #[inline(always)]
+    pub(crate) fn invalidate_range(&self, range: IovaRange, changed: Changed) -> Result<(), SyncError> {
+        let list = self.list.read();
+        // The usual case: one unit, no device TLB, and a page, a leaf or the range of a table.
+        if let Some(target) = list.only()
+            && let Some(descriptor) = target.exactly(range, changed)
+        {
+            return target.unit.run(iter::once(descriptor));
+        }
+        list.invalidate(Some(range), changed)
+    }
+
     /// Drops the translations of `range`, or all, from all caches of all units and devices. The targets are read behind a
     /// full fence.
-    #[inline]
     pub(crate) fn invalidate(&self, range: Option<IovaRange>, changed: Changed) -> Result<(), SyncError> {
-        let list = self.list.read();
-        // The usual case: one unit, and a page or a leaf.
-        if let ([target], []) = (&*list.targets, &*list.devices) {
-            if !target.is_in_use() {
-                return Ok(());
-            }
-            if let Some(descriptor) = target.invalidation.exactly(target.word(), range, changed) {
-                return target.unit.run(iter::once(descriptor));
-            }
+        match range {
+            Some(range) => self.invalidate_range(range, changed),
+            None => self.list.read().invalidate(None, changed),
         }
-        list.invalidate(range, changed)
     }
 
     /// Calls `tell` for each target, and waits for the batch that it may have submitted. It is given what makes such a
@@ -373,6 +414,12 @@ impl<H: Hal, M: Mmio + 'static> List<H, M> {
     /// See [`Targets::invalidate`].
     #[inline(never)]
     fn invalidate(&self, range: Option<IovaRange>, changed: Changed) -> Result<(), SyncError> {
+        if let Some(target) = self.only() {
+            return match target.is_in_use() {
+                true => target.unit.run(target.invalidation(range, changed)),
+                false => Ok(()),
+            };
+        }
         // The devices' turn comes when all units know: what a unit has cached, a device could ask for again. Behind
         // the IOTLB in the same batch stands a fence, and each batch ends with one.
         let mut sender = Sender::new();

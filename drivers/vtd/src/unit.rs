@@ -288,6 +288,7 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
 
     fn stats(&self) -> UnitStats {
         let inner = &self.inner;
+        let told = inner.queue.totals();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let pages = inner.page_requests.as_ref().map(|requests| &requests.counters);
         let of_pages = |counter: fn(&PageCounters) -> &AtomicU64| pages.map_or(0, |all| read(counter(all)));
@@ -296,9 +297,9 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
             attaches: read(&inner.counters.attaches),
             faults: read(&inner.counters.faults),
             overflows: read(&inner.counters.overflows) + of_pages(|all| &all.overflows),
-            invalidations: read(&inner.queue.counters.invalidations),
-            syncs: read(&inner.queue.counters.syncs),
-            doorbells: read(&inner.queue.counters.doorbells),
+            invalidations: told.invalidations,
+            syncs: told.syncs,
+            doorbells: told.doorbells,
             queue_errors: read(&inner.queue.counters.errors),
             page_requests: of_pages(|all| &all.requests),
             answers: of_pages(|all| &all.answers),
