@@ -71,6 +71,18 @@ impl Abilities {
     }
 }
 
+/// How finely a paging domain can be unmapped where the unit has no page tables but is asked for each mapping, as
+/// virtio-iommu. Page tables can always be unmapped leaf by leaf.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum Grain {
+    /// Each piece of a map call's list is one mapping, which is unmapped as a whole: the fewest requests.
+    #[default]
+    Piece,
+    /// Pieces are cut to the leaves that page tables would have, so that the same can be unmapped as on other units. Each
+    /// leaf is one request, and counts against what the host allows.
+    Leaf,
+}
+
 /// What a paging domain should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct PagingSpec {
@@ -81,6 +93,8 @@ pub struct PagingSpec {
     /// What it has to be able to do, on every unit that it is attached to. Where hardware differs in an ability, a domain
     /// made without it has not got it.
     pub abilities: Abilities,
+    /// How finely it can be unmapped.
+    pub grain: Grain,
 }
 
 /// What a new domain should be.

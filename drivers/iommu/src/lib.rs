@@ -31,7 +31,9 @@ mod sva;
 mod unit;
 
 pub use device::{Device, DeviceDescription, DeviceId, GroupId, PlatformName, ReservedKind, ReservedRegion};
-pub use domain::{Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainSpec, PagingSpec, Stage};
+pub use domain::{
+    Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Grain, PagingSpec, Stage,
+};
 pub use enable::{ControlError, DeviceControl, EnableError};
 pub use fault::{Fault, FaultHandler, FaultLog, FaultReason, FaultRecord, UnitEvent};
 pub use ids::IdPool;

@@ -4,11 +4,12 @@
 //! endpoint, and only then can mappings be made in it. So an attachment is disruptive, and one whose mappings cannot
 //! all be made is taken back before the next request.
 
-use crate::domain::{Kind, Space};
+use crate::domain::Kind;
 use crate::link::{Counters, Link, RequestError};
 use crate::owners::Refusal;
 use crate::request::Request;
 use crate::requests::Priority;
+use crate::space::Space;
 use crate::spec::{AttachFlags, HostDomain, Status};
 use crate::transport::Transport;
 use alloc::vec::Vec;

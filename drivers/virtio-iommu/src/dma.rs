@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "mappings are memory that devices reach")]
 
 use crate::domain::VirtioDomain;
+use crate::space::Space;
 use crate::transport::Transport;
 use portcullis_hal::{
     Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, PhysAddr, SyncError, SyncProof, Translated,
@@ -21,7 +22,7 @@ unsafe impl<H: Hal, T: Transport> IoSpace for VirtioDomain<H, T> {
     }
 
     fn page_sizes(&self) -> u64 {
-        self.link.limits.page_sizes
+        self.space().map_or(self.link.limits.page_sizes, Space::page_sizes)
     }
 
     unsafe fn map(&self, list: &[Mapping]) -> Result<(), MapError> {

@@ -105,9 +105,23 @@ impl Intervals {
         Some(Translated {
             phys: interval.phys.checked_add(inside)?,
             attributes: interval.attributes,
-            size: interval.range.len(),
+            size: block_around(iova, interval),
         })
     }
+}
+
+/// The largest naturally aligned block around `iova` that the mapping leads to one block of memory: what an entry of a
+/// page table could map, whatever the mapping's length.
+fn block_around(iova: Iova, interval: &Interval) -> u64 {
+    let apart = interval.range.start().get() ^ interval.phys.get();
+    let mut size = 1_u64;
+    while let Some(next) = size.checked_mul(2)
+        && apart & size == 0
+        && interval.range.covers(&IovaRange::block(iova, next))
+    {
+        size = next;
+    }
+    size
 }
 
 #[cfg(test)]

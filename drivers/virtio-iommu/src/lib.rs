@@ -19,6 +19,8 @@
 //! | `probe` | what the device says of an endpoint |
 //! | `events` | the event queue, and what a fault means |
 //! | `intervals`, `tree` | what is mapped in a domain |
+//! | `pieces` | what map calls are cut into |
+//! | `space` | a domain's mappings, here and on the device |
 //! | `domain`, `dma` | domains; `dma` keeps the contract of I/O address spaces |
 //! | `attach` | changes of attachments |
 //! | `setup`, `unit` | start-up, and the unit |
@@ -41,12 +43,14 @@ mod link;
 mod mmio;
 mod owners;
 mod pci;
+mod pieces;
 mod probe;
 mod registers;
 mod request;
 mod requests;
 mod ring;
 mod setup;
+mod space;
 pub mod spec;
 mod transport;
 mod tree;

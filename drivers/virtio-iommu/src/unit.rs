@@ -1,10 +1,11 @@
 //! The unit: [`portcullis_iommu::Unit`] over requests.
 
 use crate::attach::{Attachments, check_unit};
-use crate::domain::{Kind, Space, VirtioDomain};
+use crate::domain::{Kind, VirtioDomain};
 use crate::events::{Event, Knowledge, decode};
 use crate::link::{Counters, Link};
 use crate::requests::RequestQueue;
+use crate::space::Space;
 use crate::spec::DeviceStatus;
 use crate::transport::{NotTaken, QueueIndex, Transport, Vectors};
 use alloc::vec::Vec;
@@ -116,10 +117,11 @@ impl<H: Hal, T: Transport> VirtioIommu<H, T> {
         if spec.input_bits.is_some_and(|bits| bits > self.info.input_bits) {
             missing |= Missing::INPUT_WIDTH;
         }
+        missing |= spec.abilities.missing(self.info.abilities);
         if !missing.is_empty() {
             return Err(Self::unsupported(missing));
         }
-        Ok(Kind::Paging(Space::new(self.link())?))
+        Ok(Kind::Paging(Space::new(self.link(), spec.grain)?))
     }
 }
 

@@ -2,12 +2,12 @@
 mod support;
 
 use portcullis_hal::{
-    Access, Attributes, Gather, Iova, MapError, MemoryKind, SharedTable, TableFormat, TableRoot, TableWrites,
-    UnmapError,
+    Access, Arc, Attributes, FixedMapping, Gather, Iova, MapError, MemoryKind, SharedTable, TableFormat,
+    TableRoot, TableWrites, UnmapError,
 };
 use portcullis_iommu::{
-    AttachError, DomainError, DomainKind, DomainSpec, FaultReason, Missing, PagingSpec, Stage, Transition,
-    Unit, UnitEvent,
+    Abilities, AttachError, Domain, DomainError, DomainKind, DomainSpec, FaultReason, Grain, Missing,
+    PagingSpec, Stage, Transition, Unit, UnitEvent,
 };
 use support::*;
 
@@ -174,6 +174,85 @@ fn a_range_that_cuts_a_mapping_is_refused_and_changes_nothing() {
     assert_eq!(unmap(&domain, 0x4000, 0x5000), Ok(Ok(0x5000)));
 }
 
+/// A domain whose mappings are cut as page tables cut them.
+fn leaves(unit: &FakeUnit) -> Arc<dyn Domain> {
+    unit.new_domain(&DomainSpec::Paging(PagingSpec { grain: Grain::Leaf, ..PagingSpec::default() })).unwrap()
+}
+
+#[test]
+fn where_mappings_are_cut_to_leaves_each_leaf_can_be_unmapped_and_none_be_cut() {
+    const MIB: u64 = 1 << 20;
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = leaves(&unit);
+    assert_eq!(domain.page_sizes(), 1 << 12 | 1 << 21 | 1 << 30);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    fake.take_requests();
+    let before = fake.state().notifications;
+    // Four pages, a large leaf, four pages.
+    map(&domain, &[piece(2 * MIB - 0x4000, 2 * MIB - 0x4000, 2 * MIB + 0x8000)]).unwrap();
+    assert_eq!((fake.take_requests().len(), fake.state().notifications), (9, before + 1));
+    // A page in the middle goes alone, and what lies beside it is there all the time.
+    assert_eq!(unmap(&domain, 2 * MIB - 0x3000, 0x1000), Ok(Ok(0x1000)));
+    assert_eq!(fake.dma(1, 2 * MIB - 0x3000, true), None);
+    for iova in [2 * MIB - 0x3001, 2 * MIB - 0x2000, 2 * MIB, 4 * MIB + 0x3fff] {
+        assert_eq!(fake.dma(1, iova, true), Some(iova));
+    }
+    let partial = UnmapError::Partial { iova: Iova::new(2 * MIB), size: 2 * MIB };
+    assert_eq!(unmap(&domain, 2 * MIB, 0x1000), Err(partial));
+    assert_eq!(unmap(&domain, 2 * MIB - 0x1000, 2 * MIB), Err(partial));
+    // What follows each other goes with one request.
+    fake.take_requests();
+    assert_eq!(unmap(&domain, 2 * MIB - 0x2000, 2 * MIB + 0x4000), Ok(Ok(2 * MIB + 0x4000)));
+    assert_eq!(fake.take_requests().len(), 1);
+    assert_eq!(unmap(&domain, 0, 8 * MIB), Ok(Ok(0x3000)));
+    // A list that is refused is undone whole.
+    fake.script(|req| match req {
+        Req::Map { first: 0x3000, .. } => Answer::Status(NOMEM),
+        _ => Answer::Right,
+    });
+    assert!(map(&domain, &[piece(0x1000, 0x1000, 0x4000)]).is_err());
+    assert!(fake.state().domains[&7].mappings.is_empty());
+    assert_eq!(domain.iova_to_phys(Iova::new(0x1000)), None);
+}
+
+#[test]
+fn how_finely_a_list_is_mapped_does_not_change_what_it_leads_to() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let list = [piece(0x3000, 0x10_0000, 0x5000), piece(0x20_0000, 0x40_0000, 0x20_1000)];
+    for (id, domain) in [(1, paging(&unit)), (2, leaves(&unit))] {
+        map(&domain, &list).unwrap();
+        unit.attach(&[endpoint(id)], &domain).unwrap();
+        for (iova, phys) in [(0x3000, 0x10_0000), (0x7fff, 0x10_4fff), (0x40_0fff, 0x60_0fff)] {
+            assert_eq!(fake.dma(id, iova, true), Some(phys));
+            assert_eq!(domain.iova_to_phys(Iova::new(iova)).unwrap().phys.get(), phys);
+        }
+        assert_eq!((fake.dma(id, 0x2fff, true), fake.dma(id, 0x8000, true)), (None, None));
+        assert_eq!(unmap(&domain, 0, 0x100_0000), Ok(Ok(0x20_6000)));
+    }
+}
+
+#[test]
+fn a_fixed_mapping_fills_what_lies_around_a_mapping_of_any_length() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    map(&domain, &[piece(0x1000, 0x1000, 0x3000)]).unwrap();
+    assert_eq!(
+        [0x1000, 0x2000, 0x3fff].map(|iova| domain.iova_to_phys(Iova::new(iova)).unwrap().size),
+        [0x1000, 0x2000, 0x2000]
+    );
+    // SAFETY: the addresses name no memory; the fake only compares numbers.
+    #[allow(unsafe_code, reason = "a constructor that vouches")]
+    let fixed = unsafe { FixedMapping::new(piece(0x1000, 0x1000, 0x6000)) };
+    fixed.map_into(&*domain).unwrap();
+    for iova in (0x1000..0x7000).step_by(0x1000) {
+        assert_eq!(fake.dma(1, iova, true), Some(iova), "{iova:#x}");
+    }
+}
+
 #[test]
 fn registers_and_read_only_memory_are_told_apart() {
     let fake = Fake::new();
@@ -265,6 +344,8 @@ fn what_the_unit_cannot_do_is_refused_when_the_domain_is_made() {
     };
     assert_eq!(missing(&stage(Stage::Stage1)), Missing::STAGE_1 | Missing::INPUT_WIDTH);
     assert_eq!(missing(&stage(Stage::Stage2)), Missing::STAGE_2 | Missing::INPUT_WIDTH);
+    let able = DomainSpec::Paging(PagingSpec { abilities: Abilities::all(), ..PagingSpec::default() });
+    assert_eq!(missing(&able), Missing::RESIZE | Missing::TRACKING);
     let root = TableRoot {
         format: TableFormat::X86 { levels: 4 },
         root: portcullis_hal::PhysAddr::new(0x1000),

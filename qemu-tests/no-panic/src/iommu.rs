@@ -142,6 +142,7 @@ fn spec() -> DomainSpec {
             stage: Some(Stage::Stage1),
             input_bits: Some(48),
             abilities: Abilities::all(),
+            ..PagingSpec::default()
         })),
         _ => DomainSpec::Shared(shared(TableRoot {
             format: TableFormat::X86 { levels: 4 },

@@ -156,11 +156,16 @@ impl World {
                 (Kind::Shared(stage), DomainSpec::Shared(vouch(tables.root())), Some(tables))
             }
             6..=8 => {
-                let spec = PagingSpec { stage: Some(stage), input_bits: Some(width), abilities: wanted };
+                let spec = PagingSpec {
+                    stage: Some(stage),
+                    input_bits: Some(width),
+                    abilities: wanted,
+                    ..PagingSpec::default()
+                };
                 (Kind::Tables(stage), DomainSpec::Paging(spec), None)
             }
             _ => {
-                let spec = PagingSpec { stage: Some(stage), input_bits: None, abilities: wanted };
+                let spec = PagingSpec { stage: Some(stage), abilities: wanted, ..PagingSpec::default() };
                 (Kind::Tables(stage), DomainSpec::Paging(spec), None)
             }
         };

@@ -38,7 +38,9 @@ impl World {
         }
         let tracks = kind >> 4 & 3 == 0;
         let abilities = if tracks { Abilities::all() } else { Abilities::empty() };
-        let paging = |stage, input_bits| DomainSpec::Paging(PagingSpec { stage, input_bits, abilities });
+        let paging = |stage, input_bits| {
+            DomainSpec::Paging(PagingSpec { stage, input_bits, abilities, ..PagingSpec::default() })
+        };
         let has = |feature| self.config.has(feature);
         // Without a stage named, it is the first if there is one.
         let marked = |feature| !tracks || has(Feature::PageWalkCoherent) && has(feature);
