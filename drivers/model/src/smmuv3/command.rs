@@ -5,7 +5,7 @@ use super::entry::{Meaning, StreamWorld};
 use super::points;
 use super::regs::{cr0, gerror};
 use super::run::{Choice, Hw, Run};
-use super::state::{Group, State};
+use super::state::{Group, Invalidated, State};
 use super::walk::Granule;
 use crate::core::{AtcInvalidation, Downstream, Interrupt, PageResponse, ResponseCode};
 
@@ -182,17 +182,32 @@ impl State {
         let substream = (w0 >> 11 & 1 == 1).then_some(index);
         match opcode {
             0x01 | 0x02 => self.prefetch(hw, sid, substream, w1),
-            0x03 => self.configs.doom_streams(sid, sid, w1 & 1 == 1),
+            0x03 => {
+                self.invalidated.push(Invalidated::Streams(sid, sid));
+                self.configs.doom_streams(sid, sid, w1 & 1 == 1);
+            }
             0x04 => {
                 let low = u32::MAX >> (31 - (w1 & 0x1f));
+                self.invalidated.push(Invalidated::Streams(sid & !low, sid | low));
                 self.configs.doom_streams(sid & !low, sid | low, false);
             }
             0x05 | 0x06 | 0x10..=0x13 if !config.stage1 => return Err(ILL),
-            0x05 => self.configs.doom_cd(sid, index, w1 & 1 == 1),
-            0x06 => self.configs.doom_cds(sid),
+            0x05 => {
+                self.invalidated.push(Invalidated::Substream(sid, index));
+                self.configs.doom_cd(sid, index, w1 & 1 == 1);
+            }
+            0x06 => {
+                self.invalidated.push(Invalidated::Streams(sid, sid));
+                self.configs.doom_cds(sid);
+            }
             0x20..=0x23 if !config.hyp => return Err(ILL),
             0x28 | 0x2a if !config.stage2 => return Err(ILL),
-            0x10..=0x30 => self.tlbi(hw, opcode, w0, w1)?,
+            0x10..=0x30 => {
+                if self.invalidated.last() != Some(&Invalidated::Any) {
+                    self.invalidated.push(Invalidated::Any);
+                }
+                self.tlbi(hw, opcode, w0, w1)?;
+            }
             0x40 if !config.ats => return Err(ILL),
             0x40 => self.atc_inv(hw, sid, substream, w0, w1)?,
             0x41 if !config.pri => return Err(ILL),
@@ -367,6 +382,7 @@ impl State {
             self.invalidations.clear();
             return Err(Stop::Error(CERROR_ATC_INV_SYNC));
         }
+        self.sync_stalls(hw);
         self.configs.commit();
         self.tlb.commit();
         self.flush_events(hw);

@@ -86,7 +86,7 @@ pub mod points {
     pub const LOOKUP: &str = "smmu.lookup";
     /// CR0ACK, IRQ_CTRLACK or GBPA.UPDATE stay behind in this step.
     pub const UPDATE_LATE: &str = "smmu.update.late";
-    /// An event reaches the queue in a later step.
+    /// An event reaches the queue in a later step, or, where the architecture wants it earlier, with a CMD_SYNC.
     pub const EVENT_LATE: &str = "smmu.event.late";
     /// A stalled transaction is tried again although software has not answered.
     pub const STALL_EARLY_RETRY: &str = "smmu.stall.early";
@@ -212,6 +212,7 @@ impl Smmu {
         }
         if !hw.schedule.fires(points::EVENT_LATE) {
             state.flush_events(hw);
+            state.settle_stalls(hw);
         }
         state.retry_unrecorded(hw);
         state.retry_early(hw);
@@ -251,6 +252,11 @@ impl Smmu {
         if !state.watched.contains(&request) {
             state.watched.push(request);
         }
+    }
+
+    /// Ends what [`watch`](Self::watch) began.
+    pub fn unwatch_all(&self) {
+        self.lock().watched.clear();
     }
 
     /// Lets the unit cache all that it can reach for what is watched, now.
@@ -300,6 +306,20 @@ impl Smmu {
         let state = self.lock();
         let unrecorded = state.stalled.iter().filter(|held| !held.recorded).count();
         (state.stalled.len(), unrecorded)
+    }
+
+    /// Stalled transactions that software was told of and has not answered, early successes among them: requester,
+    /// PASID, tag.
+    pub fn open_stalls(&self) -> Vec<(u32, Option<u32>, u16)> {
+        let state = self.lock();
+        let told = state.stalled.iter().filter(|held| held.recorded);
+        told.map(|held| (held.request.requester, held.request.pasid, held.tag)).collect()
+    }
+
+    /// Page request groups that are in the queue and not answered: requester, PASID, group index.
+    pub fn open_groups(&self) -> Vec<(u32, Option<u32>, u16)> {
+        let state = self.lock();
+        state.groups.iter().map(|(group, pasid)| (group.requester, *pasid, group.group)).collect()
     }
 
     /// How many page request groups wait for an answer.

@@ -166,13 +166,41 @@ impl State {
         let behind = self.duplicate(&request).filter(|_| hw.schedule.fires(points::STALL_SUPPRESS));
         // A stall's event is never discarded: it waits for room, and so do those above STALL_MAX.
         let room = self.recorded_stalls() < usize::from(hw.config.stall_max) && self.events_writable();
-        let recorded = behind.is_none() && room && self.write_event(hw, record);
-        if !recorded {
-            hw.coverage
-                .count("stall", if behind.is_some() { "suppressed" } else { "waits for the event queue" });
+        let free = behind.is_none() && room;
+        let late = (free && hw.schedule.fires(points::EVENT_LATE)).then_some(record);
+        let recorded = free && late.is_none() && self.write_event(hw, record);
+        match (behind, late) {
+            (Some(_), _) => hw.coverage.count("stall", "suppressed"),
+            (None, Some(_)) => hw.coverage.count("stall", "on its way to the event queue"),
+            (None, None) if !recorded => hw.coverage.count("stall", "waits for the event queue"),
+            (None, None) => {}
         }
-        self.stalled.push(Stalled { tag, request, mode, recorded, gone: false, behind });
+        self.stalled.push(Stalled { tag, request, mode, recorded, late, gone: false, behind });
         tag
+    }
+
+    /// Events of stalls that are on their way become visible, of those that `wanted` picks. One that finds no room is
+    /// not written any more: the transaction is tried again when there is room.
+    fn flush_stalls(&mut self, hw: &Hw, wanted: impl Fn(&Request) -> bool) {
+        for at in 0..self.stalled.len() {
+            let held = &mut self.stalled[at];
+            let Some(record) = held.late.filter(|_| wanted(&held.request)) else { continue };
+            held.late = None;
+            let room = self.recorded_stalls() < usize::from(hw.config.stall_max) && self.events_writable();
+            self.stalled[at].recorded = room && self.write_event(hw, record);
+        }
+    }
+
+    /// The events of stalls that the completed invalidations affect become visible, or never will (4.7.3). A CMD_SYNC
+    /// does nothing for other stalls.
+    pub(super) fn sync_stalls(&mut self, hw: &Hw) {
+        let invalidated = std::mem::take(&mut self.invalidated);
+        self.flush_stalls(hw, |request| invalidated.iter().any(|one| one.affects(request)));
+    }
+
+    /// The events of all stalls become visible.
+    pub(super) fn settle_stalls(&mut self, hw: &Hw) {
+        self.flush_stalls(hw, |_| true);
     }
 
     fn recorded_stalls(&self) -> usize {
@@ -215,8 +243,8 @@ impl State {
             if self.recorded_stalls() >= usize::from(hw.config.stall_max) {
                 return;
             }
-            let waiting = self.stalled.iter().position(|held| !held.recorded && held.behind.is_none());
-            let Some(at) = waiting else { return };
+            let waiting = |held: &Stalled| !held.recorded && held.behind.is_none() && held.late.is_none();
+            let Some(at) = self.stalled.iter().position(waiting) else { return };
             let held = self.stalled.remove(at);
             self.retry(hw, &held);
         }

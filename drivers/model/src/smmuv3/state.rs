@@ -13,10 +13,35 @@ pub(super) struct Stalled {
     pub(super) mode: Mode,
     /// Its event is in the queue. Until then it is tried again whenever the queue takes events.
     pub(super) recorded: bool,
+    /// The event, while it is on its way: it found no obstacle, and is not visible yet.
+    pub(super) late: Option<[u64; 4]>,
     /// It was tried again early and went through; software has still to answer.
     pub(super) gone: bool,
     /// Not recorded since this one, for the same page, is; it is tried again when that one is answered.
     pub(super) behind: Option<u16>,
+}
+
+/// Transactions that an invalidation affects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Invalidated {
+    /// Those of some streams.
+    Streams(u32, u32),
+    /// Those of a stream with one SubstreamID, or without (0).
+    Substream(u32, u32),
+    /// Those of any stream.
+    Any,
+}
+
+impl Invalidated {
+    pub(super) fn affects(self, request: &Request) -> bool {
+        match self {
+            Self::Streams(first, last) => (first..=last).contains(&request.requester),
+            Self::Substream(stream, substream) => {
+                (request.requester, request.pasid.unwrap_or(0)) == (stream, substream)
+            }
+            Self::Any => true,
+        }
+    }
 }
 
 /// A page request group that waits for its answer.
@@ -38,6 +63,8 @@ pub(super) struct State {
     /// Event records that are not in the queue yet.
     pub(super) late_events: VecDeque<[u64; 4]>,
     pub(super) stalled: Vec<Stalled>,
+    /// What was invalidated since the last CMD_SYNC, for the events of stalls.
+    pub(super) invalidated: Vec<Invalidated>,
     /// Answers to resumed transactions, until the test takes them.
     pub(super) resumed: Vec<(u32, u16, Response)>,
     /// Devices that confirm invalidations.

@@ -151,3 +151,40 @@ fn a_second_stall_on_a_page_may_go_unrecorded_until_the_first_is_answered() {
     assert_eq!(outcomes, [Outcome::Aborted, Outcome::Done(PAGE + 8)]);
     bench.clean();
 }
+
+#[test]
+fn an_event_on_its_way_is_visible_after_an_invalidation_that_affects_it_and_a_sync() {
+    let bench = stalling(Config::full());
+    bench.schedule.odds(points::EVENT_LATE, 1, 1);
+    let held = bench.smmu.dma(read(), Mode::Fresh);
+    assert_eq!(held.outcome, Outcome::Stalled(code::F_TRANSLATION));
+    bench.synced(&[]);
+    assert_eq!(bench.smmu.stalled(), (1, 1), "a CMD_SYNC alone does nothing for it");
+    bench.synced(&[cfgi_cd(SID, 1)]);
+    bench.synced(&[cfgi_cd(SID + 1, 0)]);
+    assert_eq!(bench.smmu.stalled(), (1, 1), "nor does one behind what does not affect it");
+    bench.synced(&[cfgi_cd(SID, 0)]);
+    assert_eq!((bench.smmu.stalled(), bench.events().len()), ((1, 0), 1));
+    bench.clean();
+}
+
+#[test]
+fn an_event_on_its_way_that_finds_no_room_is_of_the_new_configuration() {
+    let bench = stalling(Config::full());
+    for _ in 0..4 {
+        bench.smmu.dma(read(), Mode::Fresh);
+    }
+    bench.schedule.odds(points::EVENT_LATE, 1, 1);
+    let tag = bench.smmu.dma(Request::write(SID, VA), Mode::Fresh).tag;
+    bench.schedule.calm();
+    assert_eq!(bench.smmu.stalled(), (5, 1));
+    bench.cd(CD, [0; 8]);
+    bench.synced(&[cfgi_cd(SID, 0)]);
+    assert_eq!(bench.smmu.stalled(), (5, 1), "the queue is full");
+    assert_eq!(bench.events().len(), 4);
+    bench.smmu.step();
+    assert_eq!(bench.event_codes(), [code::C_BAD_CD]);
+    let ended = bench.smmu.take_resumed(SID);
+    assert_eq!((ended.len(), Some(ended[0].0), ended[0].1.outcome), (1, tag, Outcome::Fault(code::C_BAD_CD)));
+    bench.clean();
+}
