@@ -151,6 +151,10 @@ impl<H: Hal> Iommu<H> {
             control.disable_translation_requests()?;
         }
         unit.permit(device.endpoints(), &Permissions::NONE)?;
+        if on.requests.contains(Requests::STALL) {
+            // What was stalled up to now, after which nothing is.
+            self.drain_page_requests(device, Whose::Everybody).map_err(AttachError::from)?;
+        }
         if on.pasid_bits > 0 {
             control.disable_pasids()?;
         }

@@ -116,19 +116,13 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if takes_requests(to) && !takes_requests(&slot.read()) {
             port.silence(&Command::atc_inv_all(stream))?;
         }
-        let ends_stalls =
-            stalls(&self.permissions(stream)) && is_translating(&slot.read()) && !is_translating(to);
+        let stops = is_translating(&slot.read()) && !is_translating(to);
         // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
         let how = port.bring(&slot, to, used_by_ste, Command::cfgi_ste(stream)).map_err(Unconfirmed::Unit)?;
-        if ends_stalls {
-            port.execute(&[Command::stall_term(stream)]).map_err(Unconfirmed::Unit)?;
+        if stops && (stalls(&self.permissions(stream)) || port.stalls.has(port.hal(), stream)) {
+            port.end_stalls(stream).map_err(Unconfirmed::Unit)?;
         }
         Ok(how)
-    }
-
-    /// Whether the entry of a stream translates now.
-    pub(crate) fn translates(&self, stream: StreamId) -> bool {
-        self.streams.entry(stream).is_some_and(|slot| is_translating(&slot.read()))
     }
 
     /// Whether the entry of a stream takes translation requests now.

@@ -52,6 +52,13 @@ pub(crate) struct CommandQueue<H: Hal> {
 #[must_use = "commands have no effect for certain before their sync was waited for"]
 pub(crate) struct Ticket(Option<Batch>);
 
+impl Ticket {
+    /// What is waited for.
+    pub(crate) fn batch(&self) -> Option<&Batch> {
+        self.0.as_ref()
+    }
+}
+
 /// Commands in the ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Batch {
@@ -67,6 +74,11 @@ impl Batch {
     #[cfg(test)]
     pub(crate) fn new(first: Position, end: Position) -> Self {
         Self { first, end, tail: Tail::Command, failures_before: 0 }
+    }
+
+    /// The position of the first command.
+    pub(crate) fn first(&self) -> Position {
+        self.first
     }
 
     pub(crate) fn failures_before(&self) -> u64 {
@@ -156,6 +168,11 @@ impl<H: Hal> CommandQueue<H> {
             Err(now) if Position::new(now).has_reached(reached) => Position::new(now),
             _ => reached,
         }
+    }
+
+    /// How many commands fit the ring together, with their sync.
+    pub(crate) fn piece(&self) -> usize {
+        (self.line.capacity() as usize).saturating_sub(1).max(1)
     }
 
     /// The sync before the position `end`.
@@ -319,8 +336,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             Health::Off => return Ok(Ticket(None)),
             Health::Faulted => return Err(SyncError::Faulted),
         }
-        // With its sync it has to fit the ring; only tiny rings need more than one piece.
-        let piece = (self.commands.line.capacity() as usize).saturating_sub(1).max(1);
+        // Only tiny rings need more than one piece.
+        let piece = self.commands.piece();
         let first = self.enqueue(&mut commands, piece)?;
         let mut last = first;
         while commands.len() != 0 {

@@ -251,11 +251,7 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
     }
 
     fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {
-        for together in answers.chunks(page_requests::together()) {
-            let (commands, length) = self.inner.look(|attachments| attachments.answers(together))?;
-            self.inner.port.send_answers(commands.get(..length).unwrap_or_default())?;
-        }
-        Ok(())
+        self.inner.look(|attachments| attachments.answer(&self.inner.port, answers))?
     }
 
     fn drain_page_requests(
@@ -264,8 +260,8 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
         report: &mut dyn FnMut(UnitEvent),
     ) -> Result<(), SyncError> {
         for together in endpoints.chunks(page_requests::together()) {
-            let (commands, length) = self.inner.look(|attachments| attachments.drains(together))?;
-            self.inner.port.drain(commands.get(..length).unwrap_or_default(), report)?;
+            let commands = self.inner.look(|attachments| attachments.drains(together))?;
+            self.inner.port.drain(commands.get(), report)?;
         }
         Ok(())
     }

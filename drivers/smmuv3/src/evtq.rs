@@ -35,6 +35,17 @@ pub(crate) enum Found<const WORDS: usize> {
     Overflow,
 }
 
+/// What was given up of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Skipped<const WORDS: usize> {
+    /// Nothing: the queue is empty.
+    Nothing,
+    /// All that was there.
+    All,
+    /// What was there before this record, which is taken.
+    UpTo([u64; WORDS]),
+}
+
 impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
     /// A queue whose indices are in the registers `produced` and `consumed`.
     pub(crate) fn new(ring: Ring<H, WORDS>, [produced, consumed]: [Register; 2]) -> Self {
@@ -54,8 +65,13 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
         self.ring.leak();
     }
 
-    /// Takes the next record. The unit gets the slots back whenever all records known are read.
-    pub(crate) fn next<M: Mmio>(&self, block: &RegisterBlock<H, M>) -> Option<Found<WORDS>> {
+    /// Takes the next record, and shows it to `note` before anybody else can take another one. The unit gets the slots
+    /// back whenever all records known are read.
+    pub(crate) fn next<M: Mmio>(
+        &self,
+        block: &RegisterBlock<H, M>,
+        note: impl FnOnce(&[u64; WORDS]),
+    ) -> Option<Found<WORDS>> {
         block.hal.critical(|| {
             let mut consumer = self.consumer.lock();
             if consumer.position == consumer.produced {
@@ -71,6 +87,7 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
                 barrier::after_completion();
             }
             let record = self.ring.read(consumer.position);
+            note(&record);
             consumer.position = consumer.position.wrapping_add(1);
             if consumer.position == consumer.produced {
                 self.release(block, &consumer);
@@ -79,29 +96,64 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
         })
     }
 
-    /// Gives up the records that are queued, unread, for a unit that writes them faster than they can be read. Returns
-    /// [`Found::Overflow`] if there were any.
+    /// Gives up records that are queued, for a unit that writes them faster than they can be reported, up to the first
+    /// one that `wanted` picks.
     ///
     /// The unit interrupts when a record is written to an empty queue (IHI 0070, 3.18), so what counts is that the
-    /// queue is seen empty after it was told so.
-    pub(crate) fn skip<M: Mmio>(&self, block: &RegisterBlock<H, M>) -> Option<Found<WORDS>> {
-        /// How often the unit may be ahead once more. Each time takes two accesses to registers.
-        const ROUNDS: u32 = 64;
+    /// queue is seen empty after it was told so: by [`Skipped::Nothing`].
+    pub(crate) fn skip<M: Mmio>(
+        &self,
+        block: &RegisterBlock<H, M>,
+        wanted: impl Fn(&[u64; WORDS]) -> bool,
+        note: impl FnOnce(&[u64; WORDS]),
+    ) -> Skipped<WORDS> {
         block.hal.critical(|| {
             let mut consumer = self.consumer.lock();
-            let mut found = None;
-            for _ in 0..ROUNDS {
-                let prod = self.look(block, &mut consumer);
-                if consumer.position == consumer.produced && prod.overflow() == consumer.acknowledged {
-                    break;
-                }
-                consumer.position = consumer.produced;
-                consumer.acknowledged = prod.overflow();
-                self.release(block, &consumer);
-                found = Some(Found::Overflow);
+            let first = consumer.position;
+            let prod = self.look(block, &mut consumer);
+            if first == consumer.produced && prod.overflow() == consumer.acknowledged {
+                return Skipped::Nothing;
             }
-            found
+            barrier::after_completion();
+            consumer.acknowledged = prod.overflow();
+            let mut found = None;
+            while found.is_none() && consumer.position != consumer.produced {
+                let record = self.ring.read(consumer.position);
+                consumer.position = consumer.position.wrapping_add(1);
+                found = Some(record).filter(&wanted);
+            }
+            self.release(block, &consumer);
+            match found {
+                Some(record) => {
+                    note(&record);
+                    Skipped::UpTo(record)
+                }
+                None => Skipped::All,
+            }
         })
+    }
+
+    /// Changes records that are queued and that `change` returns anew. When it has returned, `then` is called, before
+    /// anybody else can take a record.
+    pub(crate) fn amend<M: Mmio>(
+        &self,
+        block: &RegisterBlock<H, M>,
+        change: impl Fn(&[u64; WORDS]) -> Option<[u64; WORDS]>,
+        then: impl FnOnce(),
+    ) {
+        block.hal.critical(|| {
+            let mut consumer = self.consumer.lock();
+            self.look(block, &mut consumer);
+            barrier::after_completion();
+            let mut position = consumer.position;
+            while position != consumer.produced {
+                if let Some(record) = change(&self.ring.read(position)) {
+                    self.ring.write(position, record);
+                }
+                position = position.wrapping_add(1);
+            }
+            then();
+        });
     }
 
     /// Reads how far the unit has written.

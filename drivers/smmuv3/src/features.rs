@@ -58,6 +58,8 @@ pub struct Features {
     pub two_level_streams: bool,
     /// How faulting transactions end (IDR0.STALL_MODEL).
     pub stall: StallModel,
+    /// The most transactions that are stalled at a time (IDR5.STALL_MAX).
+    pub stall_max: u16,
     /// The width of ASIDs, 8 or 16 bits (IDR0.ASID16).
     pub asid_bits: u8,
     /// The width of VMIDs, 8 or 16 bits (IDR0.VMID16).
@@ -125,6 +127,7 @@ impl Features {
                 Idr0::STALL_SUPPORTED => StallModel::Optional,
                 _ => StallModel::None,
             },
+            stall_max: idr5.stall_max(),
             asid_bits: id_bits(idr0.asid16()),
             vmid_bits: id_bits(idr0.vmid16()),
             stream_bits: idr1.sidsize().min(32),
@@ -212,7 +215,7 @@ impl Features {
     /// Whether streams that may use PASIDs may have their faults stalled. Those without share context descriptors with
     /// others, which may not.
     pub(crate) fn can_stall(&self) -> bool {
-        self.stage_1 && self.pasid_bits() > 0 && self.stall == StallModel::Optional
+        self.stage_1 && self.pasid_bits() > 0 && self.stall == StallModel::Optional && self.stall_max > 0
     }
 
     /// What the driver makes of the capabilities, in the common layer's terms: no nesting, whatever the hardware
@@ -333,6 +336,12 @@ mod tests {
         // PRI, without the ATS that it needs; stalls at will; 20 bits of SubstreamID.
         ids[0] = ids[0] & !(0b11 << 24) | 1 << 16;
         ids[1] |= 20 << 6 | 8 << 11;
+        let features = Features::read(&Ids(ids), &Options::default()).unwrap();
+        assert_eq!(
+            (features.stall, features.unit_info().fault_models),
+            (StallModel::Optional, FaultModels::empty())
+        );
+        ids[3] |= 16 << 16;
         let features = Features::read(&Ids(ids), &Options::default()).unwrap();
         assert!(features.pri && features.stage_1 && features.stage_2);
         assert_eq!((features.stall, features.substream_bits), (StallModel::Optional, 20));

@@ -66,6 +66,7 @@ mod recovery;
 mod ring;
 mod setup;
 pub mod spec;
+mod stalls;
 mod stream;
 mod tables;
 mod targets;

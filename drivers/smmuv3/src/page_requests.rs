@@ -2,26 +2,31 @@
 
 use crate::attach::{Attachments, stream};
 use crate::command::{Command, PageAction, StallAction};
-use crate::evtq::Found;
+use crate::evtq::{Found, Skipped};
 use crate::fault;
-use crate::port::{Port, count};
-use crate::spec::event::{EVENT_WORDS, Event0, Event1, EventId};
+use crate::port::{Health, Port, count};
+use crate::record::{stalls, translates};
+use crate::spec::event::{EVENT_WORDS, Event0, Event1};
 use crate::spec::pri::{PAGE_REQUEST_WORDS, PageRequest0, PageRequest1};
+use crate::stalls::{Stall, ended, stall};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Access, EndpointId, Hal, Iova, Mmio, Pasid, StreamId, SyncError};
 use portcullis_iommu::{
     Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,
-    Requests, StallTag, UnitEvent,
+    Requests, UnitEvent,
 };
 
-/// How many answers are submitted together, and how many devices are drained together.
+/// How many commands are submitted together.
 const TOGETHER: usize = 16;
 
 /// How many queuefuls of page requests one call reads at most. What a device sends on even then, beyond its credits, is
 /// given up, and so may be what others sent meanwhile.
 const QUEUEFULS: u64 = 16;
 
-/// How often a drain is repeated that met an overflow.
+/// How often the unit may be ahead once more while records are given up. Each time takes two accesses to registers.
+const SKIPS: usize = 64;
+
+/// How often a drain is repeated that met an overflow, and how often an answer is given to a unit that refuses it.
 const ATTEMPTS: usize = 4;
 
 /// Whether records were lost.
@@ -32,33 +37,41 @@ enum Overflow {
 }
 
 impl<H: Hal, M: Mmio> Port<H, M> {
-    /// Reports what the event queue holds, one queueful at most: a device that faults without end takes the CPU for a
-    /// bounded time.
+    /// Reports what the event queue holds: all of it up to a queueful, and beyond that no more than its stalls, each of
+    /// which has to be answered. A device that faults without end takes the CPU for a bounded time.
     pub(crate) fn handle_events(&self, report: &mut dyn FnMut(UnitEvent)) {
-        let mut tell = |found| match found {
-            Found::Record(raw) => report(self.event(raw)),
-            Found::Overflow => {
-                count(&self.counters.overflows);
-                report(UnitEvent::Overflow);
-            }
-        };
         for _ in 0..self.events.size().entries() {
-            match self.events.next(&self.block) {
-                Some(found) => tell(found),
+            match self.events.next(&self.block, |raw| self.stalls.note(raw)) {
+                Some(Found::Record(raw)) => report(self.event(raw)),
+                Some(Found::Overflow) => self.report_lost_events(report),
                 None => return,
             }
         }
-        if let Some(found) = self.events.skip(&self.block) {
-            tell(found);
+        let mut lost = false;
+        for _ in 0..SKIPS + self.stalls.most() {
+            match self.events.skip(&self.block, |raw| stall(raw).is_some(), |raw| self.stalls.note(raw)) {
+                Skipped::Nothing => break,
+                Skipped::All => {}
+                Skipped::UpTo(raw) => report(self.event(raw)),
+            }
+            lost = true;
         }
+        if lost {
+            self.report_lost_events(report);
+        }
+    }
+
+    fn report_lost_events(&self, report: &mut dyn FnMut(UnitEvent)) {
+        count(&self.counters.overflows);
+        report(UnitEvent::Overflow);
     }
 
     /// An event record in the terms of all back ends.
     fn event(&self, raw: [u64; EVENT_WORDS]) -> UnitEvent {
-        match stall(raw) {
-            Some(request) => {
+        match stall(&raw) {
+            Some(stall) => {
                 count(&self.counters.page_requests);
-                UnitEvent::PageRequest(request)
+                UnitEvent::PageRequest(stalled(raw, stall))
             }
             None => {
                 count(&self.counters.faults);
@@ -87,29 +100,63 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             }
         };
         for _ in 0..requests.size().entries() * QUEUEFULS {
-            match requests.next(&self.block) {
+            match requests.next(&self.block, |_| ()) {
                 Some(found) => tell(found),
                 None => return overflow,
             }
         }
-        if let Some(found) = requests.skip(&self.block) {
-            tell(found);
+        for _ in 0..SKIPS {
+            if requests.skip(&self.block, |_| false, |_| ()) == Skipped::Nothing {
+                break;
+            }
+            tell(Found::Overflow);
         }
         overflow
     }
 
-    /// Submits answers, and waits until the unit has taken them.
-    pub(crate) fn send_answers(&self, commands: &[Command]) -> Result<(), SyncError> {
-        if commands.is_empty() {
-            return Ok(());
+    /// Gives answers to the unit, as many as fit its queue [together](CommandQueue::piece), and waits until it has taken
+    /// them. One that it refused it gets again, alone: none is taken twice.
+    fn send_answers(&self, answers: &[Answer]) -> Result<(), SyncError> {
+        let mut list = Few::of(Answer::NONE, answers.iter().copied());
+        for _ in 0..ATTEMPTS {
+            let ticket = self.submit(list.get().iter().map(|answer| answer.command))?;
+            let result = self.complete(&ticket);
+            let refused = match (result, ticket.batch()) {
+                (Err(SyncError::Faulted), Some(batch)) if self.health() == Health::Running => {
+                    let refused = (0..).zip(list.get()).filter(|(index, _)| self.refused(batch, *index));
+                    Few::of(Answer::NONE, refused.map(|(_, answer)| *answer))
+                }
+                (result, _) => {
+                    result?;
+                    Few::of(Answer::NONE, core::iter::empty())
+                }
+            };
+            let taken = list.get().len() - refused.get().len();
+            self.counters.answers.fetch_add(taken as u64, Ordering::Relaxed);
+            list = refused;
+            // What else can have failed in the batch was others' business.
+            if list.get().is_empty() {
+                return Ok(());
+            }
         }
-        self.execute(commands)?;
-        self.counters.answers.fetch_add(commands.len() as u64, Ordering::Relaxed);
+        for stall in list.get().iter().filter_map(|answer| answer.stall) {
+            self.stalls.put_back(self.hal(), stall);
+        }
+        Err(SyncError::Faulted)
+    }
+
+    /// Ends all that a stream has stalled. Its entry is not valid any more, or aborts, and the unit has confirmed that:
+    /// no further event of a stall comes, and those before are in the queue (4.7.2.1, 4.7.3).
+    pub(crate) fn end_stalls(&self, stream: StreamId) -> Result<(), SyncError> {
+        self.execute(&[Command::stall_term(stream)])?;
+        let of_stream = |raw: &_| stall(raw).filter(|stall| stall.stream == stream).map(|_| ended(*raw));
+        self.events.amend(&self.block, of_stream, || self.stalls.forget(stream));
         Ok(())
     }
 
-    /// Carries a drain out. The answers of the devices to these invalidations push the page requests ahead of them, and
-    /// with the sync that follows the records of stalls before it are there (4.7.3).
+    /// Carries a drain out. A device's answer to its invalidation pushes the page requests ahead of it. Of a stream that
+    /// stalls the configuration is invalidated: with the sync that follows, the events of the stalls before it are there,
+    /// and those that found no room never come (4.7.3). A sync alone would not do.
     pub(crate) fn drain(
         &self,
         commands: &[Command],
@@ -127,82 +174,115 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 }
 
 impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
-    /// The commands for answers. There is none for one that nobody waits for: to a stall of a stream whose transactions
-    /// were all ended with its entry.
-    pub(crate) fn answers(&self, answers: &[PageAnswer]) -> ([Command; TOGETHER], usize) {
-        let commands = answers.iter().take(TOGETHER).filter_map(|answer| self.command(answer));
-        list_of(commands)
+    /// Gives answers to the unit. None goes to a stall that has ended with its stream: as long as this looks at the
+    /// attachments, no stream ends.
+    pub(crate) fn answer(&self, port: &Port<H, M>, answers: &[PageAnswer]) -> Result<(), SyncError> {
+        let mut result = Ok(());
+        for together in answers.chunks(TOGETHER.min(port.commands.piece())) {
+            let list =
+                Few::of(Answer::NONE, together.iter().filter_map(|answer| self.answer_to(port, answer)));
+            if !list.get().is_empty() {
+                result = port.send_answers(list.get()).and(result);
+            }
+        }
+        result
     }
 
-    fn command(&self, answer: &PageAnswer) -> Option<Command> {
+    fn answer_to(&self, port: &Port<H, M>, answer: &PageAnswer) -> Option<Answer> {
         let stream = stream(answer.endpoint);
-        let requests = self.permissions(stream).requests;
         match answer.to {
             Answered::Group(group) => {
-                let tagged = requests.contains(Requests::PASID_IN_ANSWERS);
+                let tagged = self.permissions(stream).requests.contains(Requests::PASID_IN_ANSWERS);
                 let pasid = answer.pasid.filter(|_| tagged);
                 let action = match answer.response {
                     PageResponse::Success => PageAction::SUCCESS,
                     PageResponse::Invalid => PageAction::INVALID,
                     PageResponse::Failure => PageAction::FAILURE,
                 };
-                Some(Command::pri_resp(stream, pasid, group.get(), action))
+                Some(Answer { command: Command::pri_resp(stream, pasid, group.get(), action), stall: None })
             }
-            Answered::Stall(StallTag(tag)) => {
+            Answered::Stall(tag) => {
                 let action = match answer.response {
                     PageResponse::Success => StallAction::RETRY,
                     PageResponse::Invalid | PageResponse::Failure => StallAction::ABORT,
                 };
-                let waits = requests.contains(Requests::STALL) && self.translates(stream);
-                waits.then(|| Command::resume(stream, tag, action))
+                let stall = Stall { stream, tag };
+                // Before the command: the unit may use the tag again as soon as it has it.
+                let waits = port.stalls.take(port.hal(), stall);
+                waits.then(|| Answer { command: Command::resume(stream, tag.0, action), stall: Some(stall) })
             }
         }
     }
 
-    /// What drains the page requests of endpoints.
-    pub(crate) fn drains(&self, endpoints: &[EndpointId]) -> ([Command; TOGETHER], usize) {
-        let streams = endpoints.iter().take(TOGETHER).map(|&endpoint| stream(endpoint));
-        list_of(streams.filter(|&stream| self.takes_requests(stream)).map(Command::atc_inv_page))
+    /// What drains the page requests and stalls of endpoints, at most [`together`] of them.
+    pub(crate) fn drains(&self, endpoints: &[EndpointId]) -> Few<Command> {
+        let commands = |&endpoint: &EndpointId| {
+            let stream = stream(endpoint);
+            let permissions = self.permissions(stream);
+            // A device whose ATS is off answers too: that it does not know the request (3.9.1.5).
+            let pages = translates(&permissions).then(|| Command::atc_inv_page(stream));
+            pages.into_iter().chain(stalls(&permissions).then(|| Command::cfgi_ste(stream)))
+        };
+        Few::of(Command::sync(), endpoints.iter().flat_map(commands))
     }
 }
 
-/// How many answers or endpoints are seen to at a time.
+/// How many endpoints are drained together.
 pub(crate) const fn together() -> usize {
-    TOGETHER
+    // Each with two commands.
+    TOGETHER / 2
 }
 
-fn list_of(commands: impl Iterator<Item = Command>) -> ([Command; TOGETHER], usize) {
-    let mut list = [Command::sync(); TOGETHER];
-    let mut length = 0;
-    for (place, command) in list.iter_mut().zip(commands) {
-        *place = command;
-        length += 1;
+/// An answer on its way to the unit.
+#[derive(Clone, Copy)]
+struct Answer {
+    command: Command,
+    /// What it ends.
+    stall: Option<Stall>,
+}
+
+impl Answer {
+    const NONE: Self = Self { command: Command::sync(), stall: None };
+}
+
+/// A list of what is submitted together.
+pub(crate) struct Few<T> {
+    items: [T; TOGETHER],
+    len: usize,
+}
+
+impl<T: Copy> Few<T> {
+    /// The first [`TOGETHER`] of `items`, in a list filled up with `filler`.
+    fn of(filler: T, items: impl Iterator<Item = T>) -> Self {
+        let mut list = Self { items: [filler; TOGETHER], len: 0 };
+        for (place, item) in list.items.iter_mut().zip(items) {
+            *place = item;
+            list.len += 1;
+        }
+        list
     }
-    (list, length)
+
+    pub(crate) fn get(&self) -> &[T] {
+        self.items.get(..self.len).unwrap_or_default()
+    }
 }
 
-/// The stall that an event is about, if it is about one.
-fn stall([word0, word1, address, _]: [u64; EVENT_WORDS]) -> Option<PageRequest> {
-    /// The kinds that can stall.
-    const KINDS: [EventId; 4] =
-        [EventId::F_TRANSLATION, EventId::F_ADDR_SIZE, EventId::F_ACCESS, EventId::F_PERMISSION];
+/// The request that the event of a stall stands for.
+fn stalled([word0, word1, address, _]: [u64; EVENT_WORDS], stall: Stall) -> PageRequest {
     let (word0, word1) = (Event0::from(word0), Event1::from(word1));
-    if !word1.stall() || !KINDS.contains(&word0.id()) {
-        return None;
-    }
     let access = match (word1.ind(), word1.rnw()) {
         (true, _) => Access::EXECUTE,
         (false, true) => Access::READ,
         (false, false) => Access::WRITE,
     };
-    Some(PageRequest {
+    PageRequest {
         endpoint: endpoint(word0.sid()),
         pasid: pasid(word0.ssv(), word0.ssid()),
         address: Iova::new(address),
         access,
         privilege: privilege(word1.pnu()),
-        kind: PageRequestKind::Stall(StallTag(word1.stag())),
-    })
+        kind: PageRequestKind::Stall(stall.tag),
+    }
 }
 
 /// A PRI queue record in the terms of all back ends.
@@ -244,6 +324,7 @@ fn privilege(privileged: bool) -> Privilege {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_iommu::StallTag;
 
     /// Worked out from the layouts in chapter 8, as Linux and the Xen driver have them too.
     #[test]
@@ -265,6 +346,7 @@ mod tests {
 
     #[test]
     fn a_stall_is_told_by_its_flag_and_the_kind_of_event() {
+        let stall = |raw| stall(&raw).map(|stall| stalled(raw, stall));
         let flag = 1 << 31 | 0x1234;
         let stalled =
             stall([0x18 << 32 | 7 << 12 | 1 << 11 | 0x10, flag | 1 << 35 | 1 << 33, 0x5678, 0]).unwrap();

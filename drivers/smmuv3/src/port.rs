@@ -12,6 +12,7 @@ use crate::ring::RingSize;
 use crate::spec::event::EVENT_WORDS;
 use crate::spec::pri::PAGE_REQUEST_WORDS;
 use crate::spec::registers::{self, Cr0, Gerror};
+use crate::stalls::Stalls;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, Mmio, TableWrites};
@@ -83,6 +84,8 @@ pub(crate) struct Port<H: Hal, M: Mmio> {
     pub(crate) features: Features,
     pub(crate) commands: CommandQueue<H>,
     pub(crate) events: RecordQueue<H, EVENT_WORDS>,
+    /// The stalls that events told of.
+    pub(crate) stalls: Stalls,
     /// Where devices' page requests arrive, if the unit takes any.
     pub(crate) page_requests: Option<RecordQueue<H, PAGE_REQUEST_WORDS>>,
     pub(crate) counters: Counters,
@@ -122,6 +125,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             features,
             commands: CommandQueue::new(commands, message)?,
             events: RecordQueue::new(events, [registers::EVENTQ_PROD, registers::EVENTQ_CONS]),
+            stalls: Stalls::new(if features.can_stall() { features.stall_max } else { 0 })?,
             page_requests: page_requests
                 .map(|ring| RecordQueue::new(ring, [registers::PRIQ_PROD, registers::PRIQ_CONS])),
             block,

@@ -95,6 +95,21 @@ impl Recovery {
 }
 
 impl<H: Hal, M: Mmio> Port<H, M> {
+    /// Whether the unit refused the command at `index` of a batch that was waited for. What it refused before it refused
+    /// [many](REMEMBERED) others is not known any more.
+    pub(crate) fn refused(&self, batch: &Batch, index: u32) -> bool {
+        let position = batch.first().plus(index);
+        self.hal().critical(|| {
+            let state = self.commands.recovery.state.lock();
+            let new = state.count.saturating_sub(batch.failures_before()).min(REMEMBERED as u64);
+            let mut newest = (1..=new).map(|back| state.count.wrapping_sub(back) % REMEMBERED as u64);
+            newest.any(|at| {
+                let failed = state.failed.get(at as usize).copied().flatten();
+                matches!(failed, Some(Failed::Refused(at)) if at == position)
+            })
+        })
+    }
+
     /// Sees to it that a queue that stopped at a bad command goes on. CMDQ_CONS.ERR outlives the error that it tells
     /// of, so there may be nothing to do.
     pub(crate) fn restart(&self) {

@@ -2,7 +2,7 @@
 
 use crate::pasids::{ADDRESS, Bench, OTHER, SID, endpoint, fault, pasid, permissions, units};
 use crate::space::Driver;
-use portcullis_hal::{Access, Arc, Attributes, EndpointId, FrameOrder, Frames, Iova, Mapped};
+use portcullis_hal::{Access, Arc, Attributes, EndpointId, FrameOrder, Frames, Iova, Mapped, SyncError};
 use portcullis_iommu::{
     Answered, AttachError, Domain, FaultModels, GroupIndex, InGroup, Missing, PageAnswer, PageRequest,
     PageRequestKind, PageResponse, Privilege, Requests, Stage, StallTag, Transition, Unit as _, UnitEvent,
@@ -255,7 +255,10 @@ fn what_the_unit_does_not_have_is_refused_by_name() {
 
 /// A bench whose device at [`SID`] stalls at PASID 7, in an empty domain.
 fn stalling(config: Config) -> (Bench, Arc<dyn Domain>) {
-    let bench = Bench::new(config);
+    stalling_on(Bench::new(config))
+}
+
+fn stalling_on(bench: Bench) -> (Bench, Arc<dyn Domain>) {
     let domain = bench.domain(Stage::Stage1);
     permit(&bench.driver, SID, Requests::STALL);
     bench.driver.attach_pasid(&endpoint(SID), pasid(7), &domain).unwrap();
@@ -333,4 +336,119 @@ fn what_is_stalled_ends_with_the_attachment_and_late_answers_go_nowhere() {
         bench.check();
         assert_eq!(bench.outcomes(SID, Some(7)), fault(code::C_BAD_STE));
     }
+}
+
+/// Answers that are submitted together, and one of them refused.
+#[test]
+fn an_answer_that_the_unit_refused_is_given_to_it_again_and_no_other_one() {
+    let config = Config { oas: 44, ..Config::full() };
+    for refused in 0..4 {
+        let answer: Vec<u64> = (0..=refused).map(|at| u64::from(at == refused)).collect();
+        let bench = Bench::with_commands(config.clone(), 5);
+        let domain = bench.domain(Stage::Stage1);
+        let device = asking(&bench, SID, &domain);
+        for page in 0..4 {
+            device.request_pages(&[Job::read(page << 12).with_pasid(7)]).unwrap();
+        }
+        let asked = requests(&bench);
+        bench.unit.schedule.script(points::COMMAND_ILL, &answer);
+        bench.driver.answer(&answers(&asked, PageResponse::Success)).unwrap();
+        assert_eq!((told(&device).len(), device.unanswered()), (4, 0));
+        assert!(matches!(events(&bench)[..], [UnitEvent::QueueError]));
+        assert_eq!(bench.driver.stats().answers, 4);
+        finish(&bench, &device);
+        let (bench, _domain) = stalling_on(Bench::with_commands(config.clone(), 5));
+        for _ in 0..4 {
+            dma(&bench);
+        }
+        let asked = requests(&bench);
+        bench.unit.schedule.script(points::COMMAND_ILL, &answer);
+        bench.driver.answer(&answers(&asked, PageResponse::Invalid)).unwrap();
+        assert_eq!(bench.unit.model.take_resumed(SID).len(), 4);
+        assert_eq!((bench.unit.model.stalled(), bench.driver.stats().answers), ((0, 0), 4));
+        bench.check();
+    }
+}
+
+#[test]
+fn a_stall_whose_answer_is_refused_every_time_ends_with_its_stream() {
+    let (bench, _domain) = stalling(Config { oas: 44, ..Config::full() });
+    dma(&bench);
+    let asked = requests(&bench);
+    // The answer, and the sync in its place and the one behind it, each time.
+    bench.unit.schedule.script(points::COMMAND_ILL, &[1, 0, 0, 1, 0, 0, 1, 0, 0, 1]);
+    assert_eq!(bench.driver.answer(&answers(&asked, PageResponse::Success)), Err(SyncError::Faulted));
+    assert_eq!(bench.unit.model.stalled(), (1, 0));
+    bench.driver.detach(&endpoint(SID)).unwrap();
+    assert_eq!((bench.unit.model.stalled(), bench.driver.stats().answers), ((0, 0), 0));
+    bench.check();
+}
+
+#[test]
+fn an_event_on_its_way_is_brought_by_a_drain() {
+    for config in units() {
+        let (bench, _domain) = stalling(config);
+        bench.unit.schedule.odds(points::EVENT_LATE, 1, 1);
+        dma(&bench);
+        assert_eq!(requests(&bench), []);
+        let mut drained = Vec::new();
+        bench.driver.drain_page_requests(&endpoint(SID), &mut |event| drained.push(request(event))).unwrap();
+        assert_eq!(drained.len(), 1);
+        bench.driver.answer(&answers(&drained, PageResponse::Invalid)).unwrap();
+        assert_eq!(bench.unit.model.stalled(), (0, 0));
+        bench.check();
+    }
+}
+
+#[test]
+fn what_was_stalled_is_answered_after_stalls_were_withdrawn_and_not_after_the_stream_ended() {
+    for config in units() {
+        let (bench, domain) = stalling(config);
+        dma(&bench);
+        let asked = requests(&bench);
+        permit(&bench.driver, SID, Requests::empty());
+        bench.driver.answer(&answers(&asked, PageResponse::Invalid)).unwrap();
+        assert_eq!((bench.unit.model.stalled(), bench.unit.model.take_resumed(SID).len()), ((0, 0), 1));
+        permit(&bench.driver, SID, Requests::STALL);
+        dma(&bench);
+        let asked = requests(&bench);
+        dma(&bench);
+        bench.driver.detach(&endpoint(SID)).unwrap();
+        // What had not been read is a fault now.
+        assert!(matches!(events(&bench)[..], [UnitEvent::Fault(_)]));
+        bench.driver.attach_pasid(&endpoint(SID), pasid(7), &domain).unwrap();
+        bench.driver.answer(&answers(&asked, PageResponse::Success)).unwrap();
+        bench.check();
+    }
+}
+
+#[test]
+fn stalls_among_faults_without_end_are_all_reported() {
+    let (bench, _domain) = stalling(Config { oas: 44, ..Config::full() });
+    let size = 1 << bench.unit.options.event_queue_log2;
+    let mut stalled = 0;
+    // Faults come as fast as they are read, with a stall now and then.
+    let more = |count: usize| {
+        for _ in 0..count {
+            bench.unit.model.dma(Request::read(OTHER, ADDRESS), Mode::Any);
+        }
+    };
+    more(size);
+    let (mut reported, mut turns) = (Vec::new(), 0);
+    bench.driver.handle_interrupt(&mut |event| {
+        if let UnitEvent::PageRequest(request) = event {
+            reported.push(request);
+        }
+        turns += 1;
+        if turns < 4 * size {
+            bench.unit.model.dma(Request::read(SID, ADDRESS).with_pasid(7), Mode::Any);
+            stalled += 1;
+            more(3);
+        }
+    });
+    bench.driver.answer(&answers(&reported, PageResponse::Invalid)).unwrap();
+    let left = requests(&bench);
+    bench.driver.answer(&answers(&left, PageResponse::Invalid)).unwrap();
+    assert_eq!(bench.unit.model.stalled(), (0, 0), "of {stalled}");
+    bench.check();
 }

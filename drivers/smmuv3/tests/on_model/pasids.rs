@@ -41,7 +41,19 @@ pub(crate) struct Bench {
 impl Bench {
     pub(crate) fn new(config: Config) -> Self {
         let kernel = Kernel::new(config.coherent);
+        let unit = Unit::with(config, 0, &kernel, &mut Prng::new(7));
+        Self::start(kernel, unit)
+    }
+
+    /// A bench whose unit has a command queue of `2^log2` slots.
+    pub(crate) fn with_commands(config: Config, log2: u8) -> Self {
+        let kernel = Kernel::new(config.coherent);
         let mut unit = Unit::with(config, 0, &kernel, &mut Prng::new(7));
+        unit.options.command_queue_log2 = log2;
+        Self::start(kernel, unit)
+    }
+
+    fn start(kernel: Kernel, mut unit: Unit) -> Self {
         unit.schedule.calm();
         *lock(&kernel.0.units) = vec![unit.model.clone()];
         unit.start(&kernel, &[], 0).unwrap();
