@@ -2,7 +2,7 @@
 
 use portcullis_hal::{Arc, Hal};
 use portcullis_iommu::{ControlError, Device, DeviceControl, Iommu, Permissions, Requests};
-use portcullis_model::core::{Outcome, Request};
+use portcullis_model::core::{Outcome, Request, Response};
 use portcullis_model::device::Device as Model;
 use portcullis_pgtable::{Config, Format};
 use std::collections::BTreeSet;
@@ -25,6 +25,13 @@ pub struct Function {
     pub credits: u32,
 }
 
+impl Function {
+    /// Whether its faults are stalled.
+    pub(crate) fn stalls(&self) -> bool {
+        self.requests.contains(Requests::STALL)
+    }
+}
+
 /// A machine with one unit, the first of the common layer, and devices behind it.
 pub trait Machine {
     /// The kernel's services.
@@ -38,7 +45,7 @@ pub trait Machine {
     /// The common layer, which has the unit and the devices.
     fn iommu(&self) -> &Iommu<Self::Hal>;
 
-    /// Two devices that use PASIDs and ask for pages, and one that can do neither.
+    /// Two devices that use PASIDs and ask for pages, or whose faults are stalled, and one that can do neither.
     fn functions(&self) -> &[Function; ASKING + 1];
 
     /// What the processes' tables are like.
@@ -55,6 +62,11 @@ pub trait Machine {
 
     /// All that a request may end with.
     fn reachable(&self, request: Request) -> BTreeSet<Outcome>;
+
+    /// Answers to stalled transactions of a device since the last call: tags, and what became of them.
+    fn take_resumed(&self, _requester: u32) -> Vec<(u16, Response)> {
+        Vec::new()
+    }
 
     /// Who waits for an answer: requesters and PASIDs.
     fn unanswered(&self) -> Vec<(u32, Option<u32>)>;

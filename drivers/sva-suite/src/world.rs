@@ -5,10 +5,10 @@ use crate::machine::{ASKING, Function, Machine, Switch};
 use crate::process::{Change, Pool, Process};
 use portcullis_hal::{Access, Arc, PAGE_SIZE, Pasid, unsize_arc};
 use portcullis_iommu::{
-    BindError, Bond, Device, ExitHandler, FaultGroup, Feature, Handled, PageFaultHandler, PageFaultWork,
-    PageResponse, PageRights, PinnedRange, UnitId,
+    BindError, Bond, Device, DomainSpec, ExitHandler, FaultGroup, Feature, Handled, PageFaultHandler,
+    PageFaultWork, PageResponse, PageRights, PagingSpec, PinnedRange, Stage, UnitId,
 };
-use portcullis_model::core::{Access as Does, Mode, Outcome, Prng, Request};
+use portcullis_model::core::{Access as Does, Mode, Outcome, Prng, Request, Response};
 use portcullis_model::device::{Attempt, Job};
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Mutex;
@@ -45,6 +45,12 @@ struct Bonded<'a, M: Machine> {
     process: Arc<Space<M>>,
 }
 
+/// A device that stalls makes an access. Says whether it was stalled.
+fn ask_stalling(function: &Function, job: Job) -> bool {
+    let tried = function.model.access(job, Mode::Any);
+    matches!(tried, Attempt::Answered(Response { outcome: Outcome::Stalled(_), .. }))
+}
+
 pub(crate) struct World<'a, M: Machine> {
     machine: &'a M,
     prng: Prng,
@@ -56,6 +62,8 @@ pub(crate) struct World<'a, M: Machine> {
     recent: VecDeque<u32>,
     keeper: Arc<Keeper>,
     told: Arc<Told>,
+    /// What became of stalled accesses when devices were last served: device, tag, response.
+    ended: Vec<(usize, u16, Response)>,
     counts: &'a mut Counts,
 }
 
@@ -71,6 +79,7 @@ impl<'a, M: Machine> World<'a, M> {
             recent: VecDeque::new(),
             keeper: Arc::try_new(Keeper::default()).expect("memory"),
             told: Arc::try_new(Told(Mutex::new(0))).expect("memory"),
+            ended: Vec::new(),
             counts,
         };
         (0..ASKING).for_each(|device| world.enable(device));
@@ -94,6 +103,12 @@ impl<'a, M: Machine> World<'a, M> {
         let keeper = unsize_arc!(self.keeper.clone() => dyn PageFaultHandler);
         let set = self.machine.iommu().set_page_fault_handler(named, None, keeper, PageRights::empty());
         set.expect("page requests");
+        if function.stalls() {
+            // Without PASIDs too.
+            let spec = PagingSpec { stage: Some(Stage::Stage1), ..PagingSpec::default() };
+            let domain = self.machine.iommu().new_domain(named, &DomainSpec::Paging(spec)).expect("a domain");
+            self.machine.iommu().attach(named, &domain).expect("an attachment");
+        }
     }
 
     fn new_process(&self) -> Arc<Space<M>> {
@@ -275,8 +290,8 @@ impl<'a, M: Machine> World<'a, M> {
         }
     }
 
-    /// A device touches a page; if it is not there, it asks for it, gets its answer now or some time later, and tries
-    /// again. What was lost in a flood it has to ask for again.
+    /// A device touches a page. If it is not there, the device asks for it, or is stalled, and gets its answer now or some
+    /// time later. What was lost in a flood it has to ask for again.
     fn touch(&mut self) {
         let (device, job) = self.some_job();
         let wants = if job.access == Does::Write { Access::WRITE } else { Access::READ };
@@ -284,46 +299,88 @@ impl<'a, M: Machine> World<'a, M> {
             self.process_of(device, job.pasid).is_some_and(|process| process.allows(job.address, wants));
         for attempt in 0.. {
             let mode = if attempt == 0 { Mode::Any } else { Mode::Fresh };
-            match self.machine.functions()[device].model.access(job, mode) {
+            assert!(attempt <= 8, "{job:x?} was answered, again and again, and does not work");
+            let model = &self.machine.functions()[device].model;
+            // Tags come again.
+            self.machine.take_resumed(model.requester());
+            let tried = model.access(job, mode);
+            let (held, resumed) = match tried {
                 Attempt::Requested { group } => {
-                    self.counts.add("fault");
-                    if self.below(4) == 0 {
+                    if !self.is_served() {
                         return;
                     }
-                    self.serve();
-                    if self.machine.functions()[device].model.has_asked(group) {
-                        self.counts.add("fault held back");
+                    (self.machine.functions()[device].model.has_asked(group), None)
+                }
+                Attempt::Answered(Response { outcome: Outcome::Stalled(_), tag: Some(tag) }) => {
+                    if !self.is_served() {
                         return;
                     }
-                    if !allowed {
-                        self.counts.add("fault refused");
-                        return;
-                    }
-                    assert!(attempt < 8, "{job:x?} was answered, again and again, and does not work");
+                    let resumed = self.resumed(device, tag);
+                    (resumed.is_none(), resumed.and_then(Outcome::output))
                 }
                 Attempt::Answered(answer) if answer.outcome.output().is_some() => {
                     assert!(attempt == 0 || allowed);
-                    self.counts.add(if attempt == 0 { "access" } else { "fault resolved" });
-                    return;
+                    return self.counts.add(if attempt == 0 { "access" } else { "fault resolved" });
                 }
                 Attempt::NoCredit => return self.counts.add("no credit"),
                 other => {
                     assert!(attempt == 0, "{job:x?}: {other:?}");
                     return self.counts.add("access refused");
                 }
+            };
+            if let Some(reached) = resumed {
+                let expected =
+                    self.process_of(device, job.pasid).and_then(|it| it.reaches(job.address, wants));
+                assert_eq!(Some(reached), expected, "device {device}, {job:x?}");
+                return self.counts.add("fault resolved");
+            }
+            if held {
+                return self.counts.add("fault held back");
+            }
+            if !allowed {
+                return self.counts.add("fault refused");
             }
         }
     }
 
+    /// A fault was met; most often it is seen to at once.
+    fn is_served(&mut self) -> bool {
+        self.counts.add("fault");
+        if self.below(4) == 0 {
+            return false;
+        }
+        self.serve();
+        true
+    }
+
+    /// What became of a stalled access of a device in the end, if it was answered.
+    fn resumed(&mut self, device: usize, mut tag: u16) -> Option<Outcome> {
+        for &(whose, which, response) in &self.ended {
+            if (whose, which) != (device, tag) {
+                continue;
+            }
+            match response.tag {
+                // Stalled once more.
+                Some(again) => tag = again,
+                None => return Some(response.outcome),
+            }
+        }
+        None
+    }
+
     fn flood(&mut self) {
         let (device, job) = self.some_job();
-        let model = &self.machine.functions()[device].model;
+        let function = &self.machine.functions()[device];
         let limit = if self.below(2) == 0 { 40 } else { 290 };
         let mut asked = 0;
         for page in 0..limit {
-            let group: Vec<_> =
-                (0..1 + page % 3).map(|at| Job { address: BASE + at * PAGE_SIZE, ..job }).collect();
-            asked += u64::from(model.request_pages(&group).is_some());
+            let jobs = (0..1 + page % 3).map(|at| Job { address: BASE + at * PAGE_SIZE, ..job });
+            if function.stalls() {
+                let stalls = |job| ask_stalling(function, job);
+                asked += jobs.map(stalls).map(u64::from).sum::<u64>();
+            } else {
+                asked += u64::from(function.model.request_pages(&jobs.collect::<Vec<_>>()).is_some());
+            }
         }
         self.counts.many("flood", asked);
         self.counts.add(if limit > 256 { "flood beyond the queue" } else { "flood within the queue" });
@@ -332,7 +389,12 @@ impl<'a, M: Machine> World<'a, M> {
     fn ask_without_pasid(&mut self) {
         let device = self.below(ASKING);
         let job = Job::read(self.address());
-        if self.machine.functions()[device].model.request_pages(&[job]).is_some() {
+        let function = &self.machine.functions()[device];
+        let asked = match function.stalls() {
+            true => ask_stalling(function, job),
+            false => function.model.request_pages(&[job]).is_some(),
+        };
+        if asked {
             self.counts.add("request without a PASID");
         }
     }
@@ -366,7 +428,9 @@ impl<'a, M: Machine> World<'a, M> {
         let function = &self.machine.functions()[device];
         let (control, named) = (Switch(function), &function.device);
         self.machine.iommu().disable_feature(named, &control, Feature::Sva).expect("an answer");
-        assert_eq!(self.machine.functions()[device].model.unanswered(), 0);
+        assert_eq!(function.model.unanswered(), 0);
+        let sid = function.model.requester();
+        assert!(self.machine.unanswered().iter().all(|open| open.0 != sid), "a stall has no answer");
         self.enable(device);
         self.counts.add("disable and enable");
     }
@@ -398,16 +462,19 @@ impl<'a, M: Machine> World<'a, M> {
 
     /// An interrupt, a thread, and the devices take their messages.
     fn serve(&mut self) {
+        self.ended.clear();
         for _ in 0..4 {
             self.machine.iommu().handle_interrupt(UnitId(0));
             let mut rounds = 0;
             while self.machine.iommu().handle_page_faults() == PageFaultWork::More && rounds < 50 {
                 rounds += 1;
             }
-            self.machine.functions().iter().for_each(|function| {
-                function.model.step();
-                function.model.take_answers();
-            });
+            for (device, Function { model, .. }) in self.machine.functions().iter().enumerate() {
+                model.step();
+                model.take_answers();
+                let ended = self.machine.take_resumed(model.requester());
+                self.ended.extend(ended.into_iter().map(|(tag, response)| (device, tag, response)));
+            }
         }
         while self.machine.iommu().next_fault().is_some() {}
         self.counts.add("serve");
@@ -447,7 +514,7 @@ impl<'a, M: Machine> World<'a, M> {
                         let job = Job { pasid, ..job };
                         let expected = process.and_then(|process| process.reaches(address, access));
                         for outcome in model.reachable(job, |request| machine.reachable(request)) {
-                            let told = matches!(outcome, Outcome::Fault(_));
+                            let told = matches!(outcome, Outcome::Fault(_) | Outcome::Stalled(_));
                             assert!(!(cut && told), "a device that was cut off is reported: {job:x?}");
                             silent += u64::from(cut);
                             if let Outcome::Done(reached) = outcome {

@@ -18,4 +18,5 @@ mod setups;
 mod sizes;
 mod space;
 mod substreams;
+mod sva;
 mod world;

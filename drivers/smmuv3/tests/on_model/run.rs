@@ -82,7 +82,8 @@ fn shrink(seed: u64, mut ops: Vec<(usize, Op)>) -> Vec<(usize, Op)> {
     ops
 }
 
-fn number(name: &str) -> Option<u64> {
+/// A number in the environment.
+pub(crate) fn environment(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.trim().parse().ok()
 }
 
@@ -118,12 +119,12 @@ fn chosen(seed: u64, length: usize) -> Vec<(usize, Op)> {
 
 #[test]
 fn what_is_mapped_arrives_and_what_is_not_never_does_whatever_the_unit_caches() {
-    let total = number("PORTCULLIS_OPERATIONS").map_or(OPERATIONS, |operations| operations as usize);
-    let first = number("PORTCULLIS_SEED");
+    let total = environment("PORTCULLIS_OPERATIONS").map_or(OPERATIONS, |operations| operations as usize);
+    let first = environment("PORTCULLIS_SEED");
     let seeds = match first {
         Some(seed) => seed..seed + 1,
         None => {
-            let begin = number("PORTCULLIS_FIRST").unwrap_or(0);
+            let begin = environment("PORTCULLIS_FIRST").unwrap_or(0);
             begin..begin + total.div_ceil(LENGTH) as u64
         }
     };
