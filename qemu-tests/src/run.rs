@@ -107,13 +107,13 @@ impl Lab {
     pub fn command_with_endpoints(
         &self,
         profile: &Profile,
+        kernel: &Path,
         disk: &Path,
         job: &str,
         preload: &Preload,
     ) -> std::process::Command {
-        let kernel = self.kernel(profile.arch);
         let console = Console::Piped;
-        self.boot(profile, Boot { console, kernel: &kernel, disk, job, preload: Some(preload) })
+        self.boot(profile, Boot { console, kernel, disk, job, preload: Some(preload) })
     }
 
     fn boot(&self, profile: &Profile, boot: Boot<'_>) -> std::process::Command {

@@ -119,6 +119,18 @@ const COMMANDS: &[Command] = &[
         run: pages::answer,
     },
     Command {
+        name: "hold",
+        arguments: "",
+        purpose: "masks interrupts: page requests stay in the queue, up to `serve`",
+        run: pages::hold,
+    },
+    Command {
+        name: "serve",
+        arguments: "DEVICE",
+        purpose: "serves page requests of the device's unit now, and tells what it takes",
+        run: pages::serve,
+    },
+    Command {
         name: "page-faults",
         arguments: "DEVICE",
         purpose: "shows what became of a device's page requests",

@@ -6,16 +6,18 @@ use super::Next;
 use super::commands::usage;
 use super::pasids::pasid;
 use super::state::{State, length, range};
+use crate::memory::KernelHal;
 use crate::report::{text, words};
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use portcullis_hal::{
-    Access, Arc, Attributes, Iova, IovaRange, MapError, Mapping, MemoryKind, PAGE_SIZE, PhysAddr, PhysRange,
-    unsize_arc,
+    Access, Arc, Attributes, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, PAGE_SIZE, PhysAddr,
+    PhysRange, unsize_arc,
 };
 use portcullis_iommu::{
     Domain, FaultGroup, Handled, PageFaultHandler, PageFaultWork, PageResponse, PageRights,
 };
+use portcullis_operations::Meter;
 use spin::Mutex;
 
 /// Groups whose answer the user gives.
@@ -165,7 +167,40 @@ pub(super) fn page_faults(state: &mut State, arguments: &[&str]) -> Result<Next,
     Ok(Next::Continue)
 }
 
+/// Leaves page requests in the queues of the units, up to the next `serve`.
+pub(super) fn hold(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let [] = arguments else { return usage("hold") };
+    if state.held.is_none() {
+        state.held = Some(KernelHal.mask_interrupts());
+    }
+    Ok(Next::Continue)
+}
+
+/// Reads the queue of a device's unit, resolves what is in it, and answers; tells what that takes, from the first look at
+/// the queue on.
+pub(super) fn serve(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
+    let [name] = arguments else { return usage("serve") };
+    let device = state.device(name)?;
+    let iommu = state.machine.iommu;
+    let meter = Meter::new(iommu, &device, crate::job::clock())?;
+    let answers = || meter.unit().stats().answers;
+    let before = answers();
+    let (time, events, work) = meter.measure(|| {
+        iommu.handle_interrupt(device.unit());
+        iommu.handle_page_faults()
+    });
+    if let Some(mask) = state.held.take() {
+        KernelHal.restore_interrupts(mask);
+    }
+    let (PageFaultWork::Done | PageFaultWork::More) = work;
+    text(format_args!("served: answers={} instructions={time} {events}", answers() - before));
+    Ok(Next::Continue)
+}
+
 /// Looks after page requests while the user thinks. There is more to do when it is called again.
 pub(super) fn service(state: &State) {
+    if state.held.is_some() {
+        return;
+    }
     let (PageFaultWork::Done | PageFaultWork::More) = state.machine.iommu.handle_page_faults();
 }

@@ -9,46 +9,12 @@ use crate::report::{text, words};
 use alloc::format;
 use alloc::string::String;
 use portcullis_hal::{MmioRegion, Pasid};
-use portcullis_iommu::{ControlError, Device, DeviceControl, Permissions, Requests};
+use portcullis_iommu::{Device, Permissions, Requests};
+use portcullis_operations::OnPaper;
 use portcullis_pci::FunctionControl;
 
 /// How many page requests a device may have outstanding.
 const PAGE_REQUESTS: u32 = 32;
-
-/// A device that is not told: what the console permits is only in the unit's tables, for people to look at.
-struct OnPaper;
-
-impl DeviceControl for OnPaper {
-    fn offers(&self) -> Permissions {
-        Permissions { pasid_bits: Pasid::MAX_BITS as u8, requests: Requests::TRANSLATION | Requests::PAGE }
-    }
-
-    fn enable_pasids(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-
-    fn disable_pasids(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-
-    fn enable_page_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-
-    fn stop_page_requests(&self) {}
-
-    fn await_page_answers(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-
-    fn enable_translation_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-
-    fn disable_translation_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-}
 
 pub(super) fn permit(state: &mut State, arguments: &[&str]) -> Result<Next, String> {
     let (name, bits, requests) = match arguments {

@@ -8,7 +8,7 @@ use crate::user::Thread;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
-use portcullis_hal::{Arc, FrameOrder, Frames, Iova, IovaRange, PhysRange};
+use portcullis_hal::{Arc, FrameOrder, Frames, InterruptMask, Iova, IovaRange, PhysRange};
 use portcullis_iommu::{Device, Domain, UnitId};
 
 /// Bytes of frames that the console may allocate in all.
@@ -21,6 +21,8 @@ pub(super) struct State {
     pub(super) processes: Vec<Thread>,
     /// `None` where they have ended.
     pub(super) bonds: Vec<Option<DeviceBond>>,
+    /// The interrupt mask to restore, while page requests are left where they are.
+    pub(super) held: Option<InterruptMask>,
     frames: Vec<Frames<KernelHal>>,
     allocated: u64,
 }
@@ -32,6 +34,7 @@ impl State {
             domains: Vec::new(),
             processes: Vec::new(),
             bonds: Vec::new(),
+            held: None,
             frames: Vec::new(),
             allocated: 0,
         }

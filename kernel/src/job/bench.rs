@@ -5,15 +5,18 @@
 
 #![expect(unsafe_code, reason = "reads the clock, and times a loop of known length")]
 
-use crate::machine::Machine;
+use crate::machine::{EduRig, Machine};
 use crate::memory::KernelHal;
+use crate::mm::AddressSpace;
 use crate::report::Report;
+use crate::report::words;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::arch::asm;
-use portcullis_hal::{FrameOrder, Frames, PAGE_SIZE, PhysAddr};
-use portcullis_operations::{Bench, Clock, Cost, Rounds, median};
+use portcullis_hal::{Arc, FrameOrder, Frames, Mm, PAGE_SIZE, PhysAddr, unsize_arc};
+use portcullis_iommu::{Feature, Stages};
+use portcullis_operations::{Bench, Clock, Cost, OnPaper, Rounds, Sharing, median};
 
 const ROUNDS: Rounds = Rounds { many: 1001, some: 101, few: 3 };
 
@@ -37,6 +40,42 @@ pub(super) fn run(machine: &Machine, report: &mut Report) {
     report.check("bench.mappings", outcome);
     let outcome = bench.attachments(&mut |name, cost| print(report, name, &cost));
     report.check("bench.attachments", outcome);
+    share(machine, rig, clock, report);
+}
+
+/// Measures what shared address spaces cost, as far as the unit has them. PASIDs are permitted on paper: `edu` has none,
+/// and the unit's work is the same.
+fn share<C: Fn() -> u64>(machine: &Machine, rig: &EduRig, clock: Clock<C>, report: &mut Report) {
+    let Some(unit) = machine.iommu.unit(rig.device.unit()) else { return };
+    let info = unit.info();
+    if !info.stages.contains(Stages::STAGE_1) {
+        return report.skip("bench.whole", format_args!("the unit does not walk the CPU's tables"));
+    }
+    let (mm, sharing) = match sharing(machine, rig, clock) {
+        Ok(ready) => ready,
+        Err(reason) => return report.fail("bench.whole", format_args!("{reason}")),
+    };
+    let outcome = sharing.whole(&mut |name, cost| print(report, name, &cost));
+    report.check("bench.whole", outcome);
+    if info.pasid_bits == 0 {
+        return report.skip("bench.pasid", format_args!("the unit has no PASIDs"));
+    }
+    let enabled = machine.iommu.enable_feature(&rig.device, &OnPaper, Feature::Sva, &mm.root());
+    let outcome = enabled
+        .map_err(words)
+        .and_then(|()| sharing.with_pasid(&mut |name, cost| print(report, name, &cost)));
+    report.check("bench.pasid", outcome);
+}
+
+/// An empty address space, and what measures with it.
+fn sharing<'a, C: Fn() -> u64>(
+    machine: &'a Machine,
+    rig: &'a EduRig,
+    clock: Clock<C>,
+) -> Result<(Arc<dyn Mm>, Sharing<'a, KernelHal, C>), String> {
+    let mm = unsize_arc!(AddressSpace::new().map_err(words)? => dyn Mm);
+    let sharing = Sharing::new(machine.iommu, &rig.device, mm.clone(), clock, ROUNDS)?;
+    Ok((mm, sharing))
 }
 
 /// Leaves the heap with a free frame whose neighbour is held, so that a table is taken and given back by the shortest
@@ -60,7 +99,7 @@ fn print(report: &mut Report, name: &str, cost: &Cost) {
 }
 
 /// The clock, as it is: what the kernel's own makes of it takes a varying number of instructions.
-fn ticks() -> u64 {
+pub(super) fn ticks() -> u64 {
     #[cfg(target_arch = "x86_64")]
     {
         let (low, high): (u64, u64);

@@ -18,6 +18,7 @@ use alloc::format;
 use alloc::string::String;
 use portcullis_hal::{Frames, Hal};
 use portcullis_iommu::{Device, Fault};
+use portcullis_operations::Clock;
 
 /// How a check ended: what to say if it held, and why it did not.
 pub(crate) type Outcome = Result<String, String>;
@@ -47,6 +48,11 @@ pub(crate) fn takeover(machine: &'static Machine, report: &mut Report) {
 /// What operations cost.
 pub(crate) fn bench(machine: &'static Machine, report: &mut Report) {
     bench::run(machine, report);
+}
+
+/// The clock that counts instructions, where there is one.
+pub(crate) fn clock() -> Clock<fn() -> u64> {
+    Clock::new(bench::ticks)
 }
 
 /// Takes all faults out of the log, so that the next one is the one to come.

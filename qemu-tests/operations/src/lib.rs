@@ -7,6 +7,9 @@
 extern crate alloc;
 
 mod cost;
+mod meter;
+mod on_paper;
+mod sharing;
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -14,12 +17,15 @@ use alloc::vec::Vec;
 use core::fmt::Display;
 use portcullis_hal::{
     Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, PhysAddr, PhysRange, SyncError,
-    SyncProof, UnmapError, count,
+    SyncProof, UnmapError,
 };
-use portcullis_iommu::{Device, Domain, DomainSpec, Iommu, PagingSpec, Unit};
+use portcullis_iommu::{Device, Domain, DomainSpec, Iommu, PagingSpec};
 
 use cost::Samples;
 pub use cost::{Cost, Events, median};
+pub use meter::{Clock, Meter};
+pub use on_paper::OnPaper;
+pub use sharing::Sharing;
 
 /// What unmap and sync return.
 type Strict = (Result<u64, UnmapError>, Result<SyncProof, SyncError>);
@@ -44,44 +50,12 @@ pub struct Rounds {
     pub few: usize,
 }
 
-/// What tells the time, in any unit.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock<C> {
-    read: C,
-    /// What reading it twice takes.
-    overhead: u64,
-}
-
-impl<C: Fn() -> u64> Clock<C> {
-    /// Finds out what reading the clock takes, and takes that off from then on.
-    pub fn new(read: C) -> Self {
-        const SAMPLES: usize = 101;
-        let clock = Self { read, overhead: 0 };
-        let overhead = median((0..SAMPLES).map(|_| clock.time(|| ()).0).collect());
-        Self { overhead, ..clock }
-    }
-
-    /// What is taken off.
-    pub fn overhead(&self) -> u64 {
-        self.overhead
-    }
-
-    /// How long an operation takes.
-    #[inline]
-    pub fn time<R>(&self, operation: impl FnOnce() -> R) -> (u64, R) {
-        let start = (self.read)();
-        let result = operation();
-        ((self.read)().wrapping_sub(start).saturating_sub(self.overhead), result)
-    }
-}
-
 /// A domain, and the device that is attached to it.
 pub struct Bench<'a, H: Hal, C> {
     iommu: &'a Iommu<H>,
     device: &'a Device,
-    unit: Arc<dyn Unit>,
     domain: Arc<dyn Domain>,
-    clock: Clock<C>,
+    meter: Meter<C>,
     rounds: Rounds,
 }
 
@@ -99,9 +73,9 @@ impl<'a, H: Hal, C: Fn() -> u64> Bench<'a, H, C> {
         clock: Clock<C>,
         rounds: Rounds,
     ) -> Result<Self, String> {
-        let unit = iommu.unit(device.unit()).ok_or("no unit")?;
+        let meter = Meter::new(iommu, device, clock)?;
         let domain = iommu.new_domain(device, &DomainSpec::Paging(PagingSpec::default())).map_err(words)?;
-        Ok(Self { iommu, device, unit, domain, clock, rounds })
+        Ok(Self { iommu, device, domain, meter, rounds })
     }
 
     /// Measures maps and strict unmaps, and hands each operation's name and cost to `result`. Returns which stage
@@ -126,8 +100,8 @@ impl<'a, H: Hal, C: Fn() -> u64> Bench<'a, H, C> {
         let rounds = self.rounds.some;
         let (mut attaches, mut detaches) = (Samples::new(rounds), Samples::new(rounds));
         for _ in 0..rounds {
-            attaches.of(self, || self.iommu.attach(self.device, &self.domain)).map_err(words)?;
-            detaches.of(self, || self.iommu.detach(self.device)).map_err(words)?;
+            attaches.of(&self.meter, || self.iommu.attach(self.device, &self.domain)).map_err(words)?;
+            detaches.of(&self.meter, || self.iommu.detach(self.device)).map_err(words)?;
         }
         result("attach", attaches.cost());
         result("detach", detaches.cost());
@@ -146,9 +120,9 @@ impl<'a, H: Hal, C: Fn() -> u64> Bench<'a, H, C> {
         let mut gather = Gather::new();
         let (mut maps, mut unmaps) = (Samples::new(rounds), Samples::new(rounds));
         let mut round = || -> Result<(), String> {
-            maps.of(self, || self.map(list)).map_err(words)?;
+            maps.of(&self.meter, || self.map(list)).map_err(words)?;
             self.expect(list, Expect::Mapped)?;
-            let outcome = unmaps.of(self, || self.unmap(range, &mut gather));
+            let outcome = unmaps.of(&self.meter, || self.unmap(range, &mut gather));
             if !matches!(&outcome, (Ok(bytes), Ok(_)) if *bytes == range.len()) {
                 return Err(format!("unmap and sync returned {outcome:?}"));
             }
@@ -194,18 +168,6 @@ impl<'a, H: Hal, C: Fn() -> u64> Bench<'a, H, C> {
             }
         }
         Ok(())
-    }
-}
-
-impl Samples {
-    /// Performs an operation and adds what it costs.
-    #[inline]
-    fn of<H: Hal, C: Fn() -> u64, R>(&mut self, bench: &Bench<'_, H, C>, operation: impl FnOnce() -> R) -> R {
-        let (stats, counts) = (bench.unit.stats(), count::counts());
-        let (time, result) = bench.clock.time(operation);
-        let counts = count::counts().zip(counts).map(|(now, before)| now.since(&before));
-        self.add(time, Events::between(&stats, &bench.unit.stats(), counts));
-        result
     }
 }
 

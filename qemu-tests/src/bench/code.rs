@@ -16,7 +16,7 @@ use crate::profile::Arch;
 const PREFIX: &str = "portcullis_";
 
 /// Crates that are the kernel's, and no drivers.
-const KERNEL: [&str; 3] = ["kernel", "arch", "operations"];
+const KERNEL: [&str; 4] = ["kernel", "arch", "operations", "regions"];
 
 /// Bytes of code by crate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -34,29 +34,50 @@ pub(super) struct Counts {
 impl Cost {
     /// Reads `name=value` pairs.
     pub(super) fn parse(text: &str) -> Option<Self> {
-        let field = |name: &str| {
-            let value = text.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
-            value.parse().ok()
-        };
+        let (rounds, unsteady) = (field(text, "rounds")?, field(text, "unsteady")?);
+        Some(Self { rounds, unsteady, ..Self::of_one(text)? })
+    }
+
+    /// As [`parse`](Self::parse), of one repetition.
+    pub(super) fn of_one(text: &str) -> Option<Self> {
         let counts = || {
             Some(Counts {
-                cleans: field("cleans")?,
-                barriers: field("barriers")?,
-                tables: field("tables")?,
-                polls: field("polls")?,
-                reads: field("reads")?,
-                writes: field("writes")?,
+                cleans: field(text, "cleans")?,
+                barriers: field(text, "barriers")?,
+                tables: field(text, "tables")?,
+                polls: field(text, "polls")?,
+                reads: field(text, "reads")?,
+                writes: field(text, "writes")?,
             })
         };
         Some(Self {
-            instructions: field("instructions")?,
-            doorbells: field("doorbells")?,
-            invalidations: field("invalidations")?,
-            rounds: field("rounds")?,
-            unsteady: field("unsteady")?,
+            instructions: field(text, "instructions")?,
+            doorbells: field(text, "doorbells")?,
+            invalidations: field(text, "invalidations")?,
+            rounds: 1,
+            unsteady: 0,
             counts: counts(),
         })
     }
+
+    /// That of several repetitions, of which each is given.
+    pub(super) fn of_all(all: &[Self]) -> Option<Self> {
+        let mut instructions: Vec<u64> = all.iter().map(|cost| cost.instructions).collect();
+        instructions.sort_unstable();
+        let instructions = *instructions.get(all.len() / 2)?;
+        let alike = |cost: &Self| {
+            let same = |other: &&Self| Self { instructions: cost.instructions, ..**other } == *cost;
+            all.iter().filter(same).count()
+        };
+        let most = all.iter().max_by_key(|cost| alike(cost))?;
+        let (rounds, unsteady) = (all.len() as u64, (all.len() - alike(most)) as u64);
+        Some(Self { instructions, rounds, unsteady, ..*most })
+    }
+}
+
+fn field(text: &str, name: &str) -> Option<u64> {
+    let value = text.split(' ').find_map(|word| word.strip_prefix(name)?.strip_prefix('='))?;
+    value.parse().ok()
 }
 
 #[cfg(test)]
@@ -73,5 +94,17 @@ mod tests {
         let counts = Counts { cleans: 1, barriers: 2, tables: 3, polls: 4, reads: 5, writes: 6 };
         assert_eq!(Cost::parse(&counted).unwrap().counts, Some(counts));
         assert_eq!(Cost::parse("instructions=few"), None);
+    }
+
+    #[test]
+    fn repetitions_have_a_median_and_what_most_agree_on() {
+        let one = |instructions, doorbells| {
+            Cost::of_one(&format!("instructions={instructions} doorbells={doorbells} invalidations=2"))
+                .unwrap()
+        };
+        let cost = Cost::of_all(&[one(7, 3), one(1, 1), one(9, 1), one(8, 1)]).unwrap();
+        assert_eq!((cost.instructions, cost.doorbells, cost.invalidations), (8, 1, 2));
+        assert_eq!((cost.rounds, cost.unsteady), (4, 1));
+        assert_eq!(Cost::of_all(&[]), None);
     }
 }

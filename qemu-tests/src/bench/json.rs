@@ -4,7 +4,7 @@ use super::code::Code;
 use super::cost::Counts;
 use super::host::Memory;
 use super::throughput::{Sample, Throughput};
-use super::{Measured, Row};
+use super::{Guest, Measured, Row};
 
 /// All results, with the QEMU that they come from.
 pub(super) fn document(qemu: &str, all: &[Measured], code: &[Code], queues: &[Throughput]) -> String {
@@ -63,15 +63,18 @@ fn machine(measured: &Measured) -> String {
 
 fn row(row: &Row) -> String {
     let number = |value: Option<u64>| value.map_or_else(|| "null".to_owned(), |value| value.to_string());
-    let Counts { cleans, barriers, tables, polls, reads, writes } = row.counts;
+    let counted = row.guest.map_or_else(String::new, |Guest { cost, counts }| {
+        let Counts { cleans, barriers, tables, polls, reads, writes } = counts;
+        format!(
+            "\"doorbells\": {}, \"invalidations\": {}, \"polls\": {polls}, \"reads\": {reads}, \"writes\": {writes}, \
+             \"barriers\": {barriers}, \"cleans\": {cleans}, \"tables\": {tables}, ",
+            cost.doorbells, cost.invalidations
+        )
+    });
     format!(
-        "        {{ \"operation\": {}, \"instructions\": {}, \"doorbells\": {}, \"invalidations\": {}, \
-         \"polls\": {polls}, \"reads\": {reads}, \"writes\": {writes}, \"barriers\": {barriers}, \
-         \"cleans\": {cleans}, \"tables\": {tables}, \"host_ns\": {}, \"linux\": {}, \"goal\": {} }}",
+        "        {{ \"operation\": {}, \"instructions\": {}, {counted}\"host_ns\": {}, \"linux\": {}, \"goal\": {} }}",
         string(row.operation.key),
-        row.cost.instructions,
-        row.cost.doorbells,
-        row.cost.invalidations,
+        number(row.instructions()),
         number(row.nanoseconds),
         number(row.linux),
         number(row.goal())

@@ -1,7 +1,9 @@
 //! The results as a bar chart: SVG, one panel per machine, instructions on a logarithmic scale, and beside the bars what
-//! a count of instructions hides.
+//! a count of instructions hides. Bytes stand in tables: those of memory below each machine's bars, those of code at the
+//! end.
 
-use super::{Measured, Row, grouped};
+use super::code::{self, Code};
+use super::{Measured, Row, grouped, host};
 use std::fmt::Write;
 
 const LABEL: f64 = 270.0;
@@ -12,6 +14,8 @@ const COLUMN: f64 = 66.0;
 const BAR: f64 = 9.0;
 const ROW: f64 = 28.0;
 const HEADING: f64 = 44.0;
+/// A line of a table of bytes.
+const LINE: f64 = 18.0;
 /// The scale ends here: 10^9 instructions; it begins at 10.
 const DECADES: i32 = 8;
 
@@ -20,24 +24,25 @@ const LINUX: &str = "#b9b9b9";
 const GOAL: &str = "#c0392b";
 
 /// A heading, and what stands below it.
-type Column = (&'static str, fn(&Row) -> u64);
+type Column = (&'static str, fn(&Row) -> Option<u64>);
 
 /// The columns beside the bars.
 const COLUMNS: [Column; 8] = [
-    ("invalid.", |row| row.cost.invalidations),
-    ("doorbells", |row| row.cost.doorbells),
-    ("polls", |row| row.counts.polls),
-    ("reads", |row| row.counts.reads),
-    ("barriers", |row| row.counts.barriers),
-    ("cleans", |row| row.counts.cleans),
-    ("tables", |row| row.counts.tables),
-    ("ns (host)", |row| row.nanoseconds.unwrap_or(0)),
+    ("invalid.", |row| row.guest.map(|guest| guest.cost.invalidations)),
+    ("doorbells", |row| row.guest.map(|guest| guest.cost.doorbells)),
+    ("polls", |row| row.guest.map(|guest| guest.counts.polls)),
+    ("reads", |row| row.guest.map(|guest| guest.counts.reads)),
+    ("barriers", |row| row.guest.map(|guest| guest.counts.barriers)),
+    ("cleans", |row| row.guest.map(|guest| guest.counts.cleans)),
+    ("tables", |row| row.guest.map(|guest| guest.counts.tables)),
+    ("ns (host)", |row| row.nanoseconds),
 ];
 
 /// A chart of all results.
-pub(super) fn document(all: &[Measured]) -> String {
+pub(super) fn document(all: &[Measured], code: &[Code]) -> String {
     let (width, legend) = (column(COLUMNS.len()), 30.0);
-    let height: f64 = all.iter().map(panel_height).sum::<f64>() + legend;
+    let code = code::table(code);
+    let height: f64 = all.iter().map(panel_height).sum::<f64>() + legend + table_height(&code);
     let mut svg = String::new();
     let mut top = legend;
     // Writing to a string cannot fail.
@@ -56,6 +61,7 @@ pub(super) fn document(all: &[Measured]) -> String {
         panel(&mut svg, top, measured);
         top += panel_height(measured);
     }
+    table(&mut svg, top, &code);
     svg.push_str("</svg>\n");
     svg
 }
@@ -66,7 +72,25 @@ fn column(number: usize) -> f64 {
 }
 
 fn panel_height(measured: &Measured) -> f64 {
+    bars_height(measured) + table_height(&host::table(&measured.memory))
+}
+
+fn bars_height(measured: &Measured) -> f64 {
     HEADING + ROW * measured.rows.len() as f64 + 16.0
+}
+
+fn table_height(rows: &[Vec<String>]) -> f64 {
+    LINE * rows.len() as f64 + 16.0
+}
+
+/// A table whose first row is the heading.
+fn table(svg: &mut String, top: f64, rows: &[Vec<String>]) {
+    for (number, row) in rows.iter().enumerate() {
+        let y = top + LINE * number as f64 + 12.0;
+        for (column, cell) in row.iter().enumerate() {
+            label(svg, LABEL - 8.0 + 1.5 * COLUMN * column as f64, y, "end", cell);
+        }
+    }
 }
 
 fn panel(svg: &mut String, top: f64, measured: &Measured) {
@@ -84,15 +108,18 @@ fn panel(svg: &mut String, top: f64, measured: &Measured) {
     for (index, row) in measured.rows.iter().enumerate() {
         bars(svg, first + ROW * index as f64, row);
     }
+    table(svg, top + bars_height(measured), &host::table(&measured.memory));
 }
 
 fn bars(svg: &mut String, top: f64, row: &Row) {
     label(svg, LABEL - 8.0, top + BAR + 3.0, "end", row.operation.name);
-    rectangle(svg, [LABEL, top, length(row.cost.instructions), BAR], OURS);
-    let right = LABEL + length(row.cost.instructions.max(row.linux.unwrap_or(0)));
-    label(svg, right + 6.0, top + BAR, "start", &grouped(row.cost.instructions));
+    let text = |value: Option<u64>| value.map_or_else(|| "-".to_owned(), grouped);
+    let ours = row.instructions().unwrap_or(0);
+    rectangle(svg, [LABEL, top, length(ours), BAR], OURS);
+    let right = LABEL + length(ours.max(row.linux.unwrap_or(0)));
+    label(svg, right + 6.0, top + BAR, "start", &text(row.instructions()));
     for (number, (_, value)) in COLUMNS.iter().enumerate() {
-        label(svg, column(number + 1) - 8.0, top + BAR + 3.0, "end", &grouped(value(row)));
+        label(svg, column(number + 1) - 8.0, top + BAR + 3.0, "end", &text(value(row)));
     }
     if let Some(linux) = row.linux {
         rectangle(svg, [LABEL, top + BAR + 1.0, length(linux), BAR], LINUX);

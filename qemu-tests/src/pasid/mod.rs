@@ -6,10 +6,10 @@
 
 mod ats;
 mod dma;
-mod pages;
-mod process;
+pub(crate) mod pages;
+pub(crate) mod process;
 mod replace;
-mod rig;
+pub(crate) mod rig;
 mod tables;
 
 use std::env;

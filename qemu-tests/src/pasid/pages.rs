@@ -166,7 +166,7 @@ fn paged_domain(rig: &mut Rig, endpoint: usize, access: &str) -> Result<Frame> {
     rig.pager(&place, PASID, &domain, PAGES, SIZE, access)
 }
 
-pub(super) fn ask(rig: &mut Rig, endpoint: usize, request: PageRequest) -> Result<()> {
+pub(crate) fn ask(rig: &mut Rig, endpoint: usize, request: PageRequest) -> Result<()> {
     let (id, _) = rig.endpoint(endpoint)?;
     done(rig.link.request_page(&id, request)?, "a page request")
 }
@@ -184,7 +184,7 @@ pub(super) fn ask_again(rig: &mut Rig, endpoint: usize, request: PageRequest) ->
 }
 
 /// Exactly these responses come, in this order.
-pub(super) fn expect(rig: &mut Rig, endpoint: usize, expected: &[Response]) -> Result<()> {
+pub(crate) fn expect(rig: &mut Rig, endpoint: usize, expected: &[Response]) -> Result<()> {
     let (id, place) = rig.endpoint(endpoint)?;
     let mut got = collect(rig, &id, expected.len())?;
     // What the kernel has to say it has said when it has answered.

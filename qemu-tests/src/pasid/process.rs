@@ -8,11 +8,11 @@ use crate::endpoint::link::{Code, Invalidation, PageRequest, Response, Wanted};
 use crate::endpoint::{Answer, Tag};
 
 /// The start of a process's heap; its pages get memory when they are touched.
-const HEAP: u64 = 0x10_0000_0000;
-const PAGE: u64 = 0x1000;
+pub(crate) const HEAP: u64 = 0x10_0000_0000;
+pub(crate) const PAGE: u64 = 0x1000;
 
 /// A process and a device that works in it.
-struct Bound {
+pub(crate) struct Bound {
     process: String,
     bond: String,
     pasid: u32,
@@ -22,7 +22,7 @@ struct Bound {
 
 impl Bound {
     /// Binds an endpoint to a process.
-    fn new(rig: &mut Rig, endpoint: usize, process: &str) -> Result<Self> {
+    pub(crate) fn new(rig: &mut Rig, endpoint: usize, process: &str) -> Result<Self> {
         let (id, place) = rig.endpoint(endpoint)?;
         let lines = rig.ask(&format!("bind {place} {process}"))?;
         let line = lines.iter().find_map(|line| line.strip_prefix("bond: ")).context("no bond")?;
@@ -66,11 +66,11 @@ impl Bound {
         })
     }
 
-    fn request(&self, address: u64, access: &'static str, group: u16) -> PageRequest {
+    pub(crate) fn request(&self, address: u64, access: &'static str, group: u16) -> PageRequest {
         PageRequest { tag: self.tag(), address, access, group, last: true }
     }
 
-    fn response(&self, group: u16, code: Code) -> Response {
+    pub(crate) fn response(&self, group: u16, code: Code) -> Response {
         Response { tag: self.tag(), group, code }
     }
 
@@ -109,7 +109,7 @@ fn load(rig: &mut Rig, process: &str, address: u64) -> Result<u64> {
     Ok(u64::from_str_radix(value, 16)?)
 }
 
-fn process(rig: &mut Rig, how: &str) -> Result<String> {
+pub(crate) fn process(rig: &mut Rig, how: &str) -> Result<String> {
     let lines = rig.ask(&format!("process {how}"))?;
     let name = lines.iter().find_map(|line| line.strip_prefix("process: ")?.split(' ').next());
     Ok(name.context("no process")?.to_owned())

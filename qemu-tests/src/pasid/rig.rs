@@ -1,5 +1,6 @@
 //! A running machine with its console and its endpoints, and what the tests ask of them.
 
+use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,10 +19,10 @@ const START_LIMIT: Duration = Duration::from_secs(120);
 const FAULT_LIMIT: Duration = Duration::from_secs(60);
 
 /// A machine.
-pub(super) struct Rig {
+pub(crate) struct Rig {
     prompt: Prompt,
     /// The endpoints.
-    pub(super) link: Link,
+    pub(crate) link: Link,
     endpoints: Vec<Endpoint>,
     success_status: i32,
     // Goes when the machine is gone.
@@ -29,7 +30,7 @@ pub(super) struct Rig {
 }
 
 /// What came of starting one.
-pub(super) enum Started {
+pub(crate) enum Started {
     Ready(Box<Rig>),
     /// The endpoints cannot be had here, and why.
     Unusable(String),
@@ -37,15 +38,26 @@ pub(super) enum Started {
 
 /// A frame of the console's.
 #[derive(Clone, Debug)]
-pub(super) struct Frame {
+pub(crate) struct Frame {
     name: String,
     /// Its physical address.
-    pub(super) phys: u64,
+    pub(crate) phys: u64,
 }
 
 impl Rig {
     /// Boots a machine with endpoints into its console.
-    pub(super) fn start(lab: &Lab, profile: &Profile, name: &str) -> Result<Started> {
+    pub(crate) fn start(lab: &Lab, profile: &Profile, name: &str) -> Result<Started> {
+        Self::boot(lab, profile, name, &lab.kernel(profile.arch), &[])
+    }
+
+    /// As [`start`](Self::start), with another kernel, and further arguments for QEMU.
+    pub(crate) fn boot(
+        lab: &Lab,
+        profile: &Profile,
+        name: &str,
+        kernel: &Path,
+        arguments: &[&str],
+    ) -> Result<Started> {
         let library = match library::ensure(&lab.workspace) {
             Ok(library) => library,
             Err(error) => return Ok(Started::Unusable(format!("{error:#}"))),
@@ -53,7 +65,8 @@ impl Rig {
         let socket = Socket::new()?;
         let preload = Preload { library, socket: socket.path() };
         let disk = lab.image.copy(name)?;
-        let command = lab.command_with_endpoints(profile, disk.path(), "shell", &preload);
+        let mut command = lab.command_with_endpoints(profile, kernel, disk.path(), "shell", &preload);
+        command.args(arguments);
         let log = lab.workspace.log_dir().join(format!("{name}.log"));
         let mut session = Session::start(command, Input::Commands, &log)?;
         let Some(mut link) = connect(&socket, &mut session)? else {
@@ -73,18 +86,18 @@ impl Rig {
     }
 
     /// Switches off, and says what is wrong with that.
-    pub(super) fn power_off(self) -> Result<Option<String>> {
+    pub(crate) fn power_off(self) -> Result<Option<String>> {
         self.prompt.power_off(self.success_status)
     }
 
     /// The name of an endpoint for the link, and its place for the console.
-    pub(super) fn endpoint(&self, number: usize) -> Result<(String, String)> {
+    pub(crate) fn endpoint(&self, number: usize) -> Result<(String, String)> {
         let endpoint = self.endpoints.get(number).context("the profile has too few endpoints")?;
         Ok((endpoint.id.clone(), endpoint.place.clone()))
     }
 
     /// Types a command that has to succeed; the answer without its `ok`.
-    pub(super) fn ask(&mut self, command: &str) -> Result<Vec<String>> {
+    pub(crate) fn ask(&mut self, command: &str) -> Result<Vec<String>> {
         let mut lines = self.answer(command)?;
         let closing = lines.pop().unwrap_or_default();
         ensure!(closing == "ok", "`{command}` was answered with `{closing}`");
@@ -92,7 +105,7 @@ impl Rig {
     }
 
     /// Types a command that has to fail for this reason.
-    pub(super) fn ask_in_vain(&mut self, command: &str, reason: &str) -> Result<()> {
+    pub(crate) fn ask_in_vain(&mut self, command: &str, reason: &str) -> Result<()> {
         let closing = self.answer(command)?.pop().unwrap_or_default();
         let refused = closing.strip_prefix("error:").is_some_and(|error| error.contains(reason));
         ensure!(refused, "`{command}` was answered with `{closing}`, not an error with `{reason}`");
@@ -107,19 +120,19 @@ impl Rig {
     }
 
     /// Makes a domain.
-    pub(super) fn domain(&mut self) -> Result<String> {
+    pub(crate) fn domain(&mut self) -> Result<String> {
         let lines = self.ask("domain new paging")?;
         let name = lines.iter().find_map(|line| line.strip_prefix("domain: "));
         Ok(name.context("the console names no domain")?.to_owned())
     }
 
     /// Maps a fresh frame, zeroed.
-    pub(super) fn map(&mut self, domain: &str, address: u64, access: &str) -> Result<Frame> {
+    pub(crate) fn map(&mut self, domain: &str, address: u64, access: &str) -> Result<Frame> {
         frame(&self.ask(&format!("map {domain} {address:#x} alloc 4K {access}"))?)
     }
 
     /// Sets memory aside whose pages the kernel maps when they are asked for.
-    pub(super) fn pager(
+    pub(crate) fn pager(
         &mut self,
         place: &str,
         pasid: u32,
@@ -132,31 +145,31 @@ impl Rig {
     }
 
     /// Unmaps a page.
-    pub(super) fn unmap(&mut self, domain: &str, address: u64) -> Result<()> {
+    pub(crate) fn unmap(&mut self, domain: &str, address: u64) -> Result<()> {
         self.ask(&format!("unmap {domain} {address:#x} 4K")).map(drop)
     }
 
     /// Up to 64 bytes of a frame, as the CPU sees them.
-    pub(super) fn peek(&mut self, frame: &Frame, offset: u64, size: u64) -> Result<Vec<u8>> {
+    pub(crate) fn peek(&mut self, frame: &Frame, offset: u64, size: u64) -> Result<Vec<u8>> {
         let lines = self.ask(&format!("peek {} {offset} {size}", frame.name))?;
         let bytes = lines.iter().find_map(|line| line.strip_prefix("bytes: ")).context("no bytes")?;
         Ok(bytes.split(' ').map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?)
     }
 
     /// Switches features on, bus mastering included.
-    pub(super) fn enable(&mut self, place: &str, features: &str) -> Result<()> {
+    pub(crate) fn enable(&mut self, place: &str, features: &str) -> Result<()> {
         self.ask(&format!("enable {place} {features}")).map(drop)
     }
 
     /// Attaches a PASID; what the console says about the way there.
-    pub(super) fn attach(&mut self, place: &str, pasid: u32, domain: &str) -> Result<String> {
+    pub(crate) fn attach(&mut self, place: &str, pasid: u32, domain: &str) -> Result<String> {
         let lines = self.ask(&format!("attach-pasid {place} {pasid:#x} {domain}"))?;
         let transition = lines.iter().find_map(|line| line.strip_prefix("attached: "));
         Ok(transition.context("nothing is said of the attachment")?.to_owned())
     }
 
     /// Detaches a PASID.
-    pub(super) fn detach(&mut self, place: &str, pasid: u32) -> Result<()> {
+    pub(crate) fn detach(&mut self, place: &str, pasid: u32) -> Result<()> {
         self.ask(&format!("detach-pasid {place} {pasid:#x}")).map(drop)
     }
 
@@ -171,14 +184,14 @@ impl Rig {
     }
 
     /// Nothing was refused.
-    pub(super) fn no_fault(&mut self) -> Result<()> {
+    pub(crate) fn no_fault(&mut self) -> Result<()> {
         let faults = self.take_faults()?;
         ensure!(faults.is_empty(), "unexpected: {}", faults.join("; "));
         Ok(())
     }
 
     /// Exactly one request was refused, and its record, which is returned, has all these words.
-    pub(super) fn one_fault(&mut self, words: &[&str]) -> Result<String> {
+    pub(crate) fn one_fault(&mut self, words: &[&str]) -> Result<String> {
         let end = Instant::now() + FAULT_LIMIT;
         let mut faults = self.take_faults()?;
         while faults.is_empty() && Instant::now() < end {
@@ -194,7 +207,7 @@ impl Rig {
     }
 
     /// An access by an endpoint is blocked, with a record that names the requester, the PASID and the address.
-    pub(super) fn blocked(&mut self, endpoint: usize, pasid: u32, address: u64) -> Result<()> {
+    pub(crate) fn blocked(&mut self, endpoint: usize, pasid: u32, address: u64) -> Result<()> {
         let (id, place) = self.endpoint(endpoint)?;
         let answer = self.link.write(&id, Tag::Pasid(pasid), address, &[0xee])?;
         ensure!(answer == Answer::Fault, "a write with PASID {pasid:#x} to {address:#x}: {answer:?}");
@@ -206,7 +219,7 @@ impl Rig {
     }
 
     /// An access with a PASID that is attached nowhere is blocked. QEMU's record of that has no PASID.
-    pub(super) fn unattached(&mut self, endpoint: usize, pasid: u32, address: u64) -> Result<()> {
+    pub(crate) fn unattached(&mut self, endpoint: usize, pasid: u32, address: u64) -> Result<()> {
         let (id, place) = self.endpoint(endpoint)?;
         let answer = self.link.write(&id, Tag::Pasid(pasid), address, &[0xee])?;
         ensure!(answer == Answer::Fault, "a write with PASID {pasid:#x} to {address:#x}: {answer:?}");
@@ -214,7 +227,7 @@ impl Rig {
     }
 
     /// A write reaches the frame that it is meant for.
-    pub(super) fn arrives(&mut self, endpoint: usize, tag: Tag, address: u64, frame: &Frame) -> Result<()> {
+    pub(crate) fn arrives(&mut self, endpoint: usize, tag: Tag, address: u64, frame: &Frame) -> Result<()> {
         let (id, _) = self.endpoint(endpoint)?;
         let old = self.peek(frame, address % 4096, 4)?;
         // Never what is there.
@@ -237,7 +250,7 @@ fn frame(lines: &[String]) -> Result<Frame> {
 }
 
 /// What was done, or an error that says what was not.
-pub(super) fn done<T>(answer: Answer<T>, what: &str) -> Result<T> {
+pub(crate) fn done<T>(answer: Answer<T>, what: &str) -> Result<T> {
     match answer {
         Answer::Done(value) => Ok(value),
         Answer::Fault => bail!("{what} ended in a fault"),
@@ -246,7 +259,7 @@ pub(super) fn done<T>(answer: Answer<T>, what: &str) -> Result<T> {
 }
 
 /// The endpoint itself does not do it, for this reason.
-pub(super) fn refused<T: std::fmt::Debug>(answer: Answer<T>, reason: &str) -> Result<()> {
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Answer<T>, reason: &str) -> Result<()> {
     ensure!(
         matches!(&answer, Answer::Refused(why) if why.contains(reason)),
         "{answer:?} where `{reason}` is a reason to refuse"

@@ -7,15 +7,18 @@
 //! host does disturbs it. `memory machine=M of=W tables=N heap=N` are bytes in frames, which units read, and on the heap.
 
 mod memory;
+mod process;
 mod smmu;
 mod vtd;
 
 use memory::{Memory, Usage};
-use portcullis_hal::{Arc, EndpointId, Pasid, RequesterId};
+use portcullis_hal::{Arc, EndpointId, Granule, Pasid, RequesterId, TableFormat};
 use portcullis_iommu::{
-    Device, DeviceDescription, DeviceId, Domain, DomainSpec, GroupId, Iommu, PagingSpec, Permissions, Unit,
+    Device, DeviceDescription, DeviceId, Domain, DomainSpec, Feature, GroupId, Iommu, PagingSpec,
+    Permissions, Unit,
 };
-use portcullis_operations::{Bench, Clock, Rounds};
+use portcullis_operations::{Bench, Clock, Cost, OnPaper, Rounds, Sharing};
+use process::process;
 use std::error::Error;
 use std::time::Instant;
 
@@ -26,47 +29,90 @@ const FURTHER: u32 = 255;
 const PASID_BITS: u8 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let units: [(&str, Play); 3] =
-        [("aarch64", smmu::unit), ("x86_64-first", vtd::first_stage), ("x86_64-second", vtd::second_stage)];
-    for (machine, play) in units {
+    let smmu = TableFormat::VmsaStage1 { granule: Granule::Size4K, mair: 0xff };
+    let machines: [(&str, Play, Option<TableFormat>); 3] = [
+        ("aarch64", smmu::unit, Some(smmu)),
+        ("x86_64-first", vtd::first_stage, Some(TableFormat::X86 { levels: 4 })),
+        ("x86_64-second", vtd::second_stage, None),
+    ];
+    for (machine, play, cpu_tables) in machines {
         operations(machine, play)?;
+        if let Some(format) = cpu_tables {
+            sharing(machine, play, format)?;
+        }
         tables(machine, play)?;
     }
     Ok(())
 }
 
-/// Sets up a driver on a unit that is played.
-type Play = fn(Memory) -> Result<Arc<dyn Unit>, Box<dyn Error>>;
+/// A driver on a unit that is played.
+struct Played {
+    unit: Arc<dyn Unit>,
+    /// Puts a page request of an endpoint's PASID into the unit's queue: for a page to read and write, alone in its group.
+    ask: Box<dyn Fn(u32, Pasid)>,
+}
 
-/// Measures all operations, through the registry as a kernel does.
-#[expect(unsafe_code, reason = "maps memory that is not there")]
-fn operations(machine: &str, play: Play) -> Result<(), Box<dyn Error>> {
-    let memory = Memory::new();
+/// Sets one up.
+type Play = fn(Memory) -> Result<Played, Box<dyn Error>>;
+
+/// The device.
+const ENDPOINT: u32 = 0x20;
+
+/// A registry with a unit and a device, as a kernel has it.
+fn registry(memory: Memory, unit: Arc<dyn Unit>) -> Result<(Iommu<Memory>, Arc<Device>), Box<dyn Error>> {
     let iommu = Iommu::new(memory);
-    let unit = iommu.add_unit(play(memory)?)?;
-    let device: Arc<Device> = iommu.add_device(DeviceDescription {
+    let unit = iommu.add_unit(unit)?;
+    let device = iommu.add_device(DeviceDescription {
         id: DeviceId::Pci(RequesterId::new(0, 0, 4, 0)?),
         unit,
-        endpoints: vec![EndpointId::new(0x20)],
+        endpoints: vec![EndpointId::new(ENDPOINT)],
         group: GroupId(0),
         reserved: vec![],
     })?;
+    Ok((iommu, device))
+}
+
+fn clock() -> Clock<impl Fn() -> u64> {
     let start = Instant::now();
-    let clock = Clock::new(|| start.elapsed().as_nanos() as u64);
+    Clock::new(move || start.elapsed().as_nanos() as u64)
+}
+
+fn printer(machine: &str) -> impl FnMut(&str, Cost) {
+    move |name, cost| println!("host machine={machine} operation={name} nanoseconds={}", cost.time)
+}
+
+/// Measures mappings and attachments.
+#[expect(unsafe_code, reason = "maps memory that is not there")]
+fn operations(machine: &str, play: Play) -> Result<(), Box<dyn Error>> {
+    let memory = Memory::new();
+    let (iommu, device) = registry(memory, play(memory)?.unit)?;
     // SAFETY: there is no device.
-    let bench = unsafe { Bench::new(&iommu, &device, clock, ROUNDS) }?;
-    let mut print = |name: &str, cost: portcullis_operations::Cost| {
-        println!("host machine={machine} operation={name} nanoseconds={}", cost.time);
-    };
+    let bench = unsafe { Bench::new(&iommu, &device, clock(), ROUNDS) }?;
+    let mut print = printer(machine);
     bench.mappings(&mut print)?;
     bench.attachments(&mut print)?;
+    Ok(())
+}
+
+/// Measures what shared address spaces cost, of a device that knows nothing of its permissions.
+fn sharing(machine: &str, play: Play, format: TableFormat) -> Result<(), Box<dyn Error>> {
+    let memory = Memory::new();
+    let Played { unit, ask } = play(memory)?;
+    let (iommu, device) = registry(memory, unit)?;
+    let mm = process(memory, format)?;
+    let sharing = Sharing::new(&iommu, &device, mm.clone(), clock(), ROUNDS)?;
+    let mut print = printer(machine);
+    sharing.whole(&mut print)?;
+    iommu.enable_feature(&device, &OnPaper, Feature::Sva, &mm.root())?;
+    sharing.with_pasid(&mut print)?;
+    sharing.faults(&|pasid| ask(ENDPOINT, pasid), &mut print)?;
     Ok(())
 }
 
 /// Sees what memory is taken for a domain, for devices and for PASIDs.
 fn tables(machine: &str, play: Play) -> Result<(), Box<dyn Error>> {
     let memory = Memory::new();
-    let unit = play(memory)?;
+    let Played { unit, .. } = play(memory)?;
     let mut last = memory.usage();
     let mut print = |of: &str, parts: u64| {
         let now = memory.usage();
@@ -76,7 +122,7 @@ fn tables(machine: &str, play: Play) -> Result<(), Box<dyn Error>> {
     };
     let domain = unit.new_domain(&DomainSpec::Paging(PagingSpec::default()))?;
     print("domain", 1);
-    let [first, second] = [0x20, 0x28].map(|id| [EndpointId::new(id)]);
+    let [first, second] = [ENDPOINT, 0x28].map(|id| [EndpointId::new(id)]);
     unit.attach(&first, &domain)?;
     print("device", 1);
     unit.attach(&second, &domain)?;

@@ -1,8 +1,8 @@
 //! A VT-d unit that has carried out every descriptor when the write of the tail returns.
 
+use crate::Played;
 use crate::memory::Memory;
-use portcullis_hal::{Arc, Mmio};
-use portcullis_iommu::Unit;
+use portcullis_hal::{Mmio, Pasid};
 use portcullis_vtd::{Options, Setup};
 use std::error::Error;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,6 +16,9 @@ const FSTS: usize = 0x34;
 const IQH: usize = 0x80;
 const IQT: usize = 0x88;
 const IQA: usize = 0x90;
+const PQT: usize = 0xc8;
+const PQA: usize = 0xd0;
+const PRS: usize = 0xdc;
 /// The width of the host's addresses.
 const HOST_BITS: u8 = 39;
 /// GSTS_REG: the queue is on.
@@ -29,22 +32,23 @@ struct NullUnit {
 }
 
 /// QEMU 11.1: `scalable-mode=on,fsts=on,pasid-bits=20,svm=on,device-iotlb=on`.
-pub(crate) fn first_stage(memory: Memory) -> Result<Arc<dyn Unit>, Box<dyn Error>> {
-    unit(memory, 0x0000_8d9a_20f0_0f4a)
+pub(crate) fn first_stage(memory: Memory) -> Result<Played, Box<dyn Error>> {
+    unit(memory, 0x0000_8d9a_20f0_0f4e)
 }
 
 /// The same but for the stage.
-pub(crate) fn second_stage(memory: Memory) -> Result<Arc<dyn Unit>, Box<dyn Error>> {
-    unit(memory, 0x0000_4d9a_20f0_0f4a)
+pub(crate) fn second_stage(memory: Memory) -> Result<Played, Box<dyn Error>> {
+    unit(memory, 0x0000_4d9a_20f0_0f4e)
 }
 
-fn unit(memory: Memory, ecap: u64) -> Result<Arc<dyn Unit>, Box<dyn Error>> {
+fn unit(memory: Memory, ecap: u64) -> Result<Played, Box<dyn Error>> {
     let registers = (0..0x400).map(|_| AtomicU32::new(0)).collect();
-    let unit = NullUnit { memory, registers };
+    let unit: &'static NullUnit = Box::leak(Box::new(NullUnit { memory, registers }));
     unit.write32(VER, 0x10);
     unit.write64(CAP, 0x81d2_008c_222f_0606);
     unit.write64(ECAP, ecap);
-    Ok(Setup::new(memory, unit, Options::new(HOST_BITS))?.enable()?.unit()?)
+    let driver = Setup::new(memory, unit, Options::new(HOST_BITS))?.enable()?;
+    Ok(Played { unit: driver.unit()?, ask: Box::new(|endpoint, pasid| unit.ask(endpoint, pasid)) })
 }
 
 impl NullUnit {
@@ -66,6 +70,18 @@ impl NullUnit {
         self.set64(IQT, tail);
     }
 
+    /// Puts a page request into the queue (7.4.1.1).
+    fn ask(&self, endpoint: u32, pasid: Pasid) {
+        let (address, tail) = (self.read64(PQA), self.read64(PQT));
+        let record = (address & !0xfff) + tail;
+        let who = 1 | 1 << 8 | u64::from(endpoint) << 16 | u64::from(pasid.get()) << 32;
+        self.memory.word(record).store(who, Ordering::Relaxed);
+        // The last of its group, to read and to write.
+        self.memory.word(record + 8).store(0x10_0000_0007, Ordering::Relaxed);
+        self.set64(PQT, (tail + 32) % (0x1000 << (address & 7)));
+        self.set(PRS, 1);
+    }
+
     fn set(&self, offset: usize, value: u32) {
         if let Some(register) = self.registers.get(offset / 4) {
             register.store(value, Ordering::Relaxed);
@@ -80,7 +96,7 @@ impl NullUnit {
 
 #[expect(unsafe_code, reason = "registers of hardware that is not there")]
 // SAFETY: the unit writes only the status words that the driver gave it.
-unsafe impl Mmio for NullUnit {
+unsafe impl Mmio for &NullUnit {
     fn read32(&self, offset: usize) -> u32 {
         self.registers.get(offset / 4).map_or(0, |register| register.load(Ordering::Relaxed))
     }
@@ -89,6 +105,7 @@ unsafe impl Mmio for NullUnit {
         match offset {
             // There is never an error to clear.
             FSTS => {}
+            PRS => self.set(PRS, self.read32(PRS) & !value),
             // Levels and one-shot commands are in force at once.
             GCMD => self.set(GSTS, value),
             _ => self.set(offset, value),
