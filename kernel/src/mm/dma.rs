@@ -76,7 +76,7 @@ impl AddressSpace {
         let region = state.regions.at(address).ok_or(MmError::NotMapped(address))?;
         // A page that may be written to must not be shared, whatever this pin is for: copying it later would take it
         // from under the device.
-        let settled = access | region.access & (Access::READ | Access::WRITE);
+        let settled = access | region.access() & (Access::READ | Access::WRITE);
         self.make_present(&mut state, address, settled)?;
         if let Some(page) = state.page_mut(address) {
             page.pins = page.pins.saturating_add(1);

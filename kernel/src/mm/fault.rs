@@ -1,7 +1,6 @@
 //! Page faults, of CPUs and of devices alike, and the pages that must not fault.
 
-use super::page::UserFrame;
-use super::region::Page;
+use super::page::{Page, UserFrame};
 use super::space::{Life, State};
 use super::{AddressSpace, MmError, PageRange};
 use core::sync::atomic::Ordering;
@@ -16,7 +15,7 @@ impl AddressSpace {
                 self.faults.fetch_add(1, Ordering::Relaxed);
                 FaultOutcome::Resolved
             }
-            Err(MmError::Ended | MmError::NotMapped(_) | MmError::Access(_) | MmError::Range { .. }) => {
+            Err(MmError::Ended | MmError::NotMapped(_) | MmError::Access(_) | MmError::Range(_)) => {
                 FaultOutcome::Denied
             }
             Err(error) => {
@@ -38,7 +37,7 @@ impl AddressSpace {
         }
         let range = PageRange::page_of(address)?;
         let region = state.regions.at(address).ok_or(MmError::NotMapped(address))?;
-        let allowed = region.access;
+        let allowed = region.access();
         if !allowed.contains(access) {
             return Err(MmError::Access(access));
         }
@@ -97,7 +96,7 @@ impl AddressSpace {
     pub(super) fn settle_pinned(&self, state: &mut State, range: PageRange) -> Result<(), MmError> {
         range.pages().try_for_each(|address| {
             let Some(region) = state.regions.at(address) else { return Ok(()) };
-            let access = region.access & (Access::READ | Access::WRITE);
+            let access = region.access() & (Access::READ | Access::WRITE);
             match region.page_mut(address) {
                 Some(Some(page)) if page.pins > 0 => self.make_present(state, address, access),
                 _ => Ok(()),

@@ -1,8 +1,6 @@
 //! A second address space with the same contents.
 
-use super::page::UserFrame;
-use super::region::{Page, Region};
-use super::space::State;
+use super::page::{Page, UserFrame};
 use super::{AddressSpace, MmError, PageRange};
 use portcullis_hal::{Access, Arc, Gather, OutOfMemory};
 
@@ -16,36 +14,19 @@ impl AddressSpace {
             return Err(MmError::Ended);
         }
         let mut gather = Gather::new();
-        let copied = copy_regions(&mut state, &child, |range| {
-            self.table.protect(range.iova(), |present| present - Access::WRITE, &mut gather)?;
-            Ok(())
+        let copied = state.regions.copied(|address, page| {
+            let frame = share(page)?;
+            if page.pins == 0 {
+                let range = PageRange::of_pages(address, 1);
+                self.table.protect(range.iova(), |present| present - Access::WRITE, &mut gather)?;
+            }
+            Ok::<_, MmError>(Page { frame, pins: 0 })
         });
         // Also after an error: what has become read-only is made writable again by the next write.
         self.forget(&state, &mut gather)?;
-        copied.map(|()| child)
+        child.state.lock().regions = copied?;
+        Ok(child)
     }
-}
-
-/// Gives `child` copies of all regions. `restrict` takes the permission to write from pages that are shared now.
-fn copy_regions(
-    state: &mut State,
-    child: &AddressSpace,
-    mut restrict: impl FnMut(PageRange) -> Result<(), MmError>,
-) -> Result<(), MmError> {
-    let mut theirs = child.state.lock();
-    for region in state.regions.iter_mut() {
-        let mut copy = Region::new(region.range(), region.access)?;
-        for ((address, place), (_, copied)) in region.pages_mut().zip(copy.pages_mut()) {
-            let Some(page) = place else { continue };
-            let frame = share(page)?;
-            *copied = Some(Page { frame, pins: 0 });
-            if page.pins == 0 {
-                restrict(PageRange::of_pages(address, 1))?;
-            }
-        }
-        theirs.regions.add(copy)?;
-    }
-    Ok(())
 }
 
 /// The memory that the other side gets.

@@ -1,9 +1,10 @@
 //! Address spaces of user code, on the page tables that devices can walk too.
 //!
-//! A space is a list of regions with permissions. Pages get memory when they are first touched, share it with the other
-//! side after a fork until one of both writes, and lose it with `unmap` or the end of the space. The tables are made by
-//! `portcullis-pgtable`, the same code that makes the IOMMU drivers' tables, and cleaned to memory: a unit that does not
-//! snoop can walk them. What a device asks for is resolved by the same handler as what a CPU asks for.
+//! A space is a list of regions with permissions ([`portcullis_regions`]). Pages get memory when they are first touched,
+//! share it with the other side after a fork until one of both writes, and lose it with `unmap` or the end of the space.
+//! The tables are made by `portcullis-pgtable`, the same code that makes the IOMMU drivers' tables, and cleaned to memory:
+//! a unit that does not snoop can walk them. What a device asks for is resolved by the same handler as what a CPU asks
+//! for.
 //!
 //! # The order in which memory goes
 //!
@@ -18,28 +19,30 @@ mod fault;
 mod fork;
 mod lock;
 mod page;
-mod range;
-mod region;
 mod space;
 mod table;
 
 pub(crate) use page::{UserFrame, in_use};
-pub(crate) use range::PageRange;
+pub(crate) use portcullis_regions::PAGE;
 pub(crate) use space::AddressSpace;
 
-use portcullis_arch::{paging, tlb};
+use page::Page;
+use portcullis_arch::{paging, tlb, user};
 use portcullis_hal::{Access, MapError, OutOfMemory, SyncError, UnmapError};
 use portcullis_pgtable::{ConfigError, ProtectError};
+use portcullis_regions::{RangeError, RegionsError};
 use thiserror::Error;
 
-/// The size of a page, in bytes.
-pub(crate) const PAGE: u64 = 4096;
+/// Pages of user memory in a row.
+pub(crate) type PageRange = portcullis_regions::PageRange<{ user::END }>;
+type Region = portcullis_regions::Region<Page, { user::END }>;
+type Regions = portcullis_regions::Regions<Page, { user::END }>;
 
 /// Why an address space was not made or changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub(crate) enum MmError {
-    #[error("{len:#x} bytes at {start:#x} are not pages of user memory")]
-    Range { start: u64, len: u64 },
+    #[error(transparent)]
+    Range(#[from] RangeError),
     #[error("{0:#x} belongs to another region")]
     Overlap(u64),
     #[error("{0:#x} belongs to no region")]
@@ -71,4 +74,14 @@ pub(crate) enum MmError {
     /// A device may: the memory is lost, too.
     #[error(transparent)]
     Device(#[from] SyncError),
+}
+
+impl From<RegionsError> for MmError {
+    fn from(error: RegionsError) -> Self {
+        match error {
+            RegionsError::Overlap(address) => Self::Overlap(address),
+            RegionsError::NotMapped(address) => Self::NotMapped(address),
+            RegionsError::OutOfMemory(error) => error.into(),
+        }
+    }
 }

@@ -59,3 +59,10 @@ impl UserFrame {
         self.frames().range()
     }
 }
+
+/// A page that has memory.
+pub(super) struct Page {
+    pub(super) frame: UserFrame,
+    /// How many times it is pinned: its memory and its entry stay, for devices that cannot fault.
+    pub(super) pins: u32,
+}

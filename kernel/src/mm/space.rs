@@ -4,10 +4,9 @@
 
 use super::asid::Lease;
 use super::lock::SpaceLock;
-use super::page::UserFrame;
-use super::region::{Page, Region, Regions};
+use super::page::{Page, UserFrame};
 use super::table::{self, UserTable};
-use super::{MmError, PAGE, PageRange};
+use super::{MmError, PAGE, PageRange, Region, Regions};
 use crate::memory::KernelHal;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
@@ -98,7 +97,7 @@ impl AddressSpace {
         let region = Region::new(range, access)?;
         let mut state = self.state.lock();
         state.running()?;
-        state.regions.add(region)
+        Ok(state.regions.add(region)?)
     }
 
     /// Adds a program, which can be read and executed.
@@ -116,7 +115,7 @@ impl AddressSpace {
         }
         let mut state = self.state.lock();
         state.running()?;
-        state.regions.add(region)
+        Ok(state.regions.add(region)?)
     }
 
     /// Takes pages out, and with them their memory, pinned or not. Returns how many had memory.
@@ -135,11 +134,7 @@ impl AddressSpace {
         allowed(access)?;
         let mut state = self.state.lock();
         state.running()?;
-        if !state.regions.cover(range) {
-            return Err(MmError::NotMapped(range.first()));
-        }
-        state.regions.cut(range)?;
-        state.regions.within(range).for_each(|region| region.access = access);
+        state.regions.protect(range, access)?;
         let mut gather = Gather::new();
         self.table.protect(range.iova(), |present| present & access, &mut gather)?;
         self.forget(&state, &mut gather)?;
