@@ -11,8 +11,7 @@ use crate::dma::count_bytes;
 use crate::machine::{EduRig, Machine, TestRig};
 use crate::memory::KernelHal;
 use crate::mm::{self, AddressSpace, PAGE};
-use crate::report::Report;
-use crate::report::words;
+use crate::report::{self, Report, words};
 use crate::user::Order;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -31,7 +30,13 @@ const CANARY: u64 = 0x1234_5678_9abc_def0;
 type Check = fn(&'static Machine, &EduRig, &TestRig) -> Outcome;
 
 pub(super) fn run(machine: &'static Machine, report: &mut Report) {
-    report.section("Devices in address spaces");
+    report.section("Shared virtual addresses: devices in processes");
+    report::text(format_args!(
+        "  The device walks the page tables that the CPU walks, at the addresses of the process. QEMU's devices have"
+    ));
+    report::text(format_args!(
+        "  no PASIDs: they are attached as a whole, with pinned pages. `cargo xtask test pasid/` binds some that have."
+    ));
     let (Some(edu), Some(test)) = (machine.edus.first(), machine.test_devices.first()) else {
         report.fail("share", format_args!("no device"));
         return;
@@ -169,7 +174,12 @@ fn both_ways(machine: &'static Machine, rig: &EduRig, _test: &TestRig) -> Outcom
     count_bytes(2 * BUFFER_SIZE);
     attached.leave(machine)?;
     let root = space.table_root();
-    Ok(format!("{FROM_CPU:#x} to {FROM_DEVICE:#x} by the CPU's {} tables at {}", root.format, root.root))
+    Ok(format!(
+        "user code's words at {FROM_CPU:#x} came back at {FROM_DEVICE:#x} by {}, on the CPU's tables ({}) at {}",
+        rig.device.id(),
+        root.format,
+        root.root
+    ))
 }
 
 /// What becomes read-only is read-only for the device too, and writable again.
@@ -190,7 +200,7 @@ fn protect(machine: &'static Machine, rig: &EduRig, _test: &TestRig) -> Outcome 
         return Err("the device cannot write afterwards".to_string());
     }
     attached.leave(machine)?;
-    Ok(line)
+    Ok(format!("read-only for the process: {line}"))
 }
 
 /// What is unmapped is gone for the device, before its memory is free.
@@ -203,7 +213,7 @@ fn unmap(machine: &'static Machine, rig: &EduRig, _test: &TestRig) -> Outcome {
     space.unmap(pages(1, 1)?).map_err(words)?;
     let line = refused(machine, rig, FROM_DEVICE, page.frames(), FaultReason::NotMapped)?;
     attached.leave(machine)?;
-    Ok(line)
+    Ok(format!("gone for the process: {line}"))
 }
 
 /// A virtio disk whose rings, requests and data are all at user addresses: user code finds a sector in its page, and the
@@ -240,7 +250,9 @@ fn disk(machine: &'static Machine, _rig: &EduRig, _test: &TestRig) -> Outcome {
     process_disk::close()?;
     attached.leave(machine)?;
     count_bytes(4 * PAGE);
-    outcome.map(|sectors| format!("8 of {sectors} sectors to {DATA:#x} and back, rings from {HEAP:#x} on"))
+    outcome.map(|sectors| {
+        format!("8 of {sectors} sectors to user code at {DATA:#x} and back; the rings are from {HEAP:#x} on")
+    })
 }
 
 /// The kernel is out of the device's reach, though on some machines the tables that it walks have the kernel in them.
@@ -257,7 +269,7 @@ fn kernel(machine: &'static Machine, _rig: &EduRig, test: &TestRig) -> Outcome {
     let fault = await_fault(machine.iommu, &test.device)?;
     intact(&victim)?;
     attached.leave(machine)?;
-    Ok(fault.to_string())
+    Ok(format!("out of reach as for user code: {fault}"))
 }
 
 /// A fork neither takes pinned memory from under the device nor gives the device the child's.
@@ -276,7 +288,7 @@ fn fork(machine: &'static Machine, rig: &EduRig, _test: &TestRig) -> Outcome {
         return Err(format!("{found:#x?} after the fork"));
     }
     attached.leave(machine)?;
-    Ok("the device stays with the parent".to_string())
+    Ok("the device goes on in the parent's memory, and the child has its own".to_string())
 }
 
 /// The end of the process cuts the device off, though nobody took it out.
@@ -311,5 +323,6 @@ fn exit(machine: &'static Machine, rig: &EduRig, test: &TestRig) -> Outcome {
         }
         attached.leave(machine)?;
     }
-    Ok(format!("{} and {} are cut off", rig.device.id(), test.device.id()))
+    let (one, other) = (rig.device.id(), test.device.id());
+    Ok(format!("the process ended: both drivers were told, {one} and {other} reach its memory no more"))
 }
