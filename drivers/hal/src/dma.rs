@@ -5,7 +5,7 @@
 use crate::wait::Timeout;
 use crate::{
     FrameChain, FrameOrder, Hal, HarvestError, Iova, IovaRange, NoTables, OutOfMemory, PhysAddr, PhysRange,
-    Progress, ResizeError, Usage,
+    Progress, QueuedMaps, ResizeError, SendMapsError, Usage,
 };
 use bitflags::bitflags;
 use core::any::Any;
@@ -221,6 +221,33 @@ pub unsafe trait IoSpace: Any + Send + Sync {
     /// Until a range is unmapped and the unmap synced, devices may read and write the memory behind it at any
     /// time; the caller makes sure that this memory is nothing else meanwhile than DMA memory.
     unsafe fn map(&self, list: &[Mapping]) -> Result<(), MapError>;
+
+    /// Maps as [`map`](Self::map) does, but devices may see it only after [`send_maps`](Self::send_maps) of `queue`. Where
+    /// the unit has to be told of each mapping, it is not waited for. If the queue holds maps of another domain, these are
+    /// made at once and not queued.
+    ///
+    /// # Errors
+    ///
+    /// As for `map`, but the unit's own refusal is reported by `send_maps`.
+    ///
+    /// # Safety
+    ///
+    /// As for `map`.
+    unsafe fn map_queued(&self, list: &[Mapping], queue: &mut QueuedMaps) -> Result<(), MapError> {
+        let _ = queue;
+        // SAFETY: the contract is the same.
+        unsafe { self.map(list) }
+    }
+
+    /// Returns when devices see everything that was mapped with `queue`; the queue is empty afterwards.
+    ///
+    /// # Errors
+    ///
+    /// Some of it may not be mapped; what was queued is there to be unmapped, all of it. If the queue belongs to
+    /// another domain it is left alone.
+    fn send_maps(&self, queue: &mut QueuedMaps) -> Result<(), SendMapsError> {
+        if queue.is_empty() { Ok(()) } else { Err(GatherBusy.into()) }
+    }
 
     /// Takes out everything mapped in `range` and returns how many bytes that was. Devices may use the old
     /// translations until `gather` is synced.

@@ -29,6 +29,7 @@ mod mapped;
 mod mm;
 mod mmio;
 pub mod producers;
+mod queued;
 pub mod snapshot;
 mod table;
 pub mod wait;
@@ -46,6 +47,7 @@ pub use leaves::{HarvestError, NoTables, Progress, ResizeError, Resizes, Usage};
 pub use mapped::{Mapped, QuarantineReason, Quarantined, Refused, Unsynced};
 pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier, MmSubscription, PinError, SubscribeError};
 pub use mmio::{Mmio, MmioRegion};
+pub use queued::{QueuedMaps, SendMapsError};
 pub use table::{Granule, SharedTable, TableFormat, TableRoot, TableWrites};
 
 use core::ptr::NonNull;

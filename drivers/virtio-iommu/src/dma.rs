@@ -6,8 +6,8 @@ use crate::domain::VirtioDomain;
 use crate::space::Space;
 use crate::transport::Transport;
 use portcullis_hal::{
-    Gather, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, PhysAddr, SyncError, SyncProof, Translated,
-    UnmapError,
+    Gather, GatherBusy, Hal, IoSpace, Iova, IovaRange, MapError, Mapping, PhysAddr, QueuedMaps,
+    SendMapsError, SyncError, SyncProof, Translated, UnmapError,
 };
 
 // SAFETY: the device gives an endpoint nothing but what MAP requests of its domain made. Every mapping is in the
@@ -27,6 +27,18 @@ unsafe impl<H: Hal, T: Transport> IoSpace for VirtioDomain<H, T> {
 
     unsafe fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
         self.space().ok_or(MapError::NotPaging)?.map(list)
+    }
+
+    unsafe fn map_queued(&self, list: &[Mapping], queue: &mut QueuedMaps) -> Result<(), MapError> {
+        self.space().ok_or(MapError::NotPaging)?.map_queued(list, queue)
+    }
+
+    fn send_maps(&self, queue: &mut QueuedMaps) -> Result<(), SendMapsError> {
+        match self.space() {
+            Some(space) => space.send_maps(queue),
+            None if queue.is_empty() => Ok(()),
+            None => Err(GatherBusy.into()),
+        }
     }
 
     unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {

@@ -1,5 +1,6 @@
 //! Who wants the answers to requests, and what they say so far.
 
+use crate::request::Change;
 use crate::spec::Status;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,6 +25,7 @@ pub(crate) struct Ledger {
     failed: AtomicBool,
     queued: AtomicU64,
     answered: AtomicU64,
+    refused_maps: AtomicU64,
 }
 
 impl Ledger {
@@ -34,6 +36,11 @@ impl Ledger {
 
     pub(crate) fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
+    }
+
+    /// How many maps the device has refused.
+    pub(crate) fn refused_maps(&self) -> u64 {
+        self.refused_maps.load(Ordering::Acquire)
     }
 
     /// How many requests were queued, and how many of them are answered.
@@ -150,11 +157,15 @@ impl Batches {
     }
 
     /// The answer to a request of `owner` has come.
-    pub(crate) fn answered(&mut self, owner: &Owner, answer: Result<(), Refusal>) {
+    pub(crate) fn answered(&mut self, owner: &Owner, change: Option<Change>, answer: Result<(), Refusal>) {
         match owner {
             Owner::Ledger(ledger) => {
-                if answer.is_err() {
-                    ledger.fail();
+                match (answer, change) {
+                    (Ok(()), _) => {}
+                    (Err(_), Some(Change::Map)) => {
+                        increment(&ledger.refused_maps);
+                    }
+                    (Err(_), _) => ledger.fail(),
                 }
                 increment(&ledger.answered);
             }

@@ -243,13 +243,14 @@ impl<H: Hal> RequestQueue<H> {
             (true, status) => Err(Refusal::Status(status)),
         };
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some((change, _)) = sent.request.and_then(|request| request.changes()) {
+        let change = sent.request.and_then(|request| request.changes()).map(|(change, _)| change);
+        if let Some(change) = change {
             self.flight.remove(change);
         }
         if let (Err(refusal), Owner::Ledger(_), Some(request)) = (&answer, &sent.owner, &sent.request) {
             log::error!("virtio-iommu: {request:?} refused: {refusal}");
         }
-        self.batches.answered(&sent.owner, answer);
+        self.batches.answered(&sent.owner, change, answer);
         // There is room for every slot.
         let _ = list::push_reserved(&mut self.free, index);
     }

@@ -3,7 +3,7 @@
 use crate::gate::{Closed, Gate};
 use crate::intervals::{InsertError, Interval, Intervals, Run};
 use crate::link::{Link, RequestError};
-use crate::owners::{Ledger, Refusal};
+use crate::owners::{Ledger, Owner, Refusal};
 use crate::pieces::Pieces;
 use crate::request::Request;
 use crate::requests::Priority;
@@ -12,7 +12,7 @@ use crate::transport::Transport;
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{
     Access, Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, OutOfMemory,
-    SpaceKey, SyncError, Translated, UnmapError,
+    QueuedMaps, SendMapsError, SpaceKey, SyncError, Translated, UnmapError,
 };
 use portcullis_iommu::{DomainError, Grain};
 use spin::{Mutex, MutexGuard};
@@ -90,6 +90,42 @@ impl<H: Hal, T: Transport> Space<H, T> {
             self.remove(self.pieces.of(list));
         }
         made
+    }
+
+    /// Maps all of `list` or nothing, and leaves it queued. The contract is that of
+    /// [`IoSpace::map_queued`](portcullis_hal::IoSpace::map_queued).
+    pub(crate) fn map_queued(&self, list: &[Mapping], queue: &mut QueuedMaps) -> Result<(), MapError> {
+        if queue.claim(self.key, self.ledger.refused_maps()).is_err() {
+            return self.map(list);
+        }
+        for mapping in list {
+            self.check(mapping)?;
+        }
+        let _gate = self.gate.enter(&self.link.hal);
+        if self.insert(list)? {
+            let owner = Owner::Ledger(self.ledger.clone());
+            let requests = self.pieces.of(list).map(|interval| self.map_request(&interval));
+            queue.raise_token(self.link.submit(requests, &owner, Priority::Normal)?);
+        }
+        Ok(())
+    }
+
+    /// Waits until what was queued is mapped. The contract is that of
+    /// [`IoSpace::send_maps`](portcullis_hal::IoSpace::send_maps).
+    pub(crate) fn send_maps(&self, queue: &mut QueuedMaps) -> Result<(), SendMapsError> {
+        queue.claim(self.key, self.ledger.refused_maps())?;
+        let (number, mark) = (queue.token(), queue.mark());
+        queue.end();
+        if number > 0 && !self.link.is_faulted() {
+            self.link.drain(&self.ledger, number)?;
+        }
+        if number > 0 && self.link.is_faulted() {
+            return Err(SyncError::Faulted.into());
+        }
+        if self.ledger.refused_maps() != mark {
+            return Err(SendMapsError::Refused);
+        }
+        Ok(())
     }
 
     /// Notes all of `list`, or nothing. Returns whether the device has to be told.

@@ -8,8 +8,8 @@ pub(crate) mod memory;
 
 use memory::{TestHal, exempt};
 use portcullis_hal::{
-    Arc, Attributes, EndpointId, Gather, Hal, Iova, IovaRange, Mapping, PhysAddr, PhysRange, SyncError,
-    UnmapError,
+    Arc, Attributes, EndpointId, Gather, Hal, Iova, IovaRange, Mapping, PhysAddr, PhysRange, QueuedMaps,
+    SyncError, UnmapError,
 };
 use portcullis_iommu::{Domain, DomainSpec, PagingSpec, Unit, UnitEvent};
 use portcullis_virtio_iommu::spec::DeviceStatus;
@@ -90,6 +90,8 @@ pub(crate) struct State {
     pub history: Vec<String>,
     pub script: Script,
     held: Vec<(u16, Req)>,
+    /// State of the dice that choose in which order requests are taken; in theirs while it is `None`.
+    pub disorder: Option<u64>,
     /// Bits of the status that are forced to one.
     pub stuck_status: u8,
     pub ignores_bypass: bool,
@@ -136,6 +138,7 @@ impl Fake {
             history: Vec::new(),
             script: Box::new(|_| Answer::Right),
             held: Vec::new(),
+            disorder: None,
             stuck_status: 0,
             ignores_bypass: false,
             unstable: false,
@@ -255,7 +258,14 @@ impl Fake {
     fn serve(&self) {
         let mut state = self.state();
         let state = &mut *state;
-        while let Some(head) = self.pop(&mut state.queues[0]) {
+        let mut heads: Vec<u16> = std::iter::from_fn(|| self.pop(&mut state.queues[0])).collect();
+        if let Some(dice) = &mut state.disorder {
+            for left in 1..heads.len() {
+                *dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                heads.swap(left, (*dice >> 33) as usize % (left + 1));
+            }
+        }
+        for head in heads {
             let req = self.decode(&state.queues[0].layout.unwrap(), head);
             state.requests.push(req);
             let (answer, room) = self.room(&state.queues[0], head);
@@ -554,6 +564,16 @@ pub(crate) fn piece(iova: u64, phys: u64, len: u64) -> Mapping {
 pub(crate) fn map(domain: &Arc<dyn Domain>, list: &[Mapping]) -> Result<(), portcullis_hal::MapError> {
     // SAFETY: the addresses name no memory; the fake only compares numbers.
     unsafe { domain.map(list) }
+}
+
+/// Maps without waiting.
+pub(crate) fn map_queued(
+    domain: &Arc<dyn Domain>,
+    list: &[Mapping],
+    queue: &mut QueuedMaps,
+) -> Result<(), portcullis_hal::MapError> {
+    // SAFETY: the addresses name no memory; the fake only compares numbers.
+    unsafe { domain.map_queued(list, queue) }
 }
 
 pub(crate) fn range(iova: u64, len: u64) -> IovaRange {
