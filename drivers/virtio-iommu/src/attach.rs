@@ -14,7 +14,7 @@ use crate::spec::{AttachFlags, HostDomain, Status};
 use crate::transport::Transport;
 use alloc::vec::Vec;
 use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory, SyncError, list};
-use portcullis_iommu::{AttachError, Missing};
+use portcullis_iommu::{AttachError, DomainError, Grain, Missing};
 use spin::Mutex;
 
 /// An endpoint that is attached.
@@ -102,13 +102,16 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         for &endpoint in endpoints {
             // There is room: it was reserved.
             let _ = list::push_reserved(&mut before, (endpoint, self.get(endpoint)));
-            if let Err(error) = self.go(endpoint, Some(kind), Priority::Normal) {
-                log::warn!("virtio-iommu: endpoint {endpoint} was not attached: {}", error.error);
+            let moved = self
+                .kind_for(endpoint, kind)
+                .and_then(|kind| Ok(self.go(endpoint, Some(&kind), Priority::Normal)?));
+            if let Err(error) = moved {
+                log::warn!("virtio-iommu: endpoint {endpoint} was not attached: {error}");
                 let mut restored = true;
                 for (endpoint, kind) in before.iter().rev() {
                     restored &= self.restore(*endpoint, kind.as_ref());
                 }
-                return Err(match error.into() {
+                return Err(match error {
                     late @ AttachError::Timeout(_) => late,
                     error if restored => error,
                     _ => AttachError::Lost,
@@ -117,6 +120,23 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         }
         Counters::count(&self.link.counters.attaches);
         Ok(())
+    }
+
+    /// What an endpoint has to be attached to for a domain of this kind.
+    fn kind_for(&self, endpoint: EndpointId, kind: &Kind<H, T>) -> Result<Kind<H, T>, AttachError> {
+        if !matches!(kind, Kind::Identity) || self.link.limits.identity.is_some() {
+            return Ok(kind.clone());
+        }
+        if let Some(direct @ Kind::Direct(_)) = self.get(endpoint) {
+            return Ok(direct);
+        }
+        let space = Space::new(&self.link, Grain::Piece).map_err(|error| match error {
+            DomainError::Unsupported { missing } => AttachError::Incompatible { missing },
+            DomainError::OutOfMemory(error) => error.into(),
+            DomainError::NoFreeId => AttachError::NoFreeId,
+        })?;
+        space.mirror(&self.link.probe(endpoint)?)?;
+        Ok(Kind::Direct(space))
     }
 
     /// Brings an endpoint back to what it was attached to, or, if that cannot be, blocks it. Returns whether it is
@@ -302,7 +322,7 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
             endpoint,
             flags: match kind {
                 Kind::Identity => AttachFlags::BYPASS,
-                Kind::Blocked | Kind::Paging(_) => AttachFlags::empty(),
+                Kind::Blocked | Kind::Direct(_) | Kind::Paging(_) => AttachFlags::empty(),
             },
         }
     }
@@ -311,9 +331,9 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         let limits = &self.link.limits;
         match kind {
             Kind::Blocked => limits.blocked,
-            // There is no identity domain without its number; the empty domain is what denies.
+            // Where it has no number, an endpoint gets a direct one instead; the empty domain is what denies.
             Kind::Identity => limits.identity.unwrap_or(limits.blocked),
-            Kind::Paging(space) => space.id,
+            Kind::Direct(space) | Kind::Paging(space) => space.id,
         }
     }
 }
@@ -340,7 +360,7 @@ fn not_blocked(error: MoveError) -> AttachError {
 
 fn space<H: Hal, T: Transport>(kind: &Kind<H, T>) -> Option<&Arc<Space<H, T>>> {
     match kind {
-        Kind::Paging(space) => Some(space),
+        Kind::Direct(space) | Kind::Paging(space) => Some(space),
         Kind::Blocked | Kind::Identity => None,
     }
 }
@@ -356,7 +376,9 @@ fn same<H: Hal, T: Transport>(a: Option<&Kind<H, T>>, b: Option<&Kind<H, T>>) ->
     match (a, b) {
         (None, None) | (Some(Kind::Blocked), Some(Kind::Blocked)) => true,
         (Some(Kind::Identity), Some(Kind::Identity)) => true,
-        (Some(Kind::Paging(a)), Some(Kind::Paging(b))) => Arc::ptr_eq(a, b),
+        (Some(Kind::Direct(a)), Some(Kind::Direct(b))) | (Some(Kind::Paging(a)), Some(Kind::Paging(b))) => {
+            Arc::ptr_eq(a, b)
+        }
         _ => false,
     }
 }

@@ -71,7 +71,8 @@ unsafe impl<H: Hal, T: Transport> IoSpace for VirtioDomain<H, T> {
                 attributes: portcullis_hal::Attributes::READ_WRITE,
                 size: self.link.limits.granule(),
             }),
-            crate::domain::Kind::Blocked => None,
+            // Nobody holds one of those; they are made for an attachment.
+            crate::domain::Kind::Direct(_) | crate::domain::Kind::Blocked => None,
         }
     }
 }

@@ -11,6 +11,9 @@ use portcullis_iommu::{Domain, DomainInfo, DomainKind};
 pub(crate) enum Kind<H: Hal, T: Transport> {
     Blocked,
     Identity,
+    /// What an identity domain is for one endpoint, where the device has no pass-through: all addresses mapped to
+    /// themselves, but for the endpoint's reserved regions.
+    Direct(Arc<Space<H, T>>),
     Paging(Arc<Space<H, T>>),
 }
 
@@ -19,6 +22,7 @@ impl<H: Hal, T: Transport> Clone for Kind<H, T> {
         match self {
             Self::Blocked => Self::Blocked,
             Self::Identity => Self::Identity,
+            Self::Direct(space) => Self::Direct(space.clone()),
             Self::Paging(space) => Self::Paging(space.clone()),
         }
     }
@@ -49,7 +53,7 @@ impl<H: Hal, T: Transport> Domain for VirtioDomain<H, T> {
         DomainInfo {
             kind: match self.kind {
                 Kind::Blocked => DomainKind::Blocked,
-                Kind::Identity => DomainKind::Identity,
+                Kind::Identity | Kind::Direct(_) => DomainKind::Identity,
                 Kind::Paging(_) => DomainKind::Paging,
             },
             stage: None,
@@ -63,9 +67,9 @@ impl<H: Hal, T: Transport> Domain for VirtioDomain<H, T> {
             Kind::Blocked => write!(out, "domain {}", limits.blocked.0),
             Kind::Identity => match limits.identity {
                 Some(id) => write!(out, "domain {}", id.0),
-                None => write!(out, "no domain"),
+                None => write!(out, "a domain for each endpoint"),
             },
-            Kind::Paging(space) => write!(out, "domain {}", space.id.0),
+            Kind::Direct(space) | Kind::Paging(space) => write!(out, "domain {}", space.id.0),
         }
     }
 }

@@ -4,9 +4,10 @@
 //! boot-time bypass off, and [`Setup::enable`] starts it. The [`VirtioIommu`] it returns is a [`Unit`](portcullis_iommu::Unit).
 //!
 //! The device keeps the mappings; there are no tables to share with it. Attaching is never hitless: a domain comes
-//! into being with its first endpoint, and its mappings are made after that. Unmaps are queued without a
-//! notification, and a sync sends one and waits for the answers. The device may take requests in any order, so a map
-//! waits for an unmap in flight that touches the same addresses.
+//! into being with its first endpoint, and its mappings are made after that. Unmaps and queued maps cost no
+//! notification; a sync, a full queue, or a map that is to be there at once sends one for all of them. The device may take
+//! requests in any order, so a map waits for an unmap in flight that touches the same addresses, and the other way round.
+//! Where it passes nothing through, an identity domain is mappings around each endpoint's reserved regions.
 //!
 //! | file | what |
 //! |---|---|
@@ -27,7 +28,8 @@
 //!
 //! # What is not driven
 //!
-//! Identity domains where the device offers no bypass domains, the removal of a part of a mapping, and legacy devices.
+//! Legacy devices. A part of a mapping is never unmapped: the protocol has no way, so what can be unmapped is decided when it is
+//! mapped ([`Grain`](portcullis_iommu::Grain)).
 #![cfg_attr(not(test), no_std)]
 
 extern crate alloc;

@@ -12,9 +12,9 @@ use crate::transport::Transport;
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{
     Access, Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, OutOfMemory,
-    QueuedMaps, SendMapsError, SpaceKey, SyncError, Translated, UnmapError,
+    PhysAddr, QueuedMaps, SendMapsError, SpaceKey, SyncError, Translated, UnmapError,
 };
-use portcullis_iommu::{DomainError, Grain};
+use portcullis_iommu::{DomainError, Grain, ReservedRegion};
 use spin::{Mutex, MutexGuard};
 
 /// How many mappings are noted, or copied out to be replayed, before interrupts are let in.
@@ -124,6 +124,33 @@ impl<H: Hal, T: Transport> Space<H, T> {
         }
         if self.ledger.refused_maps() != mark {
             return Err(SendMapsError::Refused);
+        }
+        Ok(())
+    }
+
+    /// Maps every address to itself, but for pages of reserved regions. The device does not know the domain yet.
+    pub(crate) fn mirror(&self, reserved: &[ReservedRegion]) -> Result<(), OutOfMemory> {
+        let aperture = self.link.limits.aperture;
+        let below = self.link.limits.granule() - 1;
+        let bounds = |region: &ReservedRegion| {
+            (region.range.start().get() & !below, region.range.last().get() | below)
+        };
+        let mut next = Some(aperture.start().get());
+        while let Some(first) = next.filter(|&first| first <= aperture.last().get()) {
+            let regions = || reserved.iter().map(bounds);
+            next = if let Some((_, last)) = regions().find(|&(start, last)| (start..=last).contains(&first)) {
+                last.checked_add(1)
+            } else {
+                let ahead = regions().map(|(start, _)| start).filter(|&start| start > first).min();
+                let last = ahead.map_or(u64::MAX, |start| start - 1).min(aperture.last().get());
+                if let Ok(range) = IovaRange::from_bounds(Iova::new(first), Iova::new(last)) {
+                    let phys = PhysAddr::new(first);
+                    let interval = Interval { range, phys, attributes: Attributes::READ_WRITE };
+                    self.mappings(|mappings| mappings.intervals.insert(&interval))
+                        .map_err(|_| OutOfMemory)?;
+                }
+                last.checked_add(1)
+            };
         }
         Ok(())
     }

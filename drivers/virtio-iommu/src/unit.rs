@@ -47,7 +47,7 @@ impl<H: Hal, T: Transport> VirtioIommu<H, T> {
             abilities: Abilities::empty(),
             entry_coherency: WalkCoherency::Snooped,
             table_coherency: WalkCoherency::Snooped,
-            identity: limits.identity.is_some(),
+            identity: true,
             nesting: false,
         };
         Self { state, info }
@@ -93,7 +93,7 @@ impl<H: Hal, T: Transport> VirtioIommu<H, T> {
             None => Knowledge::Unattached,
             Some(Kind::Blocked) => Knowledge::Blocked,
             Some(Kind::Identity) => Knowledge::Unknown,
-            Some(Kind::Paging(space)) => match (space.try_mappings(), address) {
+            Some(Kind::Direct(space) | Kind::Paging(space)) => match (space.try_mappings(), address) {
                 (Some(mappings), Some(address)) => match mappings.intervals.lookup(address) {
                     Some(_) => Knowledge::Mapped,
                     None => Knowledge::NotMapped,
@@ -133,8 +133,7 @@ impl<H: Hal, T: Transport> Unit for VirtioIommu<H, T> {
     fn new_domain(&self, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
         let kind = match spec {
             DomainSpec::Blocked => Kind::Blocked,
-            DomainSpec::Identity(_) if self.info.identity => Kind::Identity,
-            DomainSpec::Identity(_) => return Err(Self::unsupported(Missing::IDENTITY)),
+            DomainSpec::Identity(_) => Kind::Identity,
             DomainSpec::Paging(spec) => self.paging(spec)?,
             _ => return Err(Self::unsupported(Missing::SHARED_TABLES)),
         };
@@ -213,17 +212,18 @@ impl<H: Hal, T: Transport> Unit for VirtioIommu<H, T> {
 
     fn describe_entry(&self, endpoint: EndpointId, out: &mut dyn fmt::Write) -> fmt::Result {
         let limits = &self.link().limits;
-        match self.state.get(endpoint) {
+        match &self.state.get(endpoint) {
             None => writeln!(out, "attached: no"),
             Some(Kind::Blocked) => writeln!(out, "attached: blocked\ndomain: {}", limits.blocked.0),
             Some(Kind::Identity) => {
                 writeln!(out, "attached: identity")?;
                 limits.identity.map_or(Ok(()), |id| writeln!(out, "domain: {}", id.0))
             }
-            Some(Kind::Paging(space)) => {
+            Some(kind @ (Kind::Direct(space) | Kind::Paging(space))) => {
                 let (mappings, endpoints) =
                     space.mappings(|mappings| (mappings.intervals.len(), mappings.endpoints));
-                writeln!(out, "attached: paging\ndomain: {}", space.id.0)?;
+                let what = if matches!(kind, Kind::Direct(_)) { "identity" } else { "paging" };
+                writeln!(out, "attached: {what}\ndomain: {}", space.id.0)?;
                 writeln!(out, "endpoints: {endpoints}\nmappings: {mappings}")
             }
         }

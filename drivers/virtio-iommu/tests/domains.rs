@@ -307,6 +307,88 @@ fn blocked_identity_and_paging_replace_each_other() {
     assert_eq!(identity.info().kind, DomainKind::Identity);
 }
 
+/// A device that offers no bypass, neither at boot nor for domains.
+fn without_bypass() -> Fake {
+    let fake = Fake::new();
+    fake.state().offered &= !(1 << 6);
+    fake.set_config(36, &[0]);
+    fake
+}
+
+/// A reserved region as PROBE tells it (5.13.6.8.1).
+fn region(first: u64, last: u64) -> Vec<u8> {
+    [&[1, 0, 20, 0, 0, 0, 0, 0][..], &first.to_le_bytes(), &last.to_le_bytes()].concat()
+}
+
+#[test]
+fn where_no_bypass_is_offered_identity_is_mapped_around_reserved_regions() {
+    let fake = without_bypass();
+    // Not in order, one inside another, not in whole pages, and at either end.
+    let regions = [
+        (0xfee0_0000, 0xfeef_ffff),
+        (0x8010, 0x8fff),
+        (0xfee1_0000, 0xfee1_ffff),
+        (0, 0xfff),
+        (0x7f_ffff_f800, u64::MAX),
+    ];
+    fake.state().properties = regions.iter().flat_map(|&(first, last)| region(first, last)).collect();
+    let unit = up(&fake);
+    assert!(unit.info().identity);
+    let identity = unit.new_domain(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)).unwrap();
+    unit.attach(&[endpoint(1), endpoint(2)], &identity).unwrap();
+    let one: Vec<_> = fake.state().domains[&6].mappings.iter().map(|(first, map)| (*first, *map)).collect();
+    let straight = |first: u64, last: u64| (first, (last, first, 3));
+    let expected =
+        [straight(0x1000, 0x7fff), straight(0x9000, 0xfedf_ffff), straight(0xfef0_0000, 0x7f_ffff_efff)];
+    assert_eq!(one, expected);
+    for id in [1, 2] {
+        for at in [0x1000, 0x7fff, 0x9000, 0xfedf_ffff, 0xfef0_0000, 0x7f_ffff_efff] {
+            assert_eq!(fake.dma(id, at, true), Some(at), "{at:#x}");
+        }
+        for at in [0, 0xfff, 0x8000, 0xfee0_0000, 0xfee1_8000, 0xfeef_ffff, 0x7f_ffff_f000, 0x80_0000_0000] {
+            assert_eq!(fake.dma(id, at, true), None, "{at:#x}");
+        }
+    }
+    // Attaching the same again asks for nothing.
+    fake.take_requests();
+    unit.attach(&[endpoint(1)], &identity).unwrap();
+    assert!(!fake.take_requests().iter().any(|req| matches!(req, Req::Attach { .. } | Req::Map { .. })));
+    unit.detach(&[endpoint(1), endpoint(2)]).unwrap();
+    assert!(fake.state().domains.is_empty());
+}
+
+#[test]
+fn identity_without_bypass_is_all_there_or_the_endpoint_is_where_it_was() {
+    let fake = without_bypass();
+    fake.state().properties = region(0xfee0_0000, 0xfeef_ffff);
+    let unit = up(&fake);
+    let identity = unit.new_domain(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)).unwrap();
+    let (old, blocked) = (paging(&unit), unit.new_domain(&DomainSpec::Blocked).unwrap());
+    map(&old, &[piece(0x1000, 0x9000_0000, 0x1000)]).unwrap();
+    let refuse = |fake: &Fake, first: u64| {
+        fake.script(move |req| match req {
+            Req::Map { first: found, .. } if *found == first => Answer::Status(NOMEM),
+            _ => Answer::Right,
+        });
+    };
+    unit.attach(&[endpoint(1)], &old).unwrap();
+    refuse(&fake, 0xfef0_0000);
+    let refused = unit.attach(&[endpoint(1)], &identity);
+    assert_eq!(refused, Err(AttachError::OutOfMemory(portcullis_hal::OutOfMemory)));
+    assert_eq!([0x1000, 0x2000].map(|at| fake.dma(1, at, true)), [Some(0x9000_0000), None]);
+    refuse(&fake, 1);
+    for (to, expected) in
+        [(&identity, Some(0x1000)), (&blocked, None), (&identity, Some(0x1000)), (&old, Some(0x9000_0000))]
+    {
+        unit.attach(&[endpoint(1)], to).unwrap();
+        assert_eq!(fake.dma(1, 0x1000, true), expected);
+    }
+    // An endpoint whose properties make no sense is not attached.
+    fake.state().properties = region(0x2000, 0x1000);
+    assert_eq!(unit.attach(&[endpoint(3)], &identity), Err(AttachError::Refused));
+    assert_eq!(fake.dma(3, 0x1000, true), None);
+}
+
 #[test]
 fn a_platform_device_moves_with_all_its_endpoints_or_none() {
     let fake = Fake::new();
@@ -332,13 +414,11 @@ fn a_platform_device_moves_with_all_its_endpoints_or_none() {
 #[test]
 fn what_the_unit_cannot_do_is_refused_when_the_domain_is_made() {
     let fake = Fake::new();
-    fake.state().offered &= !(1 << 6);
     let unit = up(&fake);
     let missing = |spec: &DomainSpec| match unit.new_domain(spec) {
         Err(DomainError::Unsupported { missing }) => missing,
         other => panic!("{:?}", other.map(|_| ())),
     };
-    assert_eq!(missing(&DomainSpec::Identity(portcullis_hal::host::IDENTITY)), Missing::IDENTITY);
     let stage = |stage| {
         DomainSpec::Paging(PagingSpec { stage: Some(stage), input_bits: Some(40), ..PagingSpec::default() })
     };
