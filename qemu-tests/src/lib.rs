@@ -9,6 +9,7 @@ pub mod build;
 pub mod check;
 pub mod cli;
 pub mod console;
+pub mod device_tree;
 pub mod differential;
 pub mod disk;
 pub mod endpoint;

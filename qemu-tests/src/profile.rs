@@ -8,6 +8,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
+use crate::device_tree::Addition;
 use crate::endpoint::Preload;
 use crate::qemu::Qemu;
 use crate::workspace::Workspace;
@@ -103,6 +104,8 @@ pub struct Profile {
     /// Words for the kernel's command line, after the job.
     #[serde(default)]
     append: Vec<String>,
+    /// What its device tree has to say beyond QEMU's.
+    pub device_tree: Option<Addition>,
     #[serde(skip)]
     cpus: Cpus,
 }

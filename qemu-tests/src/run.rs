@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 
@@ -92,13 +93,7 @@ impl Lab {
     }
 
     /// The command for a machine.
-    pub fn command(
-        &self,
-        profile: &Profile,
-        console: Console,
-        disk: &Path,
-        job: &str,
-    ) -> std::process::Command {
+    pub fn command(&self, profile: &Profile, console: Console, disk: &Path, job: &str) -> Result<Command> {
         let kernel = self.kernel(profile.arch);
         self.boot(profile, Boot { console, kernel: &kernel, disk, job, preload: None })
     }
@@ -111,13 +106,20 @@ impl Lab {
         disk: &Path,
         job: &str,
         preload: &Preload,
-    ) -> std::process::Command {
+    ) -> Result<Command> {
         let console = Console::Piped;
         self.boot(profile, Boot { console, kernel, disk, job, preload: Some(preload) })
     }
 
-    fn boot(&self, profile: &Profile, boot: Boot<'_>) -> std::process::Command {
-        self.profiles.command(profile, self.tools.qemu(profile.arch), boot)
+    fn boot(&self, profile: &Profile, boot: Boot<'_>) -> Result<Command> {
+        let command = || self.profiles.command(profile, self.tools.qemu(profile.arch), boot);
+        let Some(addition) = &profile.device_tree else { return Ok(command()) };
+        // Beside the disk, which no other run has.
+        let tree = boot.disk.with_extension("dtb");
+        addition.write(command(), &tree)?;
+        let mut command = command();
+        command.arg("-dtb").arg(tree);
+        Ok(command)
     }
 
     /// Runs a job to its end and judges it. `watch` sees every line, the host's checks included.
@@ -125,7 +127,7 @@ impl Lab {
         let expected = Expected::load(&self.workspace, profile, job)?;
         let name = format!("{}-{job}", profile.name);
         let disk = self.image.copy(&name)?;
-        let command = self.command(profile, Console::Piped, disk.path(), job);
+        let command = self.command(profile, Console::Piped, disk.path(), job)?;
         let log = self.workspace.log_dir().join(format!("{name}.log"));
         let outcome = Session::start(command, Input::Closed, &log)?.follow(TIME_LIMIT, &mut watch)?;
         let host = verdict::host_checks(&outcome.report, disk.path(), &self.image);
@@ -183,7 +185,7 @@ pub fn print_command(workspace: &Workspace, arch: Arch, iommu: Iommu, profile: O
     };
     if let Some(profile) = profile {
         let disk = workspace.target().join("run").join("disk.img");
-        println!("{}", crate::qemu::shell_words(&lab.command(profile, Console::Piped, &disk, "main")));
+        println!("{}", crate::qemu::shell_words(&lab.command(profile, Console::Piped, &disk, "main")?));
     }
     Ok(())
 }

@@ -146,7 +146,7 @@ impl Script {
     pub fn play(&self, lab: &Lab, profile: &Profile) -> Result<Vec<String>> {
         let name = format!("script-{}-{}", self.name, profile.name);
         let disk = lab.image.copy(&name)?;
-        let command = lab.command(profile, Console::Piped, disk.path(), "shell");
+        let command = lab.command(profile, Console::Piped, disk.path(), "shell")?;
         let log = lab.workspace.log_dir().join(format!("{name}.log"));
         let mut prompt = match Prompt::open(Session::start(command, Input::Commands, &log)?) {
             Ok(prompt) => prompt,

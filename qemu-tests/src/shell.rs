@@ -22,7 +22,7 @@ pub fn command(workspace: &Workspace, arch: Arch, iommu: Iommu, profile: Option<
     let disk = lab.image.copy(&format!("{}-shell", profile.name))?;
     // In our own process group: only that one may read from the terminal.
     let status = lab
-        .command(profile, Console::Terminal, disk.path(), "shell")
+        .command(profile, Console::Terminal, disk.path(), "shell")?
         .status()
         .context("cannot start QEMU")?;
     // `poweroff` is a success to the kernel; 0 is QEMU ended from the keyboard.

@@ -326,3 +326,28 @@ fn errors_point_at_the_bytes_at_fault() {
     let at = Location { table: Table::DeviceTree, offset: place };
     assert_eq!(error, FirmwareError::BadReference { at, target: 99 });
 }
+
+#[test]
+fn a_virtio_iommu_in_a_window_may_come_after_its_endpoints_and_is_told_from_other_windows() {
+    let window = |base: u32| {
+        node(&format!("virtio_mmio@{base:x}"))
+            .text("compatible", "virtio,mmio")
+            .cells("reg", &[0, base, 0, 0x200])
+            .cells("interrupts", &[0, 0x2f, 1])
+    };
+    let bridge = pcie("pcie@10000000").cells("iommu-map", &[0, DEVICE, 0, 0x1_0000]);
+    let device = node("dma@1000").cells("reg", &[0, 0x1000, 0, 0x100]).cells("iommus", &[DEVICE, 0x1_0000]);
+    let unit = window(0xa00_3e00).cells("#iommu-cells", &[1]).cells("phandle", &[DEVICE]);
+    let topology =
+        parse(&root().child(gic()).child(bridge).child(device).child(window(0xa00_3c00)).child(unit.clone()));
+    let interrupt = Some(Interrupt { intid: 79, trigger: Trigger::EdgeRising });
+    let transport = VirtioTransport::Mmio { registers: phys(0xa00_3e00, 0x200), interrupt };
+    let [found] = topology.units.as_slice() else { panic!("{:?}", topology.units) };
+    assert_eq!(found.kind, UnitKind::VirtioIommu(VirtioIommuUnit { transport }));
+    let endpoint = |id| topology.unit_of(id).map(|(_, endpoint)| endpoint.get());
+    assert_eq!((endpoint(bdf(0, 0, 0)), endpoint(bdf(255, 31, 7))), (Some(0), Some(0xffff)));
+    assert_eq!(topology.platform_devices[0].streams[0].first.get(), 0x1_0000);
+    // A window without registers is no unit.
+    let bare = node("virtio_mmio@0").text("compatible", "virtio,mmio").cells("#iommu-cells", &[1]);
+    assert!(matches!(error(&root().child(gic()).child(bare)), FirmwareError::BadLength { .. }));
+}

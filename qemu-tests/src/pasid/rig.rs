@@ -65,7 +65,7 @@ impl Rig {
         let socket = Socket::new()?;
         let preload = Preload { library, socket: socket.path() };
         let disk = lab.image.copy(name)?;
-        let mut command = lab.command_with_endpoints(profile, kernel, disk.path(), "shell", &preload);
+        let mut command = lab.command_with_endpoints(profile, kernel, disk.path(), "shell", &preload)?;
         command.args(arguments);
         let log = lab.workspace.log_dir().join(format!("{name}.log"));
         let mut session = Session::start(command, Input::Commands, &log)?;
