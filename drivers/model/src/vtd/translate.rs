@@ -392,10 +392,10 @@ impl Leaf {
 }
 
 /// All outcomes, each with the choices that lead to it; the fresh one first.
-pub(super) fn explore(mut run: impl FnMut(&mut Choices) -> Outcome) -> Vec<(Outcome, Choices)> {
+pub(super) fn explore<T: PartialEq>(mut run: impl FnMut(&mut Choices) -> T) -> Vec<(T, Choices)> {
     /// More runs than any test needs; a state that has more is explored in part.
     const LIMIT: usize = 20_000;
-    let mut found: Vec<(Outcome, Choices)> = Vec::new();
+    let mut found: Vec<(T, Choices)> = Vec::new();
     let mut choices = Choices::default();
     for _ in 0..LIMIT {
         let outcome = run(&mut choices);
