@@ -4,7 +4,7 @@ use crate::memory::{Host, Moment};
 use crate::world::job;
 use portcullis_hal::Mmio;
 use portcullis_model::core::{AddressKind, Mode, Outcome, Prng, Request, Schedule};
-use portcullis_model::device::Device;
+use portcullis_model::device::{Device, Job};
 use portcullis_model::vtd::{Config, Feature, Vtd};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,9 +17,21 @@ pub(crate) struct Probe {
     pub(crate) seen: BTreeSet<Outcome>,
 }
 
+/// What a device asks while the driver is at work.
+struct Later {
+    index: usize,
+    device: Arc<Device>,
+    jobs: Vec<Job>,
+}
+
+/// Who asked, in which group, for what.
+pub(crate) type Made = (usize, u16, Vec<Job>);
+
 struct State {
     prng: Prng,
     probes: Vec<Probe>,
+    later: Vec<Later>,
+    made: Vec<Made>,
 }
 
 /// A unit and the memory that it shares with the driver.
@@ -40,12 +52,12 @@ impl Bench {
         let host = Host::new(!snoops);
         let schedule = Arc::new(Schedule::new(seed));
         let unit = Arc::new(Vtd::new(config, Arc::new(host.clone()), schedule.clone()));
-        let state = Mutex::new(State { prng: Prng::new(!seed), probes: Vec::new() });
+        let state = State { prng: Prng::new(!seed), probes: Vec::new(), later: Vec::new(), made: Vec::new() };
         let bench = Arc::new(Self {
             host,
             unit,
             schedule,
-            state,
+            state: Mutex::new(state),
             devices: Mutex::default(),
             busy: AtomicBool::new(false),
         });
@@ -68,12 +80,23 @@ impl Bench {
         self.unit.unwatch_all();
         requests.iter().for_each(|&request| self.unit.watch(request));
         let probes = requests.iter().map(|&request| Probe { request, seen: BTreeSet::new() });
-        *self.state.lock().unwrap() = State { prng: Prng::new(seed), probes: probes.collect() };
+        let mut state = self.state.lock().unwrap();
+        (state.prng, state.probes) = (Prng::new(seed), probes.collect());
     }
 
     /// What the requests could have ended with since [`begin`](Self::begin).
     pub(crate) fn end(&self) -> Vec<Probe> {
         std::mem::take(&mut self.state.lock().unwrap().probes)
+    }
+
+    /// Has a device ask for pages at some moment of what the driver does next.
+    pub(crate) fn ask_later(&self, index: usize, device: Arc<Device>, jobs: Vec<Job>) {
+        self.state.lock().unwrap().later.push(Later { index, device, jobs });
+    }
+
+    /// What devices asked meanwhile.
+    pub(crate) fn take_made(&self) -> Vec<Made> {
+        std::mem::take(&mut self.state.lock().unwrap().made)
     }
 
     /// The model has its turn, now and then.
@@ -94,6 +117,12 @@ impl Bench {
         }
         if state.prng.chance(1, 5) {
             self.ask_ahead(&state);
+        }
+        if !state.later.is_empty() && state.prng.chance(1, 6) {
+            let Later { index, device, jobs } = state.later.swap_remove(0);
+            if let Some(group) = device.request_pages(&jobs) {
+                state.made.push((index, group, jobs));
+            }
         }
         let often = if moment == Moment::Look { 12 } else { 4 };
         if state.prng.chance(1, often) {

@@ -7,7 +7,7 @@
 //! | `bench` | the model behind the driver's registers, and its turns |
 //! | `op` | operations as data, from a seed |
 //! | `oracle` | what each domain's addresses lead to |
-//! | `world`, `mappings`, `lending`, `attachments`, `permissions` | carrying operations out, and checking them |
+//! | `world`, `mappings`, `lending`, `attachments`, `permissions`, `asking` | carrying operations out, and checking them |
 //! | `run`, `minima` | whole runs, shrinking, replay; what they have to exercise |
 //! | `regressions` | what runs have found |
 //! | `rig`, `pasids`, `page_requests` | PASIDs, permissions, device TLBs and page requests, step by step |
@@ -17,6 +17,7 @@
 //! `PORTCULLIS_OPERATIONS` sets how many operations the random test makes, `PORTCULLIS_FIRST` the first seed, `PORTCULLIS_SEED` (with
 //! `PORTCULLIS_LENGTH`) runs one seed.
 
+mod asking;
 mod attachments;
 mod bench;
 mod lending;

@@ -55,7 +55,13 @@ pub(crate) enum Op {
     Dma { device: u8, point: u8, kind: u8, mode: u8 },
     /// A device issues requests until the fault log overflows.
     Storm { device: u8, count: u8 },
-    /// The fault interrupt is handled.
+    /// A device asks for pages.
+    Ask { device: u8, shape: u8 },
+    /// Some of those who asked get their answers.
+    Answer { pick: u8, count: u8, code: u8 },
+    /// Page requests of one device or several are drained.
+    Drain { device: u8, count: u8 },
+    /// The interrupt of faults and page requests is handled.
     Interrupt,
     /// A device confirms an invalidation that nobody asked for (ICE).
     Stray { device: u8 },
@@ -112,6 +118,9 @@ impl Op {
             Self::Permit { .. } => "permit",
             Self::Dma { .. } => "dma",
             Self::Storm { .. } => "fault storm",
+            Self::Ask { .. } => "ask for pages",
+            Self::Answer { .. } => "answer",
+            Self::Drain { .. } => "drain",
             Self::Interrupt => "interrupt",
             Self::Stray { .. } => "stray completion",
             Self::Short { .. } => "out of memory armed",
@@ -159,7 +168,7 @@ fn one(prng: &mut Prng, roughness: Roughness) -> Op {
     let mut byte = || prng.next_u64() as u8;
     let [a, b, c, d] = [byte(), byte(), byte(), byte()];
     let sync = if c & 3 == 0 { Sync::Gathered } else { Sync::Strict };
-    match prng.below(1000) {
+    match prng.below(1060) {
         0..210 => {
             let pieces = if b & 3 == 0 { 2 + (b >> 2) % 3 } else { 1 };
             Op::Map { slot: a, place: place(prng), pieces, step: c, access: d, aligned: b & 0x30 != 0 }
@@ -190,6 +199,10 @@ fn one(prng: &mut Prng, roughness: Roughness) -> Op {
         995..996 if roughness == Roughness::Fatal => Op::Hang,
         996..997 if roughness == Roughness::Fatal => Op::Lose,
         997..1000 if roughness != Roughness::Mild => Op::Deaf,
+        1000..1030 => Op::Ask { device: a, shape: b },
+        1030..1053 => Op::Answer { pick: a, count: b, code: c },
+        1053..1057 => Op::Drain { device: a, count: several(b) },
+        1057..1060 => Op::Interrupt,
         _ => Op::Dma { device: a, point: b, kind: c, mode: d },
     }
 }

@@ -76,6 +76,14 @@ impl Piece {
         self.iova <= last && first <= self.last()
     }
 
+    /// Whether all of a block is in it.
+    pub(crate) const fn covers(&self, first: u64, len: u64) -> bool {
+        match first.checked_add(len - 1) {
+            Some(last) => self.iova <= first && last <= self.last(),
+            None => false,
+        }
+    }
+
     /// The part in a range, if there is one.
     fn within(&self, first: u64, last: u64) -> Option<Self> {
         if !self.touches(first, last) {
@@ -289,6 +297,14 @@ impl Attached {
     pub(crate) fn at(&self, pasid: u32) -> Option<usize> {
         match self {
             Self::To(domains) => domains.get(&pasid).copied(),
+            Self::Unknown(_) => None,
+        }
+    }
+
+    /// The greatest PASID in use.
+    pub(crate) fn last(&self) -> Option<u32> {
+        match self {
+            Self::To(domains) => domains.keys().copied().next_back().filter(|&pasid| pasid != 0),
             Self::Unknown(_) => None,
         }
     }

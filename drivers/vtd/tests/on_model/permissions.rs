@@ -1,8 +1,9 @@
 //! Permissions: the unit is told before the device, and after it when they are withdrawn.
 
+use crate::asking::{ASKS, CREDITS};
 use crate::ensure;
 use crate::oracle::Attached;
-use crate::world::{Break, Outcomes, World};
+use crate::world::{Break, Device, Outcomes, World};
 use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Transition, Unit};
 use portcullis_model::vtd::Feature;
 
@@ -16,11 +17,16 @@ impl World {
     pub(crate) fn permit(&mut self, nonce: u64, device: u8, count: u8, bits: u8, requests: u8) -> Outcomes {
         let devices = self.several(device, count);
         let endpoints = self.endpoints(&devices);
-        let pasid_bits = [0, 2, 6, 7, 10, 14, 20, 20][usize::from(bits % 8)];
+        let pasid_bits = match self.devices[devices[0]].cut.last() {
+            // Too few for a PASID that was silenced.
+            Some(cut) if nonce & 0xc00 != 0 => cut.ilog2() as u8,
+            _ => [0, 2, 6, 7, 10, 14, 20, 20][usize::from(bits % 8)],
+        };
         let requests = match requests % 16 {
             0 => Requests::PAGE,
-            1..7 => Requests::empty(),
-            _ => Requests::TRANSLATION,
+            1..6 => Requests::empty(),
+            6..10 => Requests::TRANSLATION,
+            _ => ASKS,
         };
         let permissions = Permissions { pasid_bits, requests };
         let mut missing = Missing::empty();
@@ -37,6 +43,10 @@ impl World {
         let in_use: Vec<u32> = devices.iter().flat_map(tagged).filter(|&pasid| pasid != 0).collect();
         // A device is quiet before it loses its permission; one in four is not.
         let rude = nonce & 0x300 == 0;
+        let asks_pages = requests.contains(ASKS);
+        if missing.is_empty() && in_use.is_empty() && !asks_pages && !rude {
+            self.drain(nonce, &devices, |_| true)?;
+        }
         if missing.is_empty() && in_use.is_empty() && !asks && !rude {
             devices.iter().for_each(|&device| self.devices[device].function.set_ats(false));
         }
@@ -60,12 +70,21 @@ impl World {
                     if self.devices[device].cut.extract_if(.., is_beyond).count() > 0 {
                         self.count("permit", "silence ended");
                     }
-                    let function = &self.devices[device].function;
+                    self.hear_answers()?;
+                    let Device { function, asking, .. } = &mut self.devices[device];
                     function.set_ats(false);
                     function.set_pasid((pasid_bits > 0).then_some(pasid_bits));
                     function.set_ats(asks);
+                    // One that has not all its answers goes on as it was; to be enabled is a reset.
+                    if asking.is_settled() {
+                        function.set_pri(asks_pages.then_some(CREDITS));
+                        if asks_pages {
+                            asking.reset();
+                        }
+                    }
                 }
                 let what = match (pasid_bits > 0, asks) {
+                    _ if asks_pages => "page requests",
                     (false, false) => "nothing",
                     (true, false) => "PASIDs",
                     (false, true) => "translation requests",

@@ -173,6 +173,7 @@ fn finish(mut world: World) -> Outcomes {
     world.bench.schedule.calm();
     world.survey(0, None)?;
     world.interrupt()?;
+    world.all_answered(5)?;
     if !world.quarantined {
         // Every device gets all the tables that it may have, which stay with it.
         let spec = DomainSpec::Paging(PagingSpec::default());

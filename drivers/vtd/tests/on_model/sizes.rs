@@ -3,7 +3,7 @@
 use crate::ensure;
 use crate::mappings::{LARGE, LENT, PAGE, range};
 use crate::op::{Place, Sync};
-use crate::oracle::Space;
+use crate::oracle::{Piece, Space};
 use crate::world::{Break, Outcomes, World};
 use portcullis_hal::{Gather, HarvestError, IovaRange, Mapping, NoTables, Progress, ResizeError, Usage};
 use portcullis_iommu::{Abilities, Domain, DomainKind};
@@ -40,9 +40,10 @@ impl World {
             self.touch(address);
         }
         let joins = how % 8 >= 6;
-        let (first, last) = match joins {
-            true => (first & !(LARGE - 1), (last | (LARGE - 1)).min(self.spaces[space].last)),
-            false => (first, last),
+        let (first, last) = match self.large_block(space, nonce).filter(|_| joins && nonce & 0x70 != 0) {
+            Some(block) => (block, block + (LARGE - 1)),
+            None if joins => (first & !(LARGE - 1), (last | (LARGE - 1)).min(self.spaces[space].last)),
+            None => (first, last),
         };
         // What is lent is taken back for itself.
         if joins && first < LENT + LARGE && last >= LENT {
@@ -103,6 +104,17 @@ impl World {
         self.end(before, Break::None)
     }
 
+    /// Where pages of a domain can be one large leaf, if anywhere.
+    fn large_block(&self, space: usize, nonce: u64) -> Option<u64> {
+        let fits = |piece: &Piece| {
+            let block = piece.iova.checked_next_multiple_of(LARGE)?;
+            let phys = piece.phys + (block - piece.iova);
+            (phys.is_multiple_of(LARGE) && piece.covers(block, LARGE)).then_some(block)
+        };
+        let all: Vec<u64> = self.spaces[space].live.iter().filter_map(fits).collect();
+        all.get(nonce as usize % all.len().max(1)).copied()
+    }
+
     /// The leaves in a range, which have to be what is mapped there; none of a domain without tables of its own.
     fn leaves(&self, at: usize, whole: &IovaRange) -> Result<Vec<Mapping>, String> {
         let Some(slot) = &self.slots[at] else { return Ok(Vec::new()) };
@@ -128,14 +140,21 @@ impl World {
         Ok(leaves)
     }
 
+    /// Collects what the unit noted, and does it again after further writes: what the unit has cached of leaves whose
+    /// marks were collected must not keep these from being marked anew.
     pub(crate) fn harvest(&mut self, nonce: u64, slot: u8, how: u8, sync: Sync) -> Outcomes {
+        self.harvest_once(nonce, slot, how, sync, Mode::Any)?;
+        self.harvest_once(nonce, slot, how, sync, Mode::Hostile)
+    }
+
+    fn harvest_once(&mut self, nonce: u64, slot: u8, how: u8, sync: Sync, mode: Mode) -> Outcomes {
         let at = self.index(slot);
         let Some(space) = self.slots[at].as_ref().map(|slot| slot.space) else { return Ok(()) };
         let points = self.points.clone();
         for request in self.requests(space, &points, nonce) {
             let write = Request { access: portcullis_model::core::Access::Write, ..request };
             if self.allowed(&write).faults == 0 {
-                self.issue(&write, Mode::Any)?;
+                self.issue(&write, mode)?;
             }
         }
         let last = self.spaces[space].last;

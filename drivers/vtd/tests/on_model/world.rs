@@ -1,5 +1,6 @@
 //! A driver on a modelled unit, and what the oracle knows of both.
 
+use crate::asking::Asking;
 use crate::bench::{Bench, Registers};
 use crate::memory::Host;
 use crate::op::{Op, Step};
@@ -41,6 +42,8 @@ pub(crate) struct Device {
     pub(crate) leaves: BTreeSet<u32>,
     /// PASIDs that reach nothing without a record.
     pub(crate) cut: BTreeSet<u32>,
+    /// Its page requests.
+    pub(crate) asking: Asking,
 }
 
 /// What an operation's requests may end with while it runs, and whether it says that it aborts nothing.
@@ -128,7 +131,7 @@ impl World {
         let sid = |n: usize| SIDS.get(n).copied().unwrap_or(0x0200 + n as u16);
         let device = |n: usize| {
             let (link, schedule) = (bench.unit.clone(), bench.schedule.clone());
-            let function = std::sync::Arc::new(Function::new(u32::from(sid(n)), link, schedule, false));
+            let function = std::sync::Arc::new(Function::new(u32::from(sid(n)), link, schedule, true));
             bench.add_device(function.clone());
             Device {
                 sid: sid(n),
@@ -137,6 +140,7 @@ impl World {
                 function,
                 leaves: BTreeSet::from([0]),
                 cut: BTreeSet::new(),
+                asking: Asking::default(),
             }
         };
         let devices: Vec<_> = (0..devices).map(device).collect();
@@ -354,6 +358,9 @@ impl World {
             Op::Permit { device, count, bits, requests } => self.permit(nonce, device, count, bits, requests),
             Op::Dma { device, point, kind, mode } => self.dma(device, point, kind, mode),
             Op::Storm { device, count } => self.storm(device, count),
+            Op::Ask { device, shape } => self.ask(nonce, device, shape),
+            Op::Answer { pick, count, code } => self.answer(nonce, pick, count, code),
+            Op::Drain { device, count } => self.drain(nonce, &self.several(device, count), |_| true),
             Op::Interrupt => self.interrupt(),
             _ => self.inject(op),
         }?;
@@ -367,6 +374,7 @@ impl World {
             self.short = false;
             self.bench.unit.unhang();
         }
+        self.hear_answers()?;
         let all = nonce.is_multiple_of(128);
         self.survey(nonce, if all { None } else { Some(8) })
     }
