@@ -301,4 +301,82 @@ mod tests {
         let plain = space.allocate(one).unwrap();
         assert_eq!(space.guest_pasid(plain), None);
     }
+
+    #[test]
+    fn a_pasid_leads_to_the_set_that_holds_it_and_to_nobody_when_it_is_free() {
+        let mut space = PasidSpace::new(pasid(63));
+        let (one, other) = (space.add_set(spec(2, 5, 4)).unwrap(), space.add_set(spec(4, 9, 4)).unwrap());
+        let (a, b) = (space.allocate(one).unwrap(), space.allocate(other).unwrap());
+        assert_eq!((space.owner(a), space.owner(b)), (Some(one), Some(other)));
+        assert_eq!((space.owner(pasid(3)), space.owner(pasid(9))), (None, None));
+        space.release(a).unwrap();
+        assert_eq!((space.owner(a), space.owner(b)), (None, Some(other)));
+        assert!(Pasid::new(0).is_err());
+    }
+
+    /// Against a list of what is out.
+    #[test]
+    fn whatever_is_taken_and_given_back_each_set_keeps_its_range_its_quota_and_its_names() {
+        let mut state = 11_u64;
+        let mut random = |below: u32| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as u32 % below
+        };
+        let mut space = PasidSpace::new(pasid(40));
+        let specs = [spec(1, 40, 12), spec(8, 20, 30), spec(20, 20, 3), spec(30, 40, 5)];
+        let sets = specs.map(|spec| space.add_set(spec).unwrap());
+        let mut out: Vec<(Pasid, usize, Option<GuestPasid>)> = Vec::new();
+        let mut ends = [0_u32; 4];
+        for _ in 0..20_000 {
+            let at = random(4) as usize;
+            let (set, spec) = (sets[at], specs[at]);
+            let held = out.iter().filter(|(_, owner, _)| *owner == at).count() as u32;
+            let guest = GuestPasid(pasid(1 + random(6)));
+            let named = |entry: &&(Pasid, usize, Option<GuestPasid>)| entry.1 == at && entry.2 == Some(guest);
+            let act = random(8);
+            if act < 3 && !out.is_empty() {
+                let (pasid, ..) = out.swap_remove(random(out.len() as u32) as usize);
+                space.release(pasid).unwrap();
+                assert_eq!(space.release(pasid), Err(PasidError::NotAllocated(pasid)));
+                continue;
+            }
+            let max = if matches!(act, 3 | 4) { pasid(1 + random(40)) } else { space.max };
+            let (result, name) = match act {
+                3 | 4 => (space.allocate_up_to(set, max), None),
+                5 | 6 => (space.allocate_for_guest(set, guest), Some(guest)),
+                _ => (space.allocate(set), None),
+            };
+            let is_free = |number: u32| !out.iter().any(|(pasid, ..)| pasid.get() == number);
+            let room = (spec.min.get()..=spec.max.min(max).get()).any(is_free);
+            ends[match result {
+                Ok(got) => {
+                    assert!(held < spec.quota && (spec.min..=spec.max.min(max)).contains(&got));
+                    assert!(is_free(got.get()) && !(name.is_some() && out.iter().any(|entry| named(&entry))));
+                    out.push((got, at, name));
+                    0
+                }
+                Err(PasidError::GuestInUse(taken)) => {
+                    assert!(name == Some(GuestPasid(taken)) && out.iter().any(|entry| named(&entry)));
+                    1
+                }
+                Err(PasidError::Quota(quota)) => {
+                    assert!(quota == spec.quota && held == quota);
+                    2
+                }
+                Err(PasidError::Exhausted) => {
+                    assert!(!room, "{spec:?} up to {max}");
+                    3
+                }
+                Err(error) => panic!("{error}"),
+            }] += 1;
+            for (pasid, owner, guest) in &out {
+                assert_eq!((space.owner(*pasid), space.guest_pasid(*pasid)), (Some(sets[*owner]), *guest));
+                if let Some(guest) = guest {
+                    assert_eq!(space.host_pasid(sets[*owner], *guest), Some(*pasid));
+                }
+            }
+            assert_eq!(sets.map(|set| space.held_by(set).count()).iter().sum::<usize>(), out.len());
+        }
+        assert!(ends.iter().all(|count| *count > 100), "{ends:?}");
+    }
 }

@@ -523,6 +523,38 @@ fn a_nesting_domain_and_host_pasids_exclude_each_other() {
     drop(bind(&rig, &device, &process));
 }
 
+/// A unit that did not confirm that it forgot a PASID may still use it.
+#[test]
+fn a_quarantined_pasid_keeps_a_nesting_domain_out() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let domain = rig.unit().new_domain(&DomainSpec::Blocked).unwrap();
+    rig.iommu.attach_pasid(&device, pasid(9), &domain).unwrap();
+    rig.unit().wires().fails = "detach 0x8.0x9";
+    assert!(rig.iommu.detach_pasid(&device, pasid(9)).is_err());
+    rig.unit().wires().fails = "";
+    assert_eq!(rig.iommu.claim_pasids(&device).unwrap_err(), AttachError::PasidInUse(pasid(9)));
+    assert_eq!(rig.iommu.use_own_pasids(&device).unwrap_err(), AttachError::PasidInUse(pasid(9)));
+    // With the confirmation it is free.
+    rig.iommu.detach_pasid(&device, pasid(9)).unwrap();
+    drop(rig.iommu.claim_pasids(&device).unwrap());
+}
+
+/// Work queues that devices share know a process by one PASID.
+#[test]
+fn in_the_systems_namespace_a_pasid_means_the_same_to_every_device() {
+    let rig = Rig::new(2);
+    let (a, b) = (rig.device(0, 8, PRI), rig.device(1, 8, STALL));
+    let processes: Vec<_> = (0..3).map(|_| Process::new(&rig, ROOT)).collect();
+    let bonds: Vec<_> = processes.iter().map(|process| bind(&rig, &a, process)).collect();
+    for (process, bond) in processes.iter().zip(&bonds).rev() {
+        let other = bind(&rig, &b, process);
+        assert_eq!(other.pasid(), bond.pasid());
+        let found = |device| rig.iommu.bound_mm(device, bond.pasid().unwrap()).unwrap();
+        assert!(Arc::ptr_eq(&found(&a), &found(&b)));
+    }
+}
+
 #[test]
 fn an_exit_and_an_unbind_may_meet() {
     for _ in 0..200 {
