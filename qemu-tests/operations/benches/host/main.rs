@@ -9,6 +9,7 @@
 mod memory;
 mod process;
 mod smmu;
+mod virtio;
 mod vtd;
 
 use memory::{Memory, Usage};
@@ -36,13 +37,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         ("x86_64-second", vtd::second_stage, None),
     ];
     for (machine, play, cpu_tables) in machines {
-        operations(machine, play)?;
+        operations(&[machine], play)?;
         if let Some(format) = cpu_tables {
             sharing(machine, play, format)?;
         }
         tables(machine, play)?;
     }
-    Ok(())
+    // One driver on both machines, whose tables are the host's.
+    operations(&["aarch64-virtio", "x86_64-virtio"], virtio::unit)
 }
 
 /// A driver on a unit that is played.
@@ -77,18 +79,22 @@ fn clock() -> Clock<impl Fn() -> u64> {
     Clock::new(move || start.elapsed().as_nanos() as u64)
 }
 
-fn printer(machine: &str) -> impl FnMut(&str, Cost) {
-    move |name, cost| println!("host machine={machine} operation={name} nanoseconds={}", cost.time)
+fn printer(machines: &[&str]) -> impl FnMut(&str, Cost) {
+    move |name, cost| {
+        for machine in machines {
+            println!("host machine={machine} operation={name} nanoseconds={}", cost.time);
+        }
+    }
 }
 
 /// Measures mappings and attachments.
 #[expect(unsafe_code, reason = "maps memory that is not there")]
-fn operations(machine: &str, play: Play) -> Result<(), Box<dyn Error>> {
+fn operations(machines: &[&str], play: Play) -> Result<(), Box<dyn Error>> {
     let memory = Memory::new();
     let (iommu, device) = registry(memory, play(memory)?.unit)?;
     // SAFETY: there is no device.
     let bench = unsafe { Bench::new(&iommu, &device, clock(), ROUNDS) }?;
-    let mut print = printer(machine);
+    let mut print = printer(machines);
     bench.mappings(&mut print)?;
     bench.attachments(&mut print)?;
     Ok(())
@@ -101,7 +107,8 @@ fn sharing(machine: &str, play: Play, format: TableFormat) -> Result<(), Box<dyn
     let (iommu, device) = registry(memory, unit)?;
     let mm = process(memory, format)?;
     let sharing = Sharing::new(&iommu, &device, mm.clone(), clock(), ROUNDS)?;
-    let mut print = printer(machine);
+    let machine = [machine];
+    let mut print = printer(&machine);
     sharing.whole(&mut print)?;
     iommu.enable_feature(&device, &OnPaper, Feature::Sva, &mm.root())?;
     sharing.with_pasid(&mut print)?;
