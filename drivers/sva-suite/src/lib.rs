@@ -25,7 +25,8 @@ impl Counts {
         self.many(what, 1);
     }
 
-    fn many(&mut self, what: &'static str, count: u64) {
+    /// Adds to a count.
+    pub fn many(&mut self, what: &'static str, count: u64) {
         *self.0.entry(what).or_default() += count;
     }
 

@@ -103,8 +103,8 @@ impl<'a, M: Machine> World<'a, M> {
         let keeper = unsize_arc!(self.keeper.clone() => dyn PageFaultHandler);
         let set = self.machine.iommu().set_page_fault_handler(named, None, keeper, PageRights::empty());
         set.expect("page requests");
-        if function.stalls() {
-            // Without PASIDs too.
+        if function.stalls() && device == 0 {
+            // Without PASIDs too. The other one's stream ends with its last PASID.
             let spec = PagingSpec { stage: Some(Stage::Stage1), ..PagingSpec::default() };
             let domain = self.machine.iommu().new_domain(named, &DomainSpec::Paging(spec)).expect("a domain");
             self.machine.iommu().attach(named, &domain).expect("an attachment");

@@ -10,13 +10,25 @@ use portcullis_model::core::{Outcome, Prng, Request, Response};
 use portcullis_model::device::{Device as Model, Job, points as habits};
 use portcullis_model::smmuv3::points;
 use portcullis_pgtable::{Config, VmsaStage1};
-use portcullis_sva_suite::Function;
+use portcullis_sva_suite::{Counts, Function};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const FIRST_SID: u32 = 0x18;
 const BITS: u8 = 6;
 const CREDITS: u32 = 300;
+
+/// What the model counts of stalls.
+const STALLS: [&str; 8] = [
+    "answered after it went through",
+    "on its way to the event queue",
+    "retried",
+    "suppressed",
+    "terminated",
+    "terminated with its stream",
+    "waits for the event queue",
+    "went through early",
+];
 
 /// How faults are recovered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +89,17 @@ impl Machine {
         let handler: Handler = Arc::new(move || handled.handle_interrupt(UnitId(0)));
         lock(&kernel.0.handlers).push(Some(handler));
         Self { kernel, unit, iommu, functions }
+    }
+}
+
+impl Machine {
+    /// Adds what became of stalls and page requests in the unit.
+    pub(crate) fn count(&self, counts: &mut Counts) {
+        let coverage = self.unit.model.coverage();
+        for name in STALLS {
+            counts.many(name, coverage.of("stall", name));
+        }
+        counts.many("overflow", coverage.of("pri", "overflow"));
     }
 }
 
