@@ -19,6 +19,7 @@ const MINIMA: &[(&str, u64)] = &[
     ("split for an unmap", 6000),
     ("joins", 75),
     ("resized in steps", 15),
+    ("unmapped beside a change of sizes", 200),
     ("refused break before make", 1100),
     ("refused domain: TRACKING", 120),
     ("refused untracked", 5000),

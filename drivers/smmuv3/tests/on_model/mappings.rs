@@ -100,6 +100,18 @@ impl World {
     pub(crate) fn unmap(&mut self, op: &Op, gather: usize, prng: &mut Prng) -> Result<(), Finding> {
         let Some(at) = self.paging(op.with[0]) else { return Ok(()) };
         let (first, last) = extent(&self.spaces[at], prng);
+        self.unmap_range(at, (first, last), op, gather, prng)
+    }
+
+    /// Unmaps what is there from a first to a last address.
+    pub(crate) fn unmap_range(
+        &mut self,
+        at: usize,
+        (first, last): (u64, u64),
+        op: &Op,
+        gather: usize,
+        prng: &mut Prng,
+    ) -> Result<(), Finding> {
         let Ok(range) = IovaRange::from_bounds(Iova::new(first), Iova::new(last)) else { return Ok(()) };
         let inside: Vec<u64> = self.spaces[at]
             .segments()

@@ -43,6 +43,12 @@ impl World {
     }
 
     pub(crate) fn resize(&mut self, op: &Op, prng: &mut Prng) -> Result<(), Finding> {
+        // Few units take steps.
+        let steps = self.units.iter().any(|unit| unit.model.config().bbml == 1);
+        (0..if steps { 4 } else { 1 }).try_for_each(|_| self.resize_one(op, prng))
+    }
+
+    fn resize_one(&mut self, op: &Op, prng: &mut Prng) -> Result<(), Finding> {
         let Some(at) = self.own(op.with[0]) else { return Ok(()) };
         let (page, block) = (self.spaces[at].page(), self.spaces[at].block());
         let large = self.spaces[at].segments().iter().filter(|(_, segment)| segment.len >= block);
@@ -103,6 +109,13 @@ impl World {
                 self.count("split");
             }
             Change::Join => {}
+        }
+        // The unit may hold as something larger what is unmapped now.
+        let page = self.spaces[at].page();
+        let small = leaves.iter().find(|leaf| leaf.memory.len() == page && bounds(leaf).0 >= first);
+        if let (Some(leaf), true) = (small, gather != STRICT && change != Change::Join && prng.chance(1, 2)) {
+            self.count("unmapped beside a change of sizes");
+            self.unmap_range(at, bounds(leaf), op, STRICT, prng)?;
         }
         Ok(())
     }
