@@ -69,7 +69,7 @@ unsafe impl Hal for KernelHal {
         let layout = frame_layout(order).ok_or(OutOfMemory)?;
         let block = with_heap(|heap| heap.alloc(layout)).map_err(|()| OutOfMemory)?;
         // SAFETY: the block was just allocated with this size.
-        unsafe { block.write_bytes(0, layout.size()) };
+        unsafe { cpu::zero(block, layout.size()) };
         paging::virt_to_phys(block).ok_or(OutOfMemory)
     }
 

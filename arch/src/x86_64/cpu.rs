@@ -39,6 +39,16 @@ pub fn restore_interrupts(mask: InterruptMask) {
     }
 }
 
+/// Fills `len` bytes from `start` with zeros.
+///
+/// # Safety
+///
+/// The bytes are mapped, writable, and nobody else's.
+pub unsafe fn zero(start: NonNull<u8>, len: usize) {
+    // SAFETY: the caller vouches for the bytes.
+    unsafe { start.write_bytes(0, len) };
+}
+
 /// Makes code just written executable: nothing to do, since instruction caches are coherent here.
 pub fn publish_code(_start: NonNull<u8>, _len: usize) {}
 
