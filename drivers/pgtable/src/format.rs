@@ -90,7 +90,7 @@ pub enum AccessedDirty {
 pub enum Replacement {
     /// Only with a moment in which nothing is mapped there: it is not offered.
     Break,
-    /// By way of a leaf that hardware does not keep ([`Format::TRANSIENT`]), with an invalidation before and after.
+    /// By way of a leaf that hardware does not keep ([`Scheme::transient`]), with an invalidation before and after.
     Staged,
     /// In one store, and an invalidation.
     Direct,
@@ -107,37 +107,253 @@ pub enum Kind {
     Table,
 }
 
-/// A page-table format: the encoding of its entries and the shape of its tables.
+/// How the entry of a table, above level 0, is told from all else that the walker puts there: zero, leaves, and the marks of
+/// [places that are taken](crate::map::RESERVED).
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableTest {
+    /// By a bit.
+    Bit(u64),
+    /// By its lowest byte, which is above zero as a number with a sign.
+    Byte,
+}
+
+/// A page-table format as data: how its entries are encoded.
 ///
-/// Levels are counted from the leaves: the tables at level 0 hold the smallest pages, whatever number the
-/// architecture gives them. Tables are as large as a page and hold 64-bit entries. The trait is sealed.
-pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
+/// There is one walker for all formats, which goes by it. What maps and unmaps single leaves is compiled for each format,
+/// with its scheme as a constant.
+///
+/// Levels are counted from the leaves: the tables at level 0 hold the smallest pages, whatever number the architecture
+/// gives them. Tables are as large as a page and hold 64-bit entries.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug)]
+pub struct Scheme {
     /// The smallest page, and the size of a table, as a power of two in bytes.
-    const GRANULE_SHIFT: u32;
+    pub granule_shift: u32,
     /// How many levels, from 0 up, may hold leaves.
-    const LEAF_LEVELS: u8;
+    pub leaf_levels: u32,
+    /// How many of these, from the top, may do so only where physical addresses have more than 48 bits.
+    pub wide_levels: u32,
     /// The width of the widest physical address an entry holds, in bits.
-    const OUTPUT_BITS: u8;
+    pub output_bits: u8,
     /// The lowest bit of a physical address that an entry does not hold in its place, if there is one: up to there,
     /// the next leaf is this one plus its size.
-    const SPLIT_BIT: u8 = Self::OUTPUT_BITS;
-    /// The contiguous hint: the bit of a leaf that says that it and its neighbours, as many as
-    /// [`run_shift`](Self::run_shift) says and aligned as a whole, could be one. Zero if the format has none.
-    const CONTIGUOUS: u64 = 0;
-    /// The bit of a table entry that hardware ignores and in which the walker notes that the entry has been
-    /// cleaned to memory.
-    const CLEANED: u64;
-
-    /// Whether an entry above level 0 is one of a table: as [`kind`](Self::kind) has it, for the entries that the walker
-    /// makes, in fewer instructions.
-    fn is_table(entry: u64) -> bool;
-
-    /// The number of index bits per level.
-    const STRIDE: u32 = Self::GRANULE_SHIFT - 3;
-
+    pub split_bit: u32,
+    /// Where an entry holds the bits from there on, or zero.
+    pub high_address: u64,
+    /// An entry with none of these bits is absent to hardware.
+    pub present: u64,
+    /// What tells tables.
+    pub table_test: TableTest,
+    /// The bits that all leaves at level 0 have, besides those for attributes.
+    pub page: u64,
+    /// The same for leaves above level 0.
+    pub block: u64,
+    /// The bits of an entry that references a table, with a leaf count of zero.
+    pub table: u64,
+    /// The contiguous hint: the bit of a leaf that says that it and its neighbours, as many as the runs at its level have
+    /// and aligned as a whole, could be one. Zero if the format has none.
+    pub contiguous: u64,
+    /// How many leaves at each level may carry the contiguous hint together, as a power of two; 0 if there is no hint.
+    pub run_shifts: [u8; 4],
     /// The bit of a leaf above level 0 that keeps hardware from caching it so that it could clash with what replaces it;
     /// for [`Replacement::Staged`].
-    const TRANSIENT: u64 = 0;
+    pub transient: u64,
+    /// The bit of a table entry that hardware ignores and in which the walker notes that the entry has been cleaned to
+    /// memory.
+    pub cleaned: u64,
+    /// Where an entry that references a table of level 0 says how many leaves that holds, by the walker's own count in
+    /// bits that hardware ignores.
+    pub leaves_low: u64,
+    /// Where the rest of the count is, or zero.
+    pub leaves_high: u64,
+    /// The bits of a leaf that express attributes, or `None` where they cannot be expressed.
+    pub attribute_bits: fn(Attributes, AccessedDirty) -> Option<u64>,
+    /// The attributes that a leaf expresses.
+    pub attributes: fn(u64) -> Attributes,
+    /// The marks of a leaf, where hardware sets them.
+    pub usage: fn(u64) -> Usage,
+    /// A leaf without these marks.
+    pub without_usage: fn(u64, Usage) -> u64,
+    /// A leaf with all marks that hardware could set in it.
+    pub with_usage: fn(u64) -> u64,
+}
+
+impl Scheme {
+    /// The number of index bits per level.
+    #[inline(always)]
+    pub(crate) const fn stride(&self) -> u32 {
+        self.granule_shift.wrapping_sub(3)
+    }
+
+    /// The bytes that one entry at `level` covers, as a power of two.
+    #[inline(always)]
+    pub(crate) const fn level_shift(&self, level: u32) -> u32 {
+        self.granule_shift.wrapping_add(level.wrapping_mul(self.stride()))
+    }
+
+    /// The bytes that one entry at `level` covers.
+    #[inline(always)]
+    pub(crate) const fn level_size(&self, level: u32) -> u64 {
+        1_u64.wrapping_shl(self.level_shift(level))
+    }
+
+    /// How many leaves at `level` may carry the contiguous hint together, as a power of two; 0 if there is no hint.
+    #[inline]
+    pub(crate) fn run_shift(&self, level: u32) -> u32 {
+        self.run_shifts.get(level as usize).map_or(0, |&shift| u32::from(shift))
+    }
+
+    /// The bytes of a run of leaves at `level` under the contiguous hint.
+    #[inline]
+    pub(crate) fn run_size(&self, level: u32) -> u64 {
+        self.level_size(level).wrapping_shl(self.run_shift(level))
+    }
+
+    /// The bytes that are mapped as a whole by `leaf`, at `level`, and its neighbours under the same contiguous hint.
+    #[inline]
+    pub(crate) fn extent(&self, leaf: u64, level: u32) -> u64 {
+        if leaf & self.contiguous != 0 { self.run_size(level) } else { self.level_size(level) }
+    }
+
+    /// The sizes of single leaves, as a bit mask in bytes, in tables for physical addresses of this width.
+    pub(crate) fn leaf_sizes(&self, output_bits: u8) -> u64 {
+        let excluded = if output_bits <= 48 { self.wide_levels } else { 0 };
+        let levels = self.leaf_levels.wrapping_sub(excluded);
+        (0..levels).fold(0, |sizes, level| sizes | self.level_size(level))
+    }
+
+    /// The bytes from `phys` up to where a leaf is not the one before plus its size.
+    #[inline]
+    pub(crate) fn reach(&self, phys: u64) -> u64 {
+        if self.high_address == 0 {
+            return u64::MAX;
+        }
+        let period = 1_u64.wrapping_shl(self.split_bit);
+        period.wrapping_sub(phys & period.wrapping_sub(1))
+    }
+
+    /// The end of the physical addresses that entries hold as they are.
+    #[inline(always)]
+    pub(crate) fn in_place(&self) -> u64 {
+        if self.high_address == 0 { u64::MAX } else { 1_u64.wrapping_shl(self.split_bit) }
+    }
+
+    /// An address as entries hold it.
+    #[inline(always)]
+    pub(crate) fn fold(&self, phys: PhysAddr) -> u64 {
+        if self.high_address == 0 || phys.get() < self.in_place() {
+            return phys.get();
+        }
+        let high = phys.get().wrapping_shr(self.split_bit);
+        let moved = high.wrapping_shl(self.high_address.trailing_zeros()) & self.high_address;
+        phys.get() & low_bits(self.split_bit) | moved
+    }
+
+    /// The address in an entry, of what is aligned to `2^shift` bytes.
+    #[inline(always)]
+    fn unfold(&self, entry: u64, shift: u32) -> PhysAddr {
+        let place = low_bits(self.split_bit) & !low_bits(shift);
+        if self.high_address == 0 {
+            return PhysAddr::new(entry & place);
+        }
+        let high = (entry & self.high_address).wrapping_shr(self.high_address.trailing_zeros());
+        PhysAddr::new(entry & place | high.wrapping_shl(self.split_bit))
+    }
+
+    /// The leaf at `level` that maps `phys`, aligned to its size and within the output width.
+    #[inline(always)]
+    pub(crate) fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
+        self.fold(phys) | attribute_bits | if level == 0 { self.page } else { self.block }
+    }
+
+    /// The entry that references the table at `phys`, with a leaf count of zero.
+    pub(crate) fn table(&self, phys: PhysAddr) -> u64 {
+        self.fold(phys) | self.table
+    }
+
+    /// The address in a leaf at `level`.
+    #[inline]
+    pub(crate) fn leaf_address(&self, leaf: u64, level: u32) -> PhysAddr {
+        self.unfold(leaf, self.level_shift(level))
+    }
+
+    /// The address in a table entry.
+    #[inline(always)]
+    pub(crate) fn table_address(&self, entry: u64) -> PhysAddr {
+        self.unfold(entry, self.granule_shift)
+    }
+
+    /// Whether an entry above level 0 is one of a table.
+    #[inline(always)]
+    pub(crate) fn is_table(&self, entry: u64) -> bool {
+        match self.table_test {
+            TableTest::Bit(bit) => entry & bit != 0,
+            TableTest::Byte => entry as i8 > 0,
+        }
+    }
+
+    /// What `entry` of a table at `level` is.
+    #[inline]
+    pub(crate) fn kind(&self, entry: u64, level: u32) -> Kind {
+        if entry & self.present == 0 {
+            Kind::Absent
+        } else if level != 0 && self.is_table(entry) {
+            Kind::Table
+        } else {
+            Kind::Leaf
+        }
+    }
+
+    /// The bits of `leaf`, at `level`, that leaves of other sizes and at other addresses share with it.
+    pub(crate) fn shared_bits(&self, leaf: u64, level: u32) -> u64 {
+        let place = self.leaf(self.leaf_address(leaf, level), level, 0);
+        (leaf ^ place) & !(self.contiguous | self.transient)
+    }
+
+    /// How many leaves the level-0 table referenced by `entry` holds, as far as it was noted.
+    #[inline(always)]
+    pub fn leaf_count(&self, entry: u64) -> u64 {
+        let low = (entry & self.leaves_low).wrapping_shr(self.leaves_low.trailing_zeros());
+        if self.leaves_high == 0 {
+            return low;
+        }
+        low | (entry & self.leaves_high).wrapping_shr(self.leaves_high_shift())
+    }
+
+    /// `entry` with another leaf count, of at most `2^stride`.
+    pub fn with_leaf_count(&self, entry: u64, count: u64) -> u64 {
+        let low = count.wrapping_shl(self.leaves_low.trailing_zeros()) & self.leaves_low;
+        let entry = entry & !self.leaves_low | low;
+        if self.leaves_high == 0 {
+            return entry;
+        }
+        entry & !self.leaves_high | count.wrapping_shl(self.leaves_high_shift()) & self.leaves_high
+    }
+
+    /// How far the second part of a count has to be moved.
+    fn leaves_high_shift(&self) -> u32 {
+        self.leaves_high.trailing_zeros().wrapping_sub(self.leaves_low.count_ones())
+    }
+}
+
+/// A page-table format. The trait is sealed.
+pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
+    /// The encoding of entries.
+    #[doc(hidden)]
+    const SCHEME: Scheme;
+    /// The smallest page, and the size of a table, as a power of two in bytes.
+    const GRANULE_SHIFT: u32 = Self::SCHEME.granule_shift;
+    /// The number of index bits per level.
+    const STRIDE: u32 = Self::SCHEME.stride();
+    /// The bit of the contiguous hint in leaves, or zero.
+    const CONTIGUOUS: u64 = Self::SCHEME.contiguous;
+
+    /// The encoding of entries in the tables of this very format.
+    #[doc(hidden)]
+    fn scheme(&self) -> Scheme {
+        Self::SCHEME
+    }
 
     /// How leaves may be replaced.
     fn replacement(&self) -> Replacement {
@@ -147,119 +363,44 @@ pub trait Format: sealed::Sealed + Copy + Debug + Send + Sync + 'static {
     /// Who sets the accessed and dirty marks.
     fn accessed_dirty(&self) -> AccessedDirty;
 
-    /// The accessed mark of a leaf, where it is a bit of its own.
-    const ACCESSED: u64 = 0;
-    /// The dirty mark of a leaf, where it is a bit of its own.
-    const DIRTY: u64 = 0;
-
-    /// The marks of a leaf, where hardware sets them.
-    #[inline]
-    fn usage(leaf: u64) -> Usage {
-        let mut usage = Usage::empty();
-        usage.set(Usage::ACCESSED, leaf & Self::ACCESSED != 0);
-        usage.set(Usage::DIRTY, leaf & Self::DIRTY != 0);
-        usage
-    }
-
-    /// `leaf` without these marks.
-    #[inline]
-    fn without_usage(leaf: u64, usage: Usage) -> u64 {
-        let accessed = if usage.contains(Usage::ACCESSED) { Self::ACCESSED } else { 0 };
-        let dirty = if usage.contains(Usage::DIRTY) { Self::DIRTY } else { 0 };
-        leaf & !(accessed | dirty)
-    }
-
-    /// `leaf` with all marks that hardware could set in it.
-    fn with_usage(leaf: u64) -> u64;
-
-    /// How many leaves at `level` may carry the contiguous hint together, as a power of two; 0 if there is no hint.
-    fn run_shift(_level: u32) -> u32 {
-        0
-    }
-
-    /// The sizes of single leaves, as a bit mask in bytes, in tables for physical addresses of this width.
-    fn leaf_sizes(_output_bits: u8) -> u64 {
-        (0..u32::from(Self::LEAF_LEVELS)).fold(0, |sizes, level| sizes | level_size::<Self>(level))
-    }
-
     /// The shape of a table for inputs of this width.
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError>;
 
     /// The name of the format for whoever programs a walker.
     fn table_format(&self, geometry: Geometry) -> TableFormat;
 
-    /// The bits of a leaf that express `attributes`, or `None` where they cannot be expressed.
-    fn attribute_bits(&self, attributes: Attributes) -> Option<u64>;
+    /// What `entry` of a table at `level` is, counted from the smallest pages.
+    fn kind(entry: u64, level: u32) -> Kind {
+        Self::SCHEME.kind(entry, level)
+    }
 
-    /// The attributes that a leaf expresses.
-    fn attributes(&self, leaf: u64) -> Attributes;
-
-    /// The leaf at `level` that maps `phys`, aligned to its size and within the output width.
-    fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64;
-
-    /// The entry that references the table at `phys`, with a leaf count of zero.
-    fn table(&self, phys: PhysAddr) -> u64;
-
-    /// What `entry` of a table at `level` is.
-    fn kind(entry: u64, level: u32) -> Kind;
-
-    /// The address in a leaf at `level`.
-    fn leaf_address(entry: u64, level: u32) -> PhysAddr {
-        PhysAddr::new(entry & low_bits(u32::from(Self::OUTPUT_BITS)) & !low_bits(level_shift::<Self>(level)))
+    /// The entry that references the table at `phys`.
+    fn table(&self, phys: PhysAddr) -> u64 {
+        self.scheme().table(phys)
     }
 
     /// The address in a table entry.
     fn table_address(entry: u64) -> PhysAddr {
-        PhysAddr::new(entry & low_bits(u32::from(Self::OUTPUT_BITS)) & !low_bits(Self::GRANULE_SHIFT))
+        Self::SCHEME.table_address(entry)
     }
+}
 
-    /// The lowest bit of the leaf count in a table entry, where its bits lie side by side.
-    const LEAF_COUNT_SHIFT: Option<u32> = None;
+/// The marks of a leaf in which each is a bit of its own.
+pub(crate) fn usage<const ACCESSED: u64, const DIRTY: u64>(leaf: u64) -> Usage {
+    let mut usage = Usage::empty();
+    usage.set(Usage::ACCESSED, leaf & ACCESSED != 0);
+    usage.set(Usage::DIRTY, leaf & DIRTY != 0);
+    usage
+}
 
-    /// How many leaves the level-0 table referenced by `entry` holds, by the walker's own count in bits that
-    /// hardware ignores.
-    fn leaf_count(entry: u64) -> u64;
-
-    /// `entry` with another leaf count, of at most `2^STRIDE`.
-    fn with_leaf_count(entry: u64, count: u64) -> u64;
+/// Such a leaf without these marks.
+pub(crate) fn without_usage<const ACCESSED: u64, const DIRTY: u64>(leaf: u64, usage: Usage) -> u64 {
+    let accessed = if usage.contains(Usage::ACCESSED) { ACCESSED } else { 0 };
+    let dirty = if usage.contains(Usage::DIRTY) { DIRTY } else { 0 };
+    leaf & !(accessed | dirty)
 }
 
 /// A mask of the `bits` lowest bits, at most 63.
 pub(crate) const fn low_bits(bits: u32) -> u64 {
     1_u64.wrapping_shl(bits).wrapping_sub(1)
-}
-
-/// The bytes that one entry at `level` covers, as a power of two.
-#[inline]
-pub(crate) const fn level_shift<F: Format>(level: u32) -> u32 {
-    F::GRANULE_SHIFT.wrapping_add(level.wrapping_mul(F::STRIDE))
-}
-
-/// The bytes that are mapped as a whole by `leaf`, at `level`, and its neighbours under the same contiguous hint.
-#[inline]
-pub(crate) fn extent<F: Format>(leaf: u64, level: u32) -> u64 {
-    let hinted = F::CONTIGUOUS != 0 && leaf & F::CONTIGUOUS != 0;
-    level_size::<F>(level).wrapping_shl(if hinted { F::run_shift(level) } else { 0 })
-}
-
-/// The bits of `leaf`, at `level`, that leaves of other sizes and at other addresses share with it.
-pub(crate) fn shared_bits<F: Format>(format: F, leaf: u64, level: u32) -> u64 {
-    let place = format.leaf(F::leaf_address(leaf, level), level, 0);
-    (leaf ^ place) & !(F::CONTIGUOUS | F::TRANSIENT)
-}
-
-/// `leaf` as if it had been used in all ways, if hardware says how it is used: what leaves have in common that were
-/// made alike.
-#[inline]
-pub(crate) fn used<F: Format>(format: F, leaf: u64) -> u64 {
-    match format.accessed_dirty() {
-        AccessedDirty::Hardware => F::with_usage(leaf),
-        AccessedDirty::Preset => leaf,
-    }
-}
-
-/// The bytes that one entry at `level` covers.
-#[inline]
-pub(crate) const fn level_size<F: Format>(level: u32) -> u64 {
-    1_u64.wrapping_shl(level_shift::<F>(level))
 }

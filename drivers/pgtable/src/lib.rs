@@ -1,5 +1,6 @@
 //! Page tables for IOMMUs and CPUs: VMSAv8-64 stages 1 and 2, x86-64 and VT-d's first stage, and VT-d's second
-//! stage, under one walker that is monomorphised per format.
+//! stage, under one walker. It goes by the [format](Scheme)'s constants; what maps and unmaps single leaves is compiled for
+//! each format, with these in it.
 //!
 //! ```
 //! # use portcullis_hal::{Attributes, Gather, Iova, IovaRange, Mapping, PhysAddr, PhysRange, TableWrites};
@@ -38,8 +39,8 @@
 //! No format maps registers ([`MemoryKind::Device`](portcullis_hal::MemoryKind)) executable, and none maps
 //! executable what cannot be read.
 //!
-//! A leaf that is only partly to be unmapped is split first ([`PageTable::split_ends`]), if the hardware bears it
-//! ([`Replacement`]); [`PageTable::split`] and [`PageTable::join`] change the sizes in a range. What is mapped stays
+//! A leaf that is only partly to be unmapped is split first ([`AnyTable::split_ends`]), if the hardware bears it
+//! ([`Replacement`]); [`AnyTable::split`] and [`AnyTable::join`] change the sizes in a range. What is mapped stays
 //! mapped at every moment:
 //!
 //! ```
@@ -91,9 +92,11 @@ mod vtd;
 mod walk;
 mod x86;
 
-pub use format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Levels, Replacement};
+pub use format::{
+    AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Levels, Replacement, Scheme, TableTest,
+};
 pub use protect::ProtectError;
-pub use table::PageTable;
+pub use table::{AnyTable, PageTable};
 pub use vmsa::{
     BbmLevel, Descriptors, Layout, Lpa2, MAIR, Plain, Stage, Stage1, Stage2, Vmsa, VmsaStage1,
     VmsaStage1Lpa2, VmsaStage2, VmsaStage2Lpa2,

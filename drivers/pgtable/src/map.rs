@@ -8,15 +8,15 @@
 //! In a list whose pieces do not ascend, a piece may overlap an earlier one, which the tables do not show yet.
 //! Such lists leave a mark in each place as they check it.
 
-use crate::format::{Format, Kind, extent, level_shift, level_size, low_bits};
-use crate::table::PageTable;
+use crate::format::{Kind, Scheme, low_bits};
+use crate::table::AnyTable;
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{Attributes, Hal, Iova, MapError, Mapping, OutOfMemory, PhysAddr, barrier};
 
 /// A place that a map call has taken and not written yet. In every format the word is absent to hardware.
 ///
-/// Not in the lowest byte: see [`Format::is_table`].
+/// Not in the lowest byte: see [`TableTest`](crate::format::TableTest).
 pub(crate) const RESERVED: u64 = 1 << 9;
 
 /// Leaf runs from this length on are worth a look at the table's leaf count.
@@ -46,8 +46,8 @@ struct Run<'w> {
 impl Run<'_> {
     /// Ends at an entry that is not empty: `Ok` at a table, an error at all else.
     #[cold]
-    fn end<F: Format>(&self, index: usize, entry: u64) -> Result<usize, MapError> {
-        match F::kind(entry, self.level) {
+    fn end(&self, scheme: &Scheme, index: usize, entry: u64) -> Result<usize, MapError> {
+        match scheme.kind(entry, self.level) {
             Kind::Table => Ok(index),
             Kind::Leaf | Kind::Absent => {
                 Err(overlap(self.iova.wrapping_add(self.size.wrapping_mul(index as u64))))
@@ -73,13 +73,12 @@ trait Pass {
     /// Goes down to a table at `level`. Where tables are not made on the way they are there, unless somebody
     /// else works on the same range.
     #[inline]
-    fn sink<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, level: u32) -> Result<(), Stop> {
+    fn sink<H: Hal>(cursor: &mut Cursor<'_, '_, H>, level: u32) -> Result<(), Stop> {
         cursor.sink(level)
     }
 
     /// Handles a run, up to an entry that references a table, and returns how many entries these were.
-    fn leaves<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, run: &Run<'_>)
-    -> Result<usize, MapError>;
+    fn leaves<H: Hal>(cursor: &mut Cursor<'_, '_, H>, run: &Run<'_>) -> Result<usize, MapError>;
 }
 
 /// Finds out whether the places are free, and installs missing tables.
@@ -93,22 +92,19 @@ struct Write;
 
 impl Pass for Check {
     #[inline]
-    fn sink<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, level: u32) -> Result<(), Stop> {
+    fn sink<H: Hal>(cursor: &mut Cursor<'_, '_, H>, level: u32) -> Result<(), Stop> {
         cursor.sink_growing(level)
     }
 
     #[inline]
-    fn leaves<H: Hal, F: Format>(
-        cursor: &mut Cursor<'_, '_, H, F>,
-        run: &Run<'_>,
-    ) -> Result<usize, MapError> {
+    fn leaves<H: Hal>(cursor: &mut Cursor<'_, '_, H>, run: &Run<'_>) -> Result<usize, MapError> {
         if run.level == 0 && run.slots.len() >= LONG_RUN && cursor.leaf_count() == 0 {
             return Ok(run.slots.len());
         }
         for (i, slot) in run.slots.iter().enumerate() {
             let entry = slot.load(Ordering::Relaxed);
             if entry != 0 {
-                return run.end::<F>(i, entry);
+                return run.end(cursor.scheme(), i, entry);
             }
         }
         Ok(run.slots.len())
@@ -117,14 +113,14 @@ impl Pass for Check {
 
 impl Pass for Reserve {
     #[inline]
-    fn sink<H: Hal, F: Format>(cursor: &mut Cursor<'_, '_, H, F>, level: u32) -> Result<(), Stop> {
+    fn sink<H: Hal>(cursor: &mut Cursor<'_, '_, H>, level: u32) -> Result<(), Stop> {
         cursor.sink_growing(level)
     }
 
-    fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
+    fn leaves<H: Hal>(cursor: &mut Cursor<'_, '_, H>, run: &Run<'_>) -> Result<usize, MapError> {
         for (i, slot) in run.slots.iter().enumerate() {
             if let Err(entry) = slot.compare_exchange(0, RESERVED, Ordering::Relaxed, Ordering::Relaxed) {
-                return run.end::<F>(i, entry);
+                return run.end(cursor.scheme(), i, entry);
             }
         }
         Ok(run.slots.len())
@@ -132,11 +128,11 @@ impl Pass for Reserve {
 }
 
 impl Pass for Release {
-    fn leaves<H: Hal, F: Format>(_: &mut Cursor<'_, '_, H, F>, run: &Run<'_>) -> Result<usize, MapError> {
+    fn leaves<H: Hal>(cursor: &mut Cursor<'_, '_, H>, run: &Run<'_>) -> Result<usize, MapError> {
         for (i, slot) in run.slots.iter().enumerate() {
             let free = slot.compare_exchange(RESERVED, 0, Ordering::Relaxed, Ordering::Relaxed);
             if let Err(entry) = free
-                && F::kind(entry, run.level) == Kind::Table
+                && cursor.scheme().kind(entry, run.level) == Kind::Table
             {
                 return Ok(i);
             }
@@ -147,20 +143,19 @@ impl Pass for Release {
 
 impl Pass for Write {
     #[inline]
-    fn leaves<H: Hal, F: Format>(
-        cursor: &mut Cursor<'_, '_, H, F>,
-        run: &Run<'_>,
-    ) -> Result<usize, MapError> {
+    fn leaves<H: Hal>(cursor: &mut Cursor<'_, '_, H>, run: &Run<'_>) -> Result<usize, MapError> {
         let mut leaf = run.leaf;
         let mut written = run.slots.len();
         if run.level == 0 {
-            fill::<F>(run.slots, leaf);
+            fill(run.slots, leaf, run.size);
         } else {
-            let is_table = |slot: &AtomicU64| F::kind(slot.load(Ordering::Relaxed), run.level) == Kind::Table;
+            let is_table = |slot: &AtomicU64| {
+                cursor.scheme().kind(slot.load(Ordering::Relaxed), run.level) == Kind::Table
+            };
             written = run.slots.iter().position(is_table).unwrap_or(written);
             let whole = written & !run.unit.wrapping_sub(1);
             for (i, slot) in run.slots.iter().take(written).enumerate() {
-                let hint = if i < whole { 0 } else { F::CONTIGUOUS };
+                let hint = if i < whole { 0 } else { cursor.scheme().contiguous };
                 slot.store(leaf & !hint, Ordering::Relaxed);
                 leaf = leaf.wrapping_add(run.size);
             }
@@ -174,42 +169,33 @@ impl Pass for Write {
 /// The pieces at the head of `list` that are one page each, follow each other from `iova` on and have these attributes,
 /// as far as the table at hand reaches: their entries and their memory. Lists of pages are made of them.
 #[inline]
-fn following<'a, H: Hal, F: Format>(
-    cursor: &Cursor<'a, '_, H, F>,
+fn following<'a, H: Hal>(
+    cursor: &Cursor<'a, '_, H>,
     attributes: Attributes,
     mut iova: u64,
     list: &'a [Mapping],
 ) -> impl Iterator<Item = (&'a AtomicU64, PhysAddr)> {
+    let size = cursor.scheme().level_size(0);
     cursor.pages_from(iova).iter().zip(list).map_while(move |(slot, piece)| {
         let (first, last) = (piece.memory.start(), piece.memory.last());
-        let is_page = last.get().wrapping_sub(first.get()) == low_bits(F::GRANULE_SHIFT);
+        let is_page = last.get().wrapping_sub(first.get()) == size.wrapping_sub(1);
         let follows = piece.iova.get() == iova && piece.attributes == attributes;
-        iova = iova.wrapping_add(level_size::<F>(0));
+        iova = iova.wrapping_add(size);
         (is_page && follows).then_some((slot, first))
     })
 }
 
-/// Writes pages that follow each other, from `leaf` on.
+/// Writes leaves that follow each other, from `leaf` on, `size` bytes each.
 #[inline]
-pub(crate) fn fill<F: Format>(slots: &[AtomicU64], mut leaf: u64) {
+pub(crate) fn fill(slots: &[AtomicU64], mut leaf: u64, size: u64) {
     let mut write = |slot: &AtomicU64| {
         slot.store(leaf, Ordering::Relaxed);
-        leaf = leaf.wrapping_add(level_size::<F>(0));
+        leaf = leaf.wrapping_add(size);
     };
     // Many at a time, so that counting the entries does not cost as much as writing them.
     let (chunks, rest) = slots.as_chunks::<32>();
     chunks.iter().for_each(|chunk| chunk.iter().for_each(&mut write));
     rest.iter().for_each(write);
-}
-
-/// The bytes from `phys` up to where a leaf is not the one before plus its size.
-#[inline]
-pub(crate) fn reach<F: Format>(phys: u64) -> u64 {
-    if F::SPLIT_BIT == F::OUTPUT_BITS {
-        return u64::MAX;
-    }
-    let period = 1_u64.wrapping_shl(u32::from(F::SPLIT_BIT));
-    period.wrapping_sub(phys & period.wrapping_sub(1))
 }
 
 /// Whether the pieces of a list come in ascending order without overlap.
@@ -219,7 +205,7 @@ enum Order {
     Mixed,
 }
 
-impl<H: Hal, F: Format> PageTable<H, F> {
+impl<H: Hal> AnyTable<H> {
     #[inline(never)]
     pub(crate) fn map_pieces(&self, list: &[Mapping]) -> Result<(), MapError> {
         if let [mapping] = list
@@ -245,7 +231,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         let iova = mapping.iova;
         let piece = self.checked(mapping)?;
         // The length is zero for all of the address space.
-        if (piece.iova | piece.phys | piece.len) & low_bits(F::GRANULE_SHIFT) != 0 {
+        if (piece.iova | piece.phys | piece.len) & low_bits(self.scheme().granule_shift) != 0 {
             return Err(MapError::Misaligned { iova });
         }
         let last = piece.iova.checked_add(piece.len.wrapping_sub(1));
@@ -268,7 +254,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// Checks pieces until one does not come after the one before.
-    fn check(&self, cursor: &mut Cursor<'_, '_, H, F>, mut list: &[Mapping]) -> Result<Order, MapError> {
+    fn check(&self, cursor: &mut Cursor<'_, '_, H>, mut list: &[Mapping]) -> Result<Order, MapError> {
         let mut end = 0;
         while let Some((mapping, rest)) = list.split_first() {
             let piece = self.piece(mapping)?;
@@ -277,28 +263,32 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             }
             end = piece.iova.wrapping_add(piece.len);
             self.place::<Check>(cursor, piece)?;
-            let last_phys = self.last_phys;
+            let (last_phys, within) = (self.last_phys, low_bits(self.scheme().granule_shift));
             let free = |(slot, phys): &(&AtomicU64, PhysAddr)| {
-                let fits = phys.get() & low_bits(F::GRANULE_SHIFT) == 0 && phys.get() <= last_phys;
+                let fits = phys.get() & within == 0 && phys.get() <= last_phys;
                 fits && slot.load(Ordering::Relaxed) == 0
             };
             // Where this ends early, the next round finds out why.
             let count = following(cursor, mapping.attributes, end, rest).take_while(free).count();
-            end = end.wrapping_add((count as u64).wrapping_mul(level_size::<F>(0)));
+            end = end.wrapping_add((count as u64).wrapping_mul(self.scheme().level_size(0)));
             list = rest.get(count..).unwrap_or_default();
         }
         Ok(Order::Ascending)
     }
 
     /// Writes the leaves for a list that was checked.
-    fn write(&self, cursor: &mut Cursor<'_, '_, H, F>, mut list: &[Mapping]) -> Result<(), MapError> {
+    fn write(&self, cursor: &mut Cursor<'_, '_, H>, mut list: &[Mapping]) -> Result<(), MapError> {
         while let Some((mapping, rest)) = list.split_first() {
             let piece = self.checked(mapping)?;
             self.place::<Write>(cursor, piece)?;
             let end = piece.iova.wrapping_add(piece.len);
+            // What all pages have in common, worked out once.
+            let (scheme, in_place) = (self.scheme(), self.scheme().in_place());
+            let common = scheme.leaf(PhysAddr::new(0), 0, piece.attribute_bits);
             let mut count = 0;
             for (slot, phys) in following(cursor, mapping.attributes, end, rest) {
-                slot.store(self.tree.format.leaf(phys, 0, piece.attribute_bits), Ordering::Relaxed);
+                let address = if phys.get() < in_place { phys.get() } else { scheme.fold(phys) };
+                slot.store(address | common, Ordering::Relaxed);
                 count += 1;
             }
             if let Some(written) = cursor.pages_from(end).get(..count).filter(|written| !written.is_empty()) {
@@ -310,7 +300,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     #[cold]
-    fn reserve(&self, cursor: &mut Cursor<'_, '_, H, F>, list: &[Mapping]) -> Result<(), MapError> {
+    fn reserve(&self, cursor: &mut Cursor<'_, '_, H>, list: &[Mapping]) -> Result<(), MapError> {
         for mapping in list {
             self.piece(mapping)?;
         }
@@ -330,9 +320,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
     /// Handles a piece: at once if it lies in the table of pages at hand.
     #[inline]
-    fn place<P: Pass>(&self, cursor: &mut Cursor<'_, '_, H, F>, piece: Piece) -> Result<(), MapError> {
+    fn place<P: Pass>(&self, cursor: &mut Cursor<'_, '_, H>, piece: Piece) -> Result<(), MapError> {
         if piece.len < self.shortest_run
-            && piece.len <= reach::<F>(piece.phys)
+            && piece.len <= self.scheme().reach(piece.phys)
             && let Some(slots) = cursor.pages_here(piece.iova, piece.len)
         {
             P::leaves(cursor, &self.run(slots, 0, piece, 0))?;
@@ -343,19 +333,15 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
     /// Walks over the places of a piece, choosing the largest leaf that is possible at each step: by alignment,
     /// by the sizes allowed, and by the tables that are there already.
-    fn place_far<P: Pass>(
-        &self,
-        cursor: &mut Cursor<'_, '_, H, F>,
-        mut piece: Piece,
-    ) -> Result<(), MapError> {
+    fn place_far<P: Pass>(&self, cursor: &mut Cursor<'_, '_, H>, mut piece: Piece) -> Result<(), MapError> {
         while piece.len != 0 {
             cursor.seek(piece.iova);
             let level = self.leaf_level(piece.iova | piece.phys, piece.len, cursor.level());
             P::sink(cursor, level).map_err(|stop| stopped(stop, piece.iova))?;
             let (len, hint) = self.stretch(&piece, level);
-            let slots = cursor.run(len.wrapping_shr(level_shift::<F>(level)));
+            let slots = cursor.run(len.wrapping_shr(self.scheme().level_shift(level)));
             let done = P::leaves(cursor, &self.run(slots, level, piece, hint))?;
-            let bytes = (done as u64).wrapping_shl(level_shift::<F>(level));
+            let bytes = (done as u64).wrapping_shl(self.scheme().level_shift(level));
             piece.iova = piece.iova.wrapping_add(bytes);
             piece.phys = piece.phys.wrapping_add(bytes);
             piece.len = piece.len.wrapping_sub(bytes);
@@ -375,9 +361,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             slots,
             level,
             iova: piece.iova,
-            leaf: self.tree.format.leaf(phys, level, piece.attribute_bits) | hint,
-            size: level_size::<F>(level),
-            unit: 1_usize.wrapping_shl(F::run_shift(level)),
+            leaf: self.scheme().leaf(phys, level, piece.attribute_bits) | hint,
+            size: self.scheme().level_size(level),
+            unit: 1_usize.wrapping_shl(self.scheme().run_shift(level)),
         }
     }
 
@@ -385,16 +371,16 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// without the contiguous hint; and the hint.
     #[inline]
     fn stretch(&self, piece: &Piece, level: u32) -> (u64, u64) {
-        let len = piece.len.min(reach::<F>(piece.phys));
-        let unit = extent::<F>(F::CONTIGUOUS, level);
+        let len = piece.len.min(self.scheme().reach(piece.phys));
+        let unit = self.scheme().run_size(level);
         let below = unit.wrapping_sub(1);
-        let hinted = F::run_shift(level) != 0 && self.page_sizes & unit != 0;
+        let hinted = self.scheme().run_shift(level) != 0 && self.page_sizes & unit != 0;
         if !hinted || (piece.iova ^ piece.phys) & below != 0 {
             return (len, 0);
         }
         match (piece.iova & below, len & !below) {
             (0, 0) => (len, 0),
-            (0, whole) => (whole, F::CONTIGUOUS),
+            (0, whole) => (whole, self.scheme().contiguous),
             (offset, _) => (len.min(unit.wrapping_sub(offset)), 0),
         }
     }
@@ -403,12 +389,12 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// `addresses`, and a length.
     #[inline]
     fn leaf_level(&self, addresses: u64, len: u64, highest: u32) -> u32 {
-        if len < level_size::<F>(1) {
+        if len < self.scheme().level_size(1) {
             return 0;
         }
-        let mut level = highest.min(u32::from(F::LEAF_LEVELS.saturating_sub(1)));
+        let mut level = highest.min(self.scheme().leaf_levels.saturating_sub(1));
         while level > 0 {
-            let size = level_size::<F>(level);
+            let size = self.scheme().level_size(level);
             if self.page_sizes & size != 0 && addresses & size.wrapping_sub(1) == 0 && len >= size {
                 break;
             }

@@ -1,7 +1,7 @@
 //! Changing what may be done with memory that stays mapped.
 
-use crate::format::{AccessedDirty, Format, Replacement, extent, level_shift, level_size};
-use crate::table::PageTable;
+use crate::format::{AccessedDirty, Replacement};
+use crate::table::AnyTable;
 use crate::visit::Unit;
 use crate::walk::Cursor;
 use core::ops::ControlFlow;
@@ -37,7 +37,7 @@ pub enum ProtectError {
     Tracked,
 }
 
-impl<H: Hal, F: Format> PageTable<H, F> {
+impl<H: Hal> AnyTable<H> {
     /// Gives the leaves in `range` the access that `change` makes of their present one, each in one store, so that what
     /// is mapped stays mapped; returns the bytes whose access changed.
     ///
@@ -53,23 +53,34 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         change: impl Fn(Access) -> Access,
         gather: &mut Gather,
     ) -> Result<u64, ProtectError> {
-        if self.tree.format.accessed_dirty() != AccessedDirty::Preset {
+        self.protect_all(range, &change, gather)
+    }
+
+    fn protect_all(
+        &self,
+        range: IovaRange,
+        change: &dyn Fn(Access) -> Access,
+        gather: &mut Gather,
+    ) -> Result<u64, ProtectError> {
+        if self.tree.accessed_dirty != AccessedDirty::Preset {
             return Err(ProtectError::Tracked);
         }
         let walk = self.tree.walk();
         let mut cursor = Cursor::new(&walk);
-        let refused = self.units(&mut cursor, &range, |unit| match self.replaced(&unit, &range, &change) {
+        let mut refused = Ok(());
+        self.units(&mut cursor, &range, &mut |unit| match self.replaced(&unit, &range, change) {
             Ok(_) => ControlFlow::Continue(()),
-            Err(error) => ControlFlow::Break(error),
+            Err(error) => {
+                refused = Err(error);
+                ControlFlow::Break(())
+            }
         });
-        if let ControlFlow::Break(error) = refused {
-            return Err(error);
-        }
+        refused?;
         let mut changed = 0_u64;
-        let _ = self.units(&mut cursor, &range, |unit| {
+        self.units(&mut cursor, &range, &mut |unit| {
             // Refused just now, or somebody else works on the same range: what they made stays.
-            let Ok(Some(Seals { old, new })) = self.replaced(&unit, &range, &change) else {
-                return ControlFlow::<()>::Continue(());
+            let Ok(Some(Seals { old, new })) = self.replaced(&unit, &range, change) else {
+                return ControlFlow::Continue(());
             };
             for slot in unit.slots {
                 // Hardware notes nothing in these leaves, so nothing is lost between the load and the store.
@@ -77,9 +88,12 @@ impl<H: Hal, F: Format> PageTable<H, F> {
                 slot.store(leaf & !old | new, Ordering::Relaxed);
             }
             self.tree.clean(unit.slots);
-            let size = extent::<F>(unit.leaf, unit.level);
+            let size = self.scheme().extent(unit.leaf, unit.level);
             changed = changed.wrapping_add(size);
-            gather.record(IovaRange::block(Iova::new(unit.iova), size), level_shift::<F>(unit.level) as u8);
+            gather.record(
+                IovaRange::block(Iova::new(unit.iova), size),
+                self.scheme().level_shift(unit.level) as u8,
+            );
             ControlFlow::Continue(())
         });
         drop(cursor);
@@ -92,11 +106,11 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         &self,
         unit: &Unit<'_>,
         range: &IovaRange,
-        change: &impl Fn(Access) -> Access,
+        change: &dyn Fn(Access) -> Access,
     ) -> Result<Option<Seals>, ProtectError> {
         let iova = Iova::new(unit.iova);
-        let size = extent::<F>(unit.leaf, unit.level);
-        let now = self.tree.format.attributes(unit.leaf);
+        let size = self.scheme().extent(unit.leaf, unit.level);
+        let now = (self.scheme().attributes)(unit.leaf);
         let wanted = Attributes { access: change(now.access), memory: now.memory };
         if wanted == now {
             return Ok(None);
@@ -104,7 +118,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         if !range.covers(&IovaRange::block(iova, size)) {
             return Err(ProtectError::Partial { iova, size });
         }
-        if size != level_size::<F>(unit.level) && self.tree.format.replacement() == Replacement::Break {
+        if size != self.scheme().level_size(unit.level) && self.tree.replacement == Replacement::Break {
             return Err(ProtectError::Run { iova });
         }
         match (self.seals.get(now), self.seals.get(wanted)) {

@@ -3,16 +3,14 @@
 //! What is there before and after translates the same, and each change of an entry is one store, so a walker finds one
 //! or the other. What remains is what it has cached: [`Replacement`] says how much of a mixture the hardware bears.
 
-use crate::format::{
-    Format, Kind, Replacement, extent, level_shift, level_size, low_bits, shared_bits, used,
-};
-use crate::table::PageTable;
+use crate::format::{AccessedDirty, Kind, Replacement, Scheme, low_bits};
+use crate::table::AnyTable;
 use crate::tree::{Below, Replaced};
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{Gather, Hal, Iova, IovaRange, PhysAddr, Progress, ResizeError, barrier};
 
-impl<H: Hal, F: Format> PageTable<H, F> {
+impl<H: Hal> AnyTable<H> {
     /// Splits leaves until none in `range` is larger than `largest` bytes, which is at least the smallest page. What
     /// they map, and how, stays the same, and at no time is it missing.
     ///
@@ -25,7 +23,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ///
     /// # Concurrency
     ///
-    /// As [everywhere](PageTable#concurrency); but where the hardware needs two steps
+    /// As [everywhere](crate::PageTable#concurrency); but where the hardware needs two steps
     /// ([`Replacement::Staged`]), calls that concern the same leaf must not overlap in time, from the first step
     /// to the last.
     pub fn split(
@@ -39,10 +37,11 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             let mut iova = first;
             while iova <= last {
                 let leaf = self.leaf_at(cursor, iova);
-                let mut len =
-                    leaf.map_or(level_size::<F>(cursor.level()), |leaf| extent::<F>(leaf, cursor.level()));
+                let mut len = leaf.map_or(self.scheme().level_size(cursor.level()), |leaf| {
+                    self.scheme().extent(leaf, cursor.level())
+                });
                 if let Some(leaf) = leaf
-                    && len > largest.max(level_size::<F>(0))
+                    && len > largest.max(self.scheme().level_size(0))
                 {
                     match self.divide(cursor, iova, leaf, gather)? {
                         // What is there now may still be too large.
@@ -70,7 +69,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             for end in [first, last.wrapping_add(1)] {
                 while end <= self.last_iova
                     && let Some(leaf) = self.leaf_at(cursor, end)
-                    && end & extent::<F>(leaf, cursor.level()).wrapping_sub(1) != 0
+                    && end & self.scheme().extent(leaf, cursor.level()).wrapping_sub(1) != 0
                 {
                     if self.divide(cursor, end, leaf, gather)? == Progress::SyncAndRepeat {
                         progress = Progress::SyncAndRepeat;
@@ -94,16 +93,16 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ///
     /// All of [`ResizeError`] but a lack of memory.
     pub fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
-        if self.tree.format.replacement() == Replacement::Break {
+        if self.tree.replacement == Replacement::Break {
             return Err(ResizeError::BreakBeforeMake { iova: range.start() });
         }
-        let levels = u32::from(F::LEAF_LEVELS).min(self.tree.top().wrapping_add(1));
+        let levels = self.scheme().leaf_levels.min(self.tree.top().wrapping_add(1));
         self.change_leaves(range, |cursor, bounds| {
             let mut progress = Progress::Done;
             for level in 1..levels {
-                let size = level_size::<F>(level);
+                let size = self.scheme().level_size(level);
                 if self.page_sizes & size != 0 {
-                    for_each_block(cursor, bounds, size, level, |cursor, iova| {
+                    for_each_block(cursor, bounds, size, level, &mut |cursor, iova| {
                         if self.join_table(cursor, iova, gather) == Progress::SyncAndRepeat {
                             progress = Progress::SyncAndRepeat;
                         }
@@ -111,9 +110,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
                 }
             }
             for level in 0..levels {
-                let run = extent::<F>(F::CONTIGUOUS, level);
-                if F::run_shift(level) != 0 && self.page_sizes & run != 0 {
-                    for_each_block(cursor, bounds, run, level, |cursor, iova| {
+                let run = self.scheme().run_size(level);
+                if self.scheme().run_shift(level) != 0 && self.page_sizes & run != 0 {
+                    for_each_block(cursor, bounds, run, level, &mut |cursor, iova| {
                         self.join_run(cursor, iova, gather);
                     });
                 }
@@ -126,7 +125,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     fn change_leaves<R>(
         &self,
         range: IovaRange,
-        work: impl FnOnce(&mut Cursor<'_, '_, H, F>, (u64, u64)) -> Result<R, ResizeError>,
+        work: impl FnOnce(&mut Cursor<'_, '_, H>, (u64, u64)) -> Result<R, ResizeError>,
     ) -> Result<R, ResizeError> {
         let bounds = self.bounds(&range)?;
         let walk = self.tree.walk();
@@ -140,7 +139,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// The first and the last address of a range that is in the aperture and made of pages.
     pub(crate) fn bounds(&self, range: &IovaRange) -> Result<(u64, u64), ResizeError> {
         let (first, last) = (range.start().get(), range.last().get());
-        if (first | last.wrapping_add(1)) & low_bits(F::GRANULE_SHIFT) != 0 {
+        if (first | last.wrapping_add(1)) & low_bits(self.scheme().granule_shift) != 0 {
             return Err(ResizeError::Misaligned { iova: range.start() });
         }
         if last > self.last_iova {
@@ -150,12 +149,12 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// The leaf that maps `iova`; the cursor is at its table then, else where the way down ended.
-    fn leaf_at(&self, cursor: &mut Cursor<'_, '_, H, F>, iova: u64) -> Option<u64> {
+    fn leaf_at(&self, cursor: &mut Cursor<'_, '_, H>, iova: u64) -> Option<u64> {
         cursor.seek(iova);
         match cursor.sink(0) {
             Ok(()) => {
                 let entry = cursor.slot().load(Ordering::Relaxed);
-                (F::kind(entry, 0) == Kind::Leaf).then_some(entry)
+                (self.scheme().kind(entry, 0) == Kind::Leaf).then_some(entry)
             }
             Err(Stop::Leaf(leaf)) => Some(leaf),
             Err(Stop::Absent | Stop::OutOfMemory) => None,
@@ -165,38 +164,38 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// Takes the hint off the run of which `leaf`, at the cursor, is part, or splits it into leaves of the next level.
     fn divide(
         &self,
-        cursor: &Cursor<'_, '_, H, F>,
+        cursor: &Cursor<'_, '_, H>,
         iova: u64,
         leaf: u64,
         gather: &mut Gather,
     ) -> Result<Progress, ResizeError> {
-        let (format, level) = (self.tree.format, cursor.level());
-        let old = IovaRange::block(Iova::new(iova), extent::<F>(leaf, level));
-        let replacement = format.replacement();
+        let (scheme, level) = (self.scheme(), cursor.level());
+        let old = IovaRange::block(Iova::new(iova), scheme.extent(leaf, level));
+        let replacement = self.tree.replacement;
         if replacement == Replacement::Break {
             return Err(ResizeError::BreakBeforeMake { iova: old.start() });
         }
-        gather.record(old, level_shift::<F>(level) as u8);
-        if leaf & F::CONTIGUOUS != 0 {
+        gather.record(old, scheme.level_shift(level) as u8);
+        if leaf & scheme.contiguous != 0 {
             // A cached translation of the run may have the marks of any of its leaves.
-            let slots = cursor.group(F::run_shift(level));
+            let slots = cursor.group(scheme.run_shift(level));
             slots
                 .iter()
-                .for_each(|slot| change::<F>(slot, level, |leaf| used::<F>(format, leaf) & !F::CONTIGUOUS));
+                .for_each(|slot| change(scheme, slot, level, |leaf| self.used(leaf) & !scheme.contiguous));
             self.tree.clean(slots);
             return Ok(Progress::Done);
         }
         let slot = cursor.slot();
-        if replacement == Replacement::Staged && leaf & F::TRANSIENT == 0 {
-            change::<F>(slot, level, |leaf| leaf | F::TRANSIENT);
+        if replacement == Replacement::Staged && leaf & scheme.transient == 0 {
+            change(scheme, slot, level, |leaf| leaf | scheme.transient);
             self.tree.clean(core::slice::from_ref(slot));
             return Ok(Progress::SyncAndRepeat);
         }
         let below = level.wrapping_sub(1);
-        let size = level_size::<F>(below);
+        let size = scheme.level_size(below);
         let leaves = |leaf: u64, i: u64| {
-            let phys = F::leaf_address(leaf, level).get().wrapping_add(i.wrapping_mul(size));
-            format.leaf(PhysAddr::new(phys), below, shared_bits(format, leaf, level))
+            let phys = scheme.leaf_address(leaf, level).get().wrapping_add(i.wrapping_mul(size));
+            scheme.leaf(PhysAddr::new(phys), below, scheme.shared_bits(leaf, level))
         };
         // If the leaf is gone, somebody else works on the same range, and the caller looks again.
         let _ = cursor.walk().split(slot, level, leaf, leaves)?;
@@ -204,18 +203,18 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// Replaces the table in the cursor's slot by a leaf that maps the same, if there is one.
-    fn join_table(&self, cursor: &Cursor<'_, '_, H, F>, iova: u64, gather: &mut Gather) -> Progress {
-        let (format, level, slot) = (self.tree.format, cursor.level(), cursor.slot());
-        let staged = format.replacement() == Replacement::Staged;
-        let block = IovaRange::block(Iova::new(iova), level_size::<F>(level));
+    fn join_table(&self, cursor: &Cursor<'_, '_, H>, iova: u64, gather: &mut Gather) -> Progress {
+        let (scheme, level, slot) = (self.scheme(), cursor.level(), cursor.slot());
+        let staged = self.tree.replacement == Replacement::Staged;
+        let block = IovaRange::block(Iova::new(iova), scheme.level_size(level));
         let entry = slot.load(Ordering::SeqCst);
         let table = match cursor.walk().below(slot, level) {
             Below::Table(table) => table,
-            Below::Leaf(leaf) if leaf & F::TRANSIENT != 0 && staged => {
+            Below::Leaf(leaf) if leaf & scheme.transient != 0 && staged => {
                 // All that was cached of the table is gone.
-                change::<F>(slot, level, |leaf| leaf & !F::TRANSIENT);
+                change(scheme, slot, level, |leaf| leaf & !scheme.transient);
                 self.tree.clean(core::slice::from_ref(slot));
-                gather.record(block, level_shift::<F>(level) as u8);
+                gather.record(block, scheme.level_shift(level) as u8);
                 return Progress::Done;
             }
             Below::Leaf(_) | Below::Absent => return Progress::Done,
@@ -224,37 +223,46 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         let Some(first) = self.alike(table.entries(0, table.len()), below, block.len()) else {
             return Progress::Done;
         };
-        let leaf = format.leaf(F::leaf_address(first, below), level, shared_bits(format, first, below));
-        let leaf = if staged { leaf | F::TRANSIENT } else { leaf };
+        let leaf = scheme.leaf(scheme.leaf_address(first, below), level, scheme.shared_bits(first, below));
+        let leaf = if staged { leaf | scheme.transient } else { leaf };
         let replaced = cursor.walk().supplant(slot, level, entry, leaf, gather);
         // Even a leaf that was there for a moment only may be cached.
-        gather.record(block, level_shift::<F>(below) as u8);
+        gather.record(block, scheme.level_shift(below) as u8);
         if staged && replaced == Replaced::Yes { Progress::SyncAndRepeat } else { Progress::Done }
     }
 
     /// Puts the run of leaves that begins at the cursor under the contiguous hint, if it may be.
-    fn join_run(&self, cursor: &Cursor<'_, '_, H, F>, iova: u64, gather: &mut Gather) {
-        let (format, level) = (self.tree.format, cursor.level());
-        let run = extent::<F>(F::CONTIGUOUS, level);
-        let slots = cursor.group(F::run_shift(level));
-        let hinted = |slot: &AtomicU64| slot.load(Ordering::Relaxed) & F::CONTIGUOUS != 0;
+    fn join_run(&self, cursor: &Cursor<'_, '_, H>, iova: u64, gather: &mut Gather) {
+        let (scheme, level) = (self.scheme(), cursor.level());
+        let run = scheme.run_size(level);
+        let slots = cursor.group(scheme.run_shift(level));
+        let hinted = |slot: &AtomicU64| slot.load(Ordering::Relaxed) & scheme.contiguous != 0;
         if slots.iter().all(hinted) || self.alike(slots, level, run).is_none() {
             return;
         }
-        slots
-            .iter()
-            .for_each(|slot| change::<F>(slot, level, |leaf| used::<F>(format, leaf) | F::CONTIGUOUS));
+        slots.iter().for_each(|slot| change(scheme, slot, level, |leaf| self.used(leaf) | scheme.contiguous));
         self.tree.clean(slots);
-        gather.record(IovaRange::block(Iova::new(iova), run), level_shift::<F>(level) as u8);
+        gather.record(IovaRange::block(Iova::new(iova), run), scheme.level_shift(level) as u8);
+    }
+
+    /// `leaf` as if it had been used in all ways, if hardware says how it is used: what leaves have in common that were
+    /// made alike.
+    fn used(&self, leaf: u64) -> u64 {
+        match self.tree.accessed_dirty {
+            AccessedDirty::Hardware => (self.scheme().with_usage)(leaf),
+            AccessedDirty::Preset => leaf,
+        }
     }
 
     /// The first of `slots`, at `level`, as if it had been used in all ways, if all of them are leaves that could be
     /// one of `size` bytes.
     fn alike(&self, slots: &[AtomicU64], level: u32, size: u64) -> Option<u64> {
-        let read = |slot: &AtomicU64| used(self.tree.format, slot.load(Ordering::Relaxed)) & !F::CONTIGUOUS;
+        let scheme = self.scheme();
+        let read = |slot: &AtomicU64| self.used(slot.load(Ordering::Relaxed)) & !scheme.contiguous;
         let first = slots.first().map(read)?;
-        let aligned = F::leaf_address(first, level).is_aligned(size);
-        if F::kind(first, level) != Kind::Leaf || first & F::TRANSIENT != 0 && level != 0 || !aligned {
+        let aligned = scheme.leaf_address(first, level).is_aligned(size);
+        if scheme.kind(first, level) != Kind::Leaf || first & scheme.transient != 0 && level != 0 || !aligned
+        {
             return None;
         }
         let mut expected = first;
@@ -262,7 +270,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             .iter()
             .all(|slot| {
                 let found = read(slot) == expected;
-                expected = expected.wrapping_add(level_size::<F>(level));
+                expected = expected.wrapping_add(scheme.level_size(level));
                 found
             })
             .then_some(first)
@@ -271,12 +279,12 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
 /// Calls `act` for the aligned blocks of `size` bytes within the bounds whose tables at `level` are there, with the
 /// cursor at the block's first entry.
-fn for_each_block<'w, 't, H: Hal, F: Format>(
-    cursor: &mut Cursor<'w, 't, H, F>,
+fn for_each_block<'w, 't, H: Hal>(
+    cursor: &mut Cursor<'w, 't, H>,
     (first, last): (u64, u64),
     size: u64,
     level: u32,
-    mut act: impl FnMut(&Cursor<'w, 't, H, F>, u64),
+    act: &mut dyn FnMut(&Cursor<'w, 't, H>, u64),
 ) {
     let below = size.wrapping_sub(1);
     let mut iova = (first.wrapping_add(below)) & !below;
@@ -290,15 +298,15 @@ fn for_each_block<'w, 't, H: Hal, F: Format>(
                 act(cursor, iova);
                 size
             }
-            Err(_) => level_size::<F>(cursor.level()).max(size),
+            Err(_) => cursor.scheme().level_size(cursor.level()).max(size),
         };
         iova = (iova | next.wrapping_sub(1)).wrapping_add(1);
     }
 }
 
 /// Changes a leaf in one step, whatever hardware notes in it at the same time.
-fn change<F: Format>(slot: &AtomicU64, level: u32, to: impl Fn(u64) -> u64) {
-    let changed = |entry| (F::kind(entry, level) == Kind::Leaf).then(|| to(entry));
+fn change(scheme: &Scheme, slot: &AtomicU64, level: u32, to: impl Fn(u64) -> u64) {
+    let changed = |entry| (scheme.kind(entry, level) == Kind::Leaf).then(|| to(entry));
     // If it is none, somebody else works on the same range.
     let _ = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, changed);
 }

@@ -4,9 +4,9 @@
 //! What is called here at all is called last, with the arguments where they are, so that the compiler need not save
 //! anything on the way.
 
-use crate::format::{Format, Kind, level_shift, level_size, low_bits};
-use crate::map::{LONG_RUN, fill, reach};
-use crate::table::PageTable;
+use crate::format::{Format, Kind, low_bits};
+use crate::map::{LONG_RUN, fill};
+use crate::table::{AnyTable, PageTable};
 use crate::tree::{Below, Cut, Place, Walk};
 use crate::walk::{Step, recount};
 use core::sync::atomic::Ordering;
@@ -17,13 +17,13 @@ pub(crate) const SHORT_LEVELS: u8 = TOP as u8 + 1;
 const TOP: u32 = 3;
 
 /// How a call goes on.
-enum Way<'t, H: Hal, F: Format> {
+enum Way<'t, H: Hal> {
     /// Not at all.
     Done,
     /// With the count of leaves, which somebody else is at too.
-    Count(Walk<'t, H, F>),
+    Count(Walk<'t, H>),
     /// With a table.
-    Table(Place<'t, H, F>),
+    Table(Place<'t, H>),
     /// As all calls can: there is more to it, and nothing was done yet.
     Long,
 }
@@ -35,9 +35,10 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         let way = match list {
             [mapping] => {
                 let extent = mapping.memory.last().get().wrapping_sub(mapping.memory.start().get());
-                if extent == low_bits(level_shift::<F>(0)) {
+                if extent == low_bits(F::SCHEME.level_shift(0)) {
                     self.map_leaf(mapping, 0)
-                } else if extent == low_bits(level_shift::<F>(1)) && self.page_sizes & level_size::<F>(1) != 0
+                } else if extent == low_bits(F::SCHEME.level_shift(1))
+                    && self.page_sizes & F::SCHEME.level_size(1) != 0
                 {
                     self.map_leaf(mapping, 1)
                 } else {
@@ -55,25 +56,25 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
     /// Maps a piece that is as long as a leaf at `level`.
     #[inline(always)]
-    fn map_leaf(&self, mapping: &Mapping, level: u32) -> Way<'_, H, F> {
+    fn map_leaf(&self, mapping: &Mapping, level: u32) -> Way<'_, H> {
         let Some(attribute_bits) = self.seals.get(mapping.attributes) else {
             return Way::Long;
         };
         let (iova, phys) = (mapping.iova.get(), mapping.memory.start());
-        let aligned = (iova | phys.get()) & low_bits(level_shift::<F>(level)) == 0;
+        let aligned = (iova | phys.get()) & low_bits(F::SCHEME.level_shift(level)) == 0;
         // An aligned leaf is all within the aperture, a larger power of two, if its start is; memory likewise.
         if !aligned || iova >= self.short_end || phys.get() > self.last_phys {
             return Way::Long;
         }
-        let Some(found) = self.tree.walk().find(iova, level, TOP) else {
+        let Some(found) = self.tree.walk().find::<F>(iova, level, TOP) else {
             return Way::Long;
         };
         let slot = found.place.slot();
         if found.common & self.tree.settled != self.tree.settled || slot.load(Ordering::Relaxed) != 0 {
             return Way::Long;
         }
-        slot.store(self.tree.format.leaf(phys, level, attribute_bits), Ordering::Relaxed);
-        if level == 0 && found.recount(Step::Up).is_err() {
+        slot.store(F::SCHEME.leaf(phys, level, attribute_bits), Ordering::Relaxed);
+        if level == 0 && found.recount::<F>(Step::Up).is_err() {
             return Way::Count(found.place.walk);
         }
         found.place.complete();
@@ -85,9 +86,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// Completes the mapping of a page that is yet to be counted. See [`unmapped_slowly`](Self::unmapped_slowly).
     #[cold]
     #[inline(never)]
-    fn mapped_slowly(&self, list: &[Mapping], walk: Walk<'_, H, F>) -> Result<(), MapError> {
+    fn mapped_slowly(&self, list: &[Mapping], walk: Walk<'_, H>) -> Result<(), MapError> {
         if let [mapping] = list
-            && let Some(found) = walk.find(mapping.iova.get(), 0, TOP)
+            && let Some(found) = walk.find::<F>(mapping.iova.get(), 0, TOP)
         {
             found.recount_surely(Step::Up);
             found.place.complete();
@@ -100,9 +101,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     #[inline(never)]
     pub(crate) fn unmap_one(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         let extent = range.last().get().wrapping_sub(range.start().get());
-        let way = if extent == low_bits(level_shift::<F>(0)) {
+        let way = if extent == low_bits(F::SCHEME.level_shift(0)) {
             self.unmap_leaf(range, gather, 0)
-        } else if extent == low_bits(level_shift::<F>(1)) {
+        } else if extent == low_bits(F::SCHEME.level_shift(1)) {
             self.unmap_leaf(range, gather, 1)
         } else {
             Way::Long
@@ -117,24 +118,24 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
     /// Unmaps a range that is as long as a leaf at `level`, if it is a leaf.
     #[inline(always)]
-    fn unmap_leaf(&self, range: IovaRange, gather: &mut Gather, level: u32) -> Way<'_, H, F> {
-        let (iova, shift) = (range.start().get(), level_shift::<F>(level));
+    fn unmap_leaf(&self, range: IovaRange, gather: &mut Gather, level: u32) -> Way<'_, H> {
+        let (iova, shift) = (range.start().get(), F::SCHEME.level_shift(level));
         if iova & low_bits(shift) != 0 || iova >= self.short_end {
             return Way::Long;
         }
-        let Some(found) = self.tree.walk().find(iova, level, TOP) else {
+        let Some(found) = self.tree.walk().find::<F>(iova, level, TOP) else {
             return Way::Long;
         };
         let slot = found.place.slot();
         let leaf = slot.load(Ordering::Relaxed);
-        if level != 0 && F::is_table(leaf) {
+        if level != 0 && F::SCHEME.is_table(leaf) {
             return Way::Table(found.place);
         }
-        if F::kind(leaf, level) != Kind::Leaf || leaf & F::CONTIGUOUS != 0 {
+        if F::SCHEME.kind(leaf, level) != Kind::Leaf || leaf & F::SCHEME.contiguous != 0 {
             return Way::Long;
         }
         slot.store(0, Ordering::Relaxed);
-        if level == 0 && found.recount(Step::Down).is_err() {
+        if level == 0 && found.recount::<F>(Step::Down).is_err() {
             return Way::Count(found.place.walk);
         }
         found.place.complete();
@@ -151,74 +152,69 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         &self,
         range: IovaRange,
         gather: &mut Gather,
-        walk: Walk<'_, H, F>,
+        walk: Walk<'_, H>,
     ) -> Result<u64, UnmapError> {
-        if let Some(found) = walk.find(range.start().get(), 0, TOP) {
+        if let Some(found) = walk.find::<F>(range.start().get(), 0, TOP) {
             found.recount_surely(Step::Down);
             found.place.complete();
             barrier::publish_to_device();
         }
-        gather.record(range, level_shift::<F>(0) as u8);
+        gather.record(range, F::SCHEME.level_shift(0) as u8);
         Ok(range.len())
     }
 
     /// Unmaps all of the table in a slot at level 1, which maps from `iova` on, by cutting it off.
     #[inline(never)]
-    fn unmap_table(
-        &self,
-        iova: Iova,
-        gather: &mut Gather,
-        place: Place<'_, H, F>,
-    ) -> Result<u64, UnmapError> {
-        let range = IovaRange::block(iova, level_size::<F>(1));
+    fn unmap_table(&self, iova: Iova, gather: &mut Gather, place: Place<'_, H>) -> Result<u64, UnmapError> {
+        let range = IovaRange::block(iova, F::SCHEME.level_size(1));
         let Cut::Done(tally) = place.cut(1, gather) else {
             drop(place);
             return self.unmap_all(range, gather);
         };
         drop(place);
         barrier::publish_to_device();
-        gather.record(range, level_shift::<F>(tally.smallest_level()) as u8);
+        gather.record(range, F::SCHEME.level_shift(tally.smallest_level()) as u8);
         Ok(tally.bytes)
     }
+}
 
+impl<H: Hal> AnyTable<H> {
     /// Maps a piece that is made of pages of one table, which is made if it is missing; `None` if it is not.
     #[inline(always)]
     pub(crate) fn map_pages(&self, mapping: &Mapping) -> Option<Result<(), MapError>> {
+        let scheme = self.scheme();
         let attribute_bits = self.seals.get(mapping.attributes)?;
         let (iova, phys) = (mapping.iova.get(), mapping.memory.start().get());
         let extent = mapping.memory.last().get().wrapping_sub(phys);
-        let span = level_size::<F>(1);
-        let pages = (iova | phys | extent.wrapping_add(1)) & low_bits(F::GRANULE_SHIFT) == 0;
+        let span = scheme.level_size(1);
+        let pages = (iova | phys | extent.wrapping_add(1)) & low_bits(scheme.granule_shift) == 0;
         let one_table = extent < span.wrapping_sub(iova & span.wrapping_sub(1));
         // No larger leaf, and no contiguous hint, can have a part in it.
         let small = extent < span.wrapping_sub(1) || phys & span.wrapping_sub(1) != 0;
-        let plain = extent < self.shortest_run.wrapping_sub(1) && extent < reach::<F>(phys);
+        let plain = extent < self.shortest_run.wrapping_sub(1) && extent < scheme.reach(phys);
         // What fits one aligned table is all within the aperture if its start is.
-        let in_range = iova < self.short_end && mapping.memory.last().get() <= self.last_phys;
+        let in_range = iova <= self.last_iova && mapping.memory.last().get() <= self.last_phys;
         if !(pages && one_table && small && plain && in_range) {
             return None;
         }
-        let found = self.tree.walk().find(iova, 1, TOP)?;
-        if found.common & self.tree.settled != self.tree.settled {
-            return None;
-        }
-        let (walk, link) = (&found.place.walk, found.place.slot());
+        let walk = self.tree.walk();
+        let link = walk.descend(iova, 1)?;
         let table = match walk.grow(link, 1) {
             Ok(Below::Table(table)) => table,
             Ok(Below::Leaf(_) | Below::Absent) => return None,
             Err(OutOfMemory) => return Some(Err(OutOfMemory.into())),
         };
-        let count = extent.wrapping_shr(F::GRANULE_SHIFT).wrapping_add(1) as usize;
-        let slots = table.entries(iova.wrapping_shr(F::GRANULE_SHIFT) as usize, count);
+        let count = extent.wrapping_shr(scheme.granule_shift).wrapping_add(1) as usize;
+        let slots = table.entries(iova.wrapping_shr(scheme.granule_shift) as usize, count);
         let entry = link.load(Ordering::Relaxed);
-        let empty = count >= LONG_RUN && F::leaf_count(entry) == 0;
+        let empty = count >= LONG_RUN && scheme.leaf_count(entry) == 0;
         if !empty && slots.iter().any(|slot| slot.load(Ordering::Relaxed) != 0) {
             return None;
         }
-        fill::<F>(slots, self.tree.format.leaf(mapping.memory.start(), 0, attribute_bits));
-        recount::<F>(link, entry, count as i64);
+        fill(slots, scheme.leaf(mapping.memory.start(), 0, attribute_bits), scheme.level_size(0));
+        recount(scheme, link, entry, count as i64);
         self.tree.clean(slots);
-        drop(found);
+        drop(walk);
         // The caller goes on to tell a device.
         barrier::before_doorbell();
         Some(Ok(()))

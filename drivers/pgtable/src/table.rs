@@ -1,26 +1,28 @@
 //! The page table as its users see it.
 
-use crate::format::{Config, ConfigError, Format, Kind, extent, level_size, low_bits};
+use crate::format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Scheme, low_bits};
 use crate::single::SHORT_LEVELS;
-use crate::tree::Tree;
+use crate::tree::{Traits, Tree};
 use crate::walk::{Cursor, Stop};
+use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{
-    Access, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, PhysAddr, TableRoot,
-    Translated, UnmapError, barrier,
+    Access, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, PhysAddr, TableFormat,
+    TableRoot, Translated, UnmapError, barrier,
 };
 
 /// A page table of format `F`, which owns its tables.
 ///
 /// # Hardware
 ///
-/// [`root`](Self::root) is a plain value; who gives it to hardware sees to it that no hardware walks the table,
+/// [`root`](AnyTable::root) is a plain value; who gives it to hardware sees to it that no hardware walks the table,
 /// nor caches anything of it, any more when the table is dropped. Where hardware did not confirm that,
 /// [`quarantine`](Self::quarantine) keeps the tables allocated for ever.
 ///
 /// # Concurrency
 ///
-/// All methods but [`trim`](Self::trim) work on a shared table, without a lock; distinct ranges can be mapped
+/// All methods but [`trim`](AnyTable::trim) work on a shared table, without a lock; distinct ranges can be mapped
 /// and unmapped at the same time by any number of CPUs. If calls on overlapping ranges race, nothing outside of
 /// these ranges changes and no freed memory is touched, but which of the calls wins, and where, is left open,
 /// and tables may be lost until the end of the program.
@@ -28,7 +30,15 @@ use portcullis_hal::{
 /// A call that finds another one in progress cannot cut off tables and clears the entries one by one instead.
 #[derive(Debug)]
 pub struct PageTable<H: Hal, F: Format> {
-    pub(crate) tree: Tree<H, F>,
+    any: AnyTable<H>,
+    format: PhantomData<F>,
+}
+
+/// A [`PageTable`] of whatever format: what need not be fast for single pages is the same code for all.
+#[derive(Debug)]
+pub struct AnyTable<H: Hal> {
+    pub(crate) tree: Tree<H>,
+    format: TableFormat,
     pub(crate) page_sizes: u64,
     /// The bytes of the smallest run of pages that gets the contiguous hint; `u64::MAX` if none does.
     pub(crate) shortest_run: u64,
@@ -45,56 +55,21 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// An empty table.
     pub fn new(hal: &H, format: F, config: Config) -> Result<Self, ConfigError> {
         let geometry = format.geometry(config.input_bits)?;
-        let output_bits = config.output_bits.min(F::OUTPUT_BITS);
-        if u32::from(output_bits) <= F::GRANULE_SHIFT {
-            return Err(ConfigError::OutputBits(config.output_bits));
-        }
-        let page_sizes = usable_sizes::<F>(config.page_sizes, output_bits);
-        if page_sizes & level_size::<F>(0) == 0 {
-            return Err(ConfigError::PageSizes(config.page_sizes));
-        }
-        let last_iova = low_bits(u32::from(geometry.aperture_bits));
-        let last_phys = low_bits(u32::from(output_bits));
-        Ok(Self {
-            tree: Tree::new(hal, format, geometry, config.writes, PhysAddr::new(last_phys))?,
-            page_sizes,
-            shortest_run: shortest_run::<F>(page_sizes),
-            last_iova,
-            short_end: if geometry.levels == SHORT_LEVELS { last_iova.wrapping_add(1) } else { 0 },
-            last_phys,
-            seals: Seals::new(format),
-            input_bits: config.input_bits,
-            output_bits,
-        })
-    }
-
-    /// What a walker has to know.
-    pub fn root(&self) -> TableRoot {
-        TableRoot {
-            format: self.tree.format.table_format(self.tree.geometry),
-            root: self.tree.root_address(),
-            input_bits: self.input_bits,
-            output_bits: self.output_bits,
-            writes: self.tree.writes,
-        }
-    }
-
-    /// The addresses that can be mapped.
-    pub fn aperture(&self) -> IovaRange {
-        IovaRange::block(Iova::new(0), self.last_iova.wrapping_add(1))
-    }
-
-    /// The page sizes in use, as a bit mask in bytes; those of runs under the contiguous hint among them.
-    pub fn page_sizes(&self) -> u64 {
-        self.page_sizes
+        let traits = Traits {
+            scheme: format.scheme(),
+            replacement: format.replacement(),
+            accessed_dirty: format.accessed_dirty(),
+        };
+        let any = AnyTable::new(hal, traits, format.table_format(geometry), geometry, config)?;
+        Ok(Self { any, format: PhantomData })
     }
 
     /// Maps all pieces of `list`, or none of them, with the largest pages that alignment and
-    /// [`page_sizes`](Self::page_sizes) permit.
+    /// [`page_sizes`](AnyTable::page_sizes) permit.
     ///
     /// When the call returns, the mapping is visible to a walker that looks because of a later store or register
     /// write of this CPU. When it fails, no walker has seen any part of it; tables that were installed for it
-    /// stay, empty, until a [`trim`](Self::trim). A place whose table was left empty by earlier unmaps is filled
+    /// stay, empty, until a [`trim`](AnyTable::trim). A place whose table was left empty by earlier unmaps is filled
     /// with the smaller pages of that table. Runs of pages get the contiguous hint where their size is among the
     /// sizes; they are then mapped and unmapped as a whole, as one page is.
     ///
@@ -119,9 +94,93 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ///
     /// [`Misaligned`](UnmapError::Misaligned), [`OutOfRange`](UnmapError::OutOfRange), and
     /// [`Partial`](UnmapError::Partial) if a larger page, or a run under the contiguous hint, reaches out of the range.
-    /// Nothing has changed then; [`split_ends`](Self::split_ends) makes way for such a range.
+    /// Nothing has changed then; [`split_ends`](AnyTable::split_ends) makes way for such a range.
     pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         self.unmap_one(range, gather)
+    }
+
+    /// Gives the table up without freeing it, because hardware may still walk it.
+    pub fn quarantine(self) {
+        core::mem::forget(self);
+    }
+}
+
+impl<H: Hal, F: Format> Deref for PageTable<H, F> {
+    type Target = AnyTable<H>;
+
+    #[inline(always)]
+    fn deref(&self) -> &AnyTable<H> {
+        &self.any
+    }
+}
+
+impl<H: Hal, F: Format> DerefMut for PageTable<H, F> {
+    fn deref_mut(&mut self) -> &mut AnyTable<H> {
+        &mut self.any
+    }
+}
+
+impl<H: Hal> AnyTable<H> {
+    fn new(
+        hal: &H,
+        traits: Traits,
+        format: TableFormat,
+        geometry: Geometry,
+        config: Config,
+    ) -> Result<Self, ConfigError> {
+        let scheme = traits.scheme;
+        let output_bits = config.output_bits.min(scheme.output_bits);
+        if u32::from(output_bits) <= scheme.granule_shift {
+            return Err(ConfigError::OutputBits(config.output_bits));
+        }
+        let page_sizes = usable_sizes(&scheme, config.page_sizes, output_bits);
+        if page_sizes & scheme.level_size(0) == 0 {
+            return Err(ConfigError::PageSizes(config.page_sizes));
+        }
+        let run = scheme.run_size(0);
+        let runs = scheme.run_shift(0) != 0 && page_sizes & run != 0;
+        let last_iova = low_bits(u32::from(geometry.aperture_bits));
+        let last_phys = low_bits(u32::from(output_bits));
+        let seals = Seals::new(&scheme, traits.accessed_dirty);
+        Ok(Self {
+            tree: Tree::new(hal, traits, geometry, config.writes, PhysAddr::new(last_phys))?,
+            format,
+            page_sizes,
+            shortest_run: if runs { run } else { u64::MAX },
+            last_iova,
+            short_end: if geometry.levels == SHORT_LEVELS { last_iova.wrapping_add(1) } else { 0 },
+            last_phys,
+            seals,
+            input_bits: config.input_bits,
+            output_bits,
+        })
+    }
+
+    /// How entries are encoded.
+    #[inline(always)]
+    pub(crate) fn scheme(&self) -> &Scheme {
+        &self.tree.scheme
+    }
+
+    /// What a walker has to know.
+    pub fn root(&self) -> TableRoot {
+        TableRoot {
+            format: self.format,
+            root: self.tree.root_address(),
+            input_bits: self.input_bits,
+            output_bits: self.output_bits,
+            writes: self.tree.writes,
+        }
+    }
+
+    /// The addresses that can be mapped.
+    pub fn aperture(&self) -> IovaRange {
+        IovaRange::block(Iova::new(0), self.last_iova.wrapping_add(1))
+    }
+
+    /// The page sizes in use, as a bit mask in bytes; those of runs under the contiguous hint among them.
+    pub fn page_sizes(&self) -> u64 {
+        self.page_sizes
     }
 
     /// Where `iova` leads by the tables in memory; hardware may still know an older answer.
@@ -133,17 +192,16 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         let mut cursor = Cursor::new(&walk);
         cursor.seek(iova.get());
         let leaf = match cursor.sink(0) {
-            Ok(()) => {
-                Some(cursor.slot().load(Ordering::Relaxed)).filter(|&entry| F::kind(entry, 0) == Kind::Leaf)
-            }
+            Ok(()) => Some(cursor.slot().load(Ordering::Relaxed))
+                .filter(|&entry| self.scheme().kind(entry, 0) == Kind::Leaf),
             Err(Stop::Leaf(leaf)) => Some(leaf),
             Err(Stop::Absent | Stop::OutOfMemory) => None,
         }?;
-        let offset = iova.get() & level_size::<F>(cursor.level()).wrapping_sub(1);
+        let offset = iova.get() & self.scheme().level_size(cursor.level()).wrapping_sub(1);
         Some(Translated {
-            phys: PhysAddr::new(F::leaf_address(leaf, cursor.level()).get() | offset),
-            attributes: self.tree.format.attributes(leaf),
-            size: extent::<F>(leaf, cursor.level()),
+            phys: PhysAddr::new(self.scheme().leaf_address(leaf, cursor.level()).get() | offset),
+            attributes: (self.scheme().attributes)(leaf),
+            size: self.scheme().extent(leaf, cursor.level()),
         })
     }
 
@@ -156,28 +214,18 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         let count = self.tree.trim(gather);
         if count != 0 {
             barrier::publish_to_device();
-            gather.record(self.aperture(), F::GRANULE_SHIFT as u8);
+            gather.record(self.aperture(), self.scheme().granule_shift as u8);
         }
         count
-    }
-
-    /// Gives the table up without freeing it, because hardware may still walk it.
-    pub fn quarantine(self) {
-        core::mem::forget(self);
     }
 }
 
 /// The sizes out of `wanted` that a format has, of single leaves and of runs of such leaves.
-fn usable_sizes<F: Format>(wanted: u64, output_bits: u8) -> u64 {
-    let single = F::leaf_sizes(output_bits) & wanted;
-    (0..u32::from(F::LEAF_LEVELS))
-        .filter(|&level| single & level_size::<F>(level) != 0 && F::CONTIGUOUS != 0)
-        .fold(single, |sizes, level| sizes | wanted & extent::<F>(F::CONTIGUOUS, level))
-}
-
-fn shortest_run<F: Format>(page_sizes: u64) -> u64 {
-    let run = extent::<F>(F::CONTIGUOUS, 0);
-    if F::run_shift(0) != 0 && page_sizes & run != 0 { run } else { u64::MAX }
+fn usable_sizes(scheme: &Scheme, wanted: u64, output_bits: u8) -> u64 {
+    let single = scheme.leaf_sizes(output_bits) & wanted;
+    (0..scheme.leaf_levels)
+        .filter(|&level| single & scheme.level_size(level) != 0 && scheme.contiguous != 0)
+        .fold(single, |sizes, level| sizes | wanted & scheme.run_size(level))
 }
 
 /// The attribute bits of leaves, worked out once for all attributes; zero where the format cannot express them.
@@ -189,13 +237,13 @@ impl Seals {
     const ACCESS_BITS: u32 = 3;
     const KINDS: [MemoryKind; 3] = [MemoryKind::WriteBack, MemoryKind::NonCacheable, MemoryKind::Device];
 
-    fn new<F: Format>(format: F) -> Self {
+    fn new(scheme: &Scheme, accessed_dirty: AccessedDirty) -> Self {
         let mut seals = Self([0; 3 << Self::ACCESS_BITS]);
         for memory in Self::KINDS {
             for bits in 0..1 << Self::ACCESS_BITS {
                 let attributes = Attributes { access: Access::from_bits_truncate(bits), memory };
                 if let Some(seal) = seals.0.get_mut(Self::index(attributes)) {
-                    *seal = format.attribute_bits(attributes).unwrap_or(0);
+                    *seal = (scheme.attribute_bits)(attributes, accessed_dirty).unwrap_or(0);
                 }
             }
         }

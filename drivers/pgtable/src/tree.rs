@@ -1,6 +1,6 @@
 //! The tables in memory, the links between them, and who may look at them: all unsafe code of the crate.
 //!
-//! Two invariants carry the safety arguments:
+//! Three invariants carry the safety arguments:
 //!
 //! - **Links**: a word of a table is a table entry only if [`Walk::grow`] or [`Walk::split`] put it there, and then
 //!   it references frames that belong to the tree, and held zeros or leaves by then. The rest of the crate stores only leaves, zero and
@@ -9,23 +9,35 @@
 //!   [`Walk::cut`] or [`Walk::supplant`], which first takes the link out and then makes sure that no other walk is running: one that
 //!   began later cannot see the link any more. So a table reached in a walk is there until the walk ends,
 //!   even if calls on overlapping ranges race with each other.
+//! - **Formats**: a tree goes by the scheme of the format that it was made with. [`Walk::find`] has the same one as a
+//!   constant: it is called by the [`PageTable`](crate::PageTable) of that format, which owns the tree.
 
 #![expect(unsafe_code, reason = "tables are memory that hardware reads, reached through physical addresses")]
 
-use crate::format::{Format, Geometry, Kind, level_shift, level_size, low_bits};
+mod reclaim;
+
+use crate::format::{AccessedDirty, Format, Geometry, Kind, Replacement, Scheme, low_bits};
 use crate::walk::{Contended, Step, recount, recount_one};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use portcullis_hal::count::{self, Event};
-use portcullis_hal::{FrameChain, FrameOrder, Frames, Gather, Hal, OutOfMemory, PhysAddr, TableWrites};
+use portcullis_hal::{FrameOrder, Frames, Gather, Hal, OutOfMemory, PhysAddr, TableWrites};
+
+/// What a tree has of its format.
+pub(crate) struct Traits {
+    pub(crate) scheme: Scheme,
+    pub(crate) replacement: Replacement,
+    pub(crate) accessed_dirty: AccessedDirty,
+}
 
 /// A root and all tables below it.
 #[derive(Debug)]
-pub(crate) struct Tree<H: Hal, F: Format> {
+pub(crate) struct Tree<H: Hal> {
     hal: H,
-    pub(crate) format: F,
-    pub(crate) geometry: Geometry,
+    pub(crate) scheme: Scheme,
+    pub(crate) replacement: Replacement,
+    pub(crate) accessed_dirty: AccessedDirty,
     pub(crate) writes: TableWrites,
     root: Frames<H>,
     /// The level of the root.
@@ -89,12 +101,12 @@ pub(crate) enum Below<'w> {
 }
 
 /// An entry, and the walk that keeps its table: a pair that fits registers.
-pub(crate) struct Place<'t, H: Hal, F: Format> {
-    pub(crate) walk: Walk<'t, H, F>,
+pub(crate) struct Place<'t, H: Hal> {
+    pub(crate) walk: Walk<'t, H>,
     slot: &'t AtomicU64,
 }
 
-impl<H: Hal, F: Format> Place<'_, H, F> {
+impl<H: Hal> Place<'_, H> {
     #[inline(always)]
     pub(crate) fn slot(&self) -> &AtomicU64 {
         self.slot
@@ -113,8 +125,8 @@ impl<H: Hal, F: Format> Place<'_, H, F> {
 }
 
 /// Where a way down ended.
-pub(crate) struct Found<'t, H: Hal, F: Format> {
-    pub(crate) place: Place<'t, H, F>,
+pub(crate) struct Found<'t, H: Hal> {
+    pub(crate) place: Place<'t, H>,
     /// The entry that references the table that the place is in.
     link: &'t AtomicU64,
     /// What the link was when it was followed.
@@ -123,18 +135,18 @@ pub(crate) struct Found<'t, H: Hal, F: Format> {
     pub(crate) common: u64,
 }
 
-impl<'t, H: Hal, F: Format> Found<'t, H, F> {
+impl<'t, H: Hal> Found<'t, H> {
     /// Notes one leaf more, or one fewer, in the table that the place is in, which is one of pages; an error if something
     /// else was noted meanwhile.
     #[inline(always)]
-    pub(crate) fn recount(&self, step: Step) -> Result<(), Contended> {
+    pub(crate) fn recount<F: Format>(&self, step: Step) -> Result<(), Contended> {
         recount_one::<F>(self.link, self.entry, step)
     }
 
     /// As [`recount`](Self::recount), for certain.
     #[inline(always)]
     pub(crate) fn recount_surely(&self, step: Step) {
-        recount::<F>(self.link, self.entry, if step == Step::Up { 1 } else { -1 });
+        recount(&self.place.walk.tree.scheme, self.link, self.entry, if step == Step::Up { 1 } else { -1 });
     }
 }
 
@@ -184,25 +196,30 @@ impl Tally {
     }
 }
 
-impl<H: Hal, F: Format> Tree<H, F> {
+impl<H: Hal> Tree<H> {
     pub(crate) fn new(
         hal: &H,
-        format: F,
+        traits: Traits,
         geometry: Geometry,
         writes: TableWrites,
         last_phys: PhysAddr,
     ) -> Result<Self, OutOfMemory> {
+        let Traits { scheme, replacement, accessed_dirty } = traits;
         let order = |bytes| FrameOrder::for_bytes(bytes).ok_or(OutOfMemory);
+        let top = u32::from(geometry.levels.saturating_sub(1));
+        // The index bits of the root that the aperture uses.
+        let root_bits = u32::from(geometry.aperture_bits).saturating_sub(scheme.level_shift(top));
         let tree = Self {
             hal: hal.clone(),
-            format,
-            geometry,
+            scheme,
+            replacement,
+            accessed_dirty,
             writes,
-            top: u32::from(geometry.levels.saturating_sub(1)),
-            root: frames(hal, order(8_u64.wrapping_shl(Self::root_bits(geometry)))?, last_phys)?,
-            root_mask: low_bits(Self::root_bits(geometry)) as usize,
-            table_order: order(level_size::<F>(0))?,
-            settled: if writes == TableWrites::Cleaned { F::CLEANED } else { 0 },
+            top,
+            root: frames(hal, order(8_u64.wrapping_shl(root_bits))?, last_phys)?,
+            root_mask: low_bits(root_bits) as usize,
+            table_order: order(scheme.level_size(0))?,
+            settled: if writes == TableWrites::Cleaned { scheme.cleaned } else { 0 },
             last_phys,
             walks: AtomicUsize::new(0),
         };
@@ -218,19 +235,13 @@ impl<H: Hal, F: Format> Tree<H, F> {
         self.top
     }
 
-    /// The index bits of the root that the aperture uses.
-    fn root_bits(geometry: Geometry) -> u32 {
-        let below = level_shift::<F>(u32::from(geometry.levels.saturating_sub(1)));
-        u32::from(geometry.aperture_bits).saturating_sub(below)
-    }
-
     pub(crate) fn root_address(&self) -> PhysAddr {
         self.root.phys()
     }
 
     /// Begins a walk.
     #[inline]
-    pub(crate) fn walk(&self) -> Walk<'_, H, F> {
+    pub(crate) fn walk(&self) -> Walk<'_, H> {
         // In one total order with the loads of links and with `cut`: see there.
         self.walks.fetch_add(1, Ordering::SeqCst);
         Walk { tree: self }
@@ -248,107 +259,15 @@ impl<H: Hal, F: Format> Tree<H, F> {
     ///
     /// # Safety
     ///
-    /// `entry` was read in this tree in the walk `'w`, at this level, and is a table entry.
-    #[inline]
-    unsafe fn follow<'w>(&self, entry: u64) -> Table<'w> {
+    /// `entry` was read in this tree in the walk `'w`, and is a table entry, and `scheme` is the tree's.
+    #[inline(always)]
+    unsafe fn follow<'w>(&self, entry: u64, scheme: &Scheme) -> Table<'w> {
         count::add(Event::Table, 1);
         Table {
-            entries: self.hal.phys_to_virt(F::table_address(entry)).cast(),
-            mask: low_bits(F::STRIDE) as usize,
+            entries: self.hal.phys_to_virt(scheme.table_address(entry)).cast(),
+            mask: low_bits(scheme.stride()) as usize,
             walk: PhantomData,
         }
-    }
-
-    /// Moves the table that `entry`, of a table at `level`, references and all below it to `chain`, and counts
-    /// what was mapped there.
-    ///
-    /// # Safety
-    ///
-    /// `entry` is a table entry that was taken out of this tree, no other walk can reach what is below it, and
-    /// `chain` has the order of tables.
-    unsafe fn retire(&self, entry: u64, level: u32, chain: &mut FrameChain, tally: &mut Tally) {
-        let below = level.saturating_sub(1);
-        if below == 0 {
-            tally.add(0, F::leaf_count(entry).wrapping_mul(level_size::<F>(0)));
-        } else {
-            // SAFETY: a table entry of this tree, whose table is still there as only this call frees it.
-            let table = unsafe { self.follow(entry) };
-            for slot in table.entries(0, table.len()) {
-                let entry = slot.load(Ordering::Relaxed);
-                match F::kind(entry, below) {
-                    Kind::Absent => {}
-                    Kind::Leaf => tally.add(below, level_size::<F>(below)),
-                    // SAFETY: the entry went out of the tree together with the table it is in.
-                    Kind::Table => unsafe { self.retire(entry, below, chain, tally) },
-                }
-            }
-        }
-        // SAFETY: a table's frames come from the tree's hal with the order of tables (Links). Nobody reaches them
-        // from the CPU any more, and hardware that still walks here may find entries absent, as they were taken
-        // out.
-        unsafe { chain.push(&self.hal, F::table_address(entry)) };
-    }
-
-    /// Takes empty tables below the table of `entry`, at `level`, out and moves them to `chain`. Returns
-    /// whether nothing is mapped below `entry` now.
-    ///
-    /// # Safety
-    ///
-    /// As for [`retire`](Self::retire), but `entry` may still be in the tree.
-    unsafe fn prune(&self, entry: u64, level: u32, chain: &mut FrameChain) -> Emptiness {
-        // SAFETY: a table entry of this tree, as the caller vouches.
-        let table = unsafe { self.follow(entry) };
-        // SAFETY: nobody else walks.
-        unsafe { self.prune_table(table, level.saturating_sub(1), chain) }
-    }
-
-    /// As [`prune`](Self::prune), for the entries of a table at `level`.
-    ///
-    /// # Safety
-    ///
-    /// `table` is a table of this tree at this level, no walk is running, and `chain` has the order of tables.
-    unsafe fn prune_table(&self, table: Table<'_>, level: u32, chain: &mut FrameChain) -> Emptiness {
-        let mut emptiness = Emptiness::Empty;
-        for slot in table.entries(0, table.len()) {
-            let entry = slot.load(Ordering::Relaxed);
-            let below = match F::kind(entry, level) {
-                Kind::Absent => continue,
-                Kind::Leaf => Emptiness::Used,
-                // SAFETY: a table entry of this tree; the caller vouches for the rest.
-                Kind::Table => unsafe { self.prune(entry, level, chain) },
-            };
-            if below == Emptiness::Used {
-                emptiness = Emptiness::Used;
-                continue;
-            }
-            slot.store(0, Ordering::Relaxed);
-            self.clean(core::slice::from_ref(slot));
-            // SAFETY: the frames are the tree's, and with the link gone nobody finds them any more.
-            unsafe { chain.push(&self.hal, F::table_address(entry)) };
-        }
-        emptiness
-    }
-
-    /// Takes all empty tables out and moves them to `chain`; returns how many. None if the chain holds frames
-    /// of another size.
-    pub(crate) fn trim(&mut self, gather: &mut Gather) -> usize {
-        // SAFETY: only tables of this tree are added, and only an empty chain is replaced.
-        let chain = unsafe { gather.tables() };
-        if !self.adapt(chain) {
-            return 0;
-        }
-        let before = chain.count();
-        // SAFETY: the root is at the top level, `&mut self` excludes walks, and the chain was just checked.
-        unsafe { self.prune_table(self.root_table(), self.top(), chain) };
-        chain.count().saturating_sub(before)
-    }
-
-    /// Makes an empty chain one of tables; `false` if it holds frames of another size.
-    fn adapt(&self, chain: &mut FrameChain) -> bool {
-        if chain.order() != self.table_order && chain.is_empty() {
-            *chain = FrameChain::new(self.table_order);
-        }
-        chain.order() == self.table_order
     }
 
     #[inline]
@@ -362,44 +281,20 @@ impl<H: Hal, F: Format> Tree<H, F> {
     }
 }
 
-/// Whether anything is mapped below a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Emptiness {
-    Empty,
-    Used,
-}
-
-impl<H: Hal, F: Format> Drop for Tree<H, F> {
-    fn drop(&mut self) {
-        let mut chain = FrameChain::new(self.table_order);
-        let table = self.root_table();
-        for slot in table.entries(0, table.len()) {
-            let entry = slot.load(Ordering::Relaxed);
-            if F::kind(entry, self.top()) == Kind::Table {
-                // SAFETY: the tree ends here, so that nothing is in it any more, and nobody walks.
-                unsafe { self.retire(entry, self.top(), &mut chain, &mut Tally::default()) };
-            }
-        }
-        // SAFETY: whoever gave the root to hardware took it back and invalidated before the drop (contract of
-        // `PageTable`), as with all frames.
-        unsafe { chain.free(&self.hal) };
-    }
-}
-
 /// A walk in progress: tables that it reaches stay until it ends.
 #[derive(Debug)]
-pub(crate) struct Walk<'t, H: Hal, F: Format> {
-    pub(crate) tree: &'t Tree<H, F>,
+pub(crate) struct Walk<'t, H: Hal> {
+    pub(crate) tree: &'t Tree<H>,
 }
 
-impl<H: Hal, F: Format> Drop for Walk<'_, H, F> {
+impl<H: Hal> Drop for Walk<'_, H> {
     fn drop(&mut self) {
         // Whoever finds itself alone later has all accesses of this walk behind it.
         self.tree.walks.fetch_sub(1, Ordering::Release);
     }
 }
 
-impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
+impl<'t, H: Hal> Walk<'t, H> {
     /// The root table.
     #[inline]
     pub(crate) fn root(&self) -> Table<'_> {
@@ -414,30 +309,30 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
 
     #[inline]
     fn interpret(&self, entry: u64, level: u32) -> Below<'_> {
-        match F::kind(entry, level) {
+        match self.tree.scheme.kind(entry, level) {
             Kind::Absent => Below::Absent,
             Kind::Leaf => Below::Leaf(entry),
             // SAFETY: callers read the entry in this walk at this level.
-            Kind::Table => Below::Table(unsafe { self.tree.follow(entry) }),
+            Kind::Table => Below::Table(unsafe { self.tree.follow(entry, &self.tree.scheme) }),
         }
     }
 
     /// Goes down to the entry for `iova` in a table at level `to`, below `top`, that of the root; if there are tables all
     /// the way.
     #[inline(always)]
-    pub(crate) fn find(self, iova: u64, to: u32, top: u32) -> Option<Found<'t, H, F>> {
-        let index = |level| iova.wrapping_shr(level_shift::<F>(level)) as usize;
+    pub(crate) fn find<F: Format>(self, iova: u64, to: u32, top: u32) -> Option<Found<'t, H>> {
+        let index = |level| iova.wrapping_shr(F::SCHEME.level_shift(level)) as usize;
         let mut level = top;
         let mut link = self.tree.root_table().entry(index(level));
         let mut common = u64::MAX;
         loop {
             let entry = link.load(Ordering::SeqCst);
-            if !F::is_table(entry) {
+            if !F::SCHEME.is_table(entry) {
                 return None;
             }
             common &= entry;
             // SAFETY: read in this walk, above level 0, and only table entries look like this.
-            let table = unsafe { self.tree.follow(entry) };
+            let table = unsafe { self.tree.follow(entry, &F::SCHEME) };
             level = level.wrapping_sub(1);
             let slot = table.entry(index(level));
             if level == to {
@@ -447,13 +342,33 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
         }
     }
 
+    /// As [`find`](Self::find), in a tree of any format and depth, and only by way of entries that hardware finds.
+    pub(crate) fn descend(&self, iova: u64, to: u32) -> Option<&AtomicU64> {
+        let scheme = &self.tree.scheme;
+        let mut level = self.tree.top();
+        let mut table = self.root();
+        while level > to {
+            let entry =
+                table.entry(iova.wrapping_shr(scheme.level_shift(level)) as usize).load(Ordering::SeqCst);
+            if !scheme.is_table(entry) || entry & self.tree.settled != self.tree.settled {
+                return None;
+            }
+            // SAFETY: read in this walk, above level 0, and only table entries look like this.
+            table = unsafe { self.tree.follow(entry, scheme) };
+            level = level.wrapping_sub(1);
+        }
+        Some(table.entry(iova.wrapping_shr(scheme.level_shift(level)) as usize))
+    }
+
     /// What `slot`, an entry of a table of this walk at `level`, leads to; a new table if it was empty.
     ///
     /// When a table is returned, the link to it is where the hardware looks for it.
     #[inline]
     pub(crate) fn grow(&self, slot: &AtomicU64, level: u32) -> Result<Below<'_>, OutOfMemory> {
         let entry = slot.load(Ordering::SeqCst);
-        if F::kind(entry, level) == Kind::Table && entry & self.tree.settled == self.tree.settled {
+        if self.tree.scheme.kind(entry, level) == Kind::Table
+            && entry & self.tree.settled == self.tree.settled
+        {
             return Ok(self.interpret(entry, level));
         }
         self.grow_slowly(slot, level, entry)
@@ -465,7 +380,7 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
         if entry == 0 {
             entry = self.link(slot)?;
         }
-        if F::kind(entry, level) == Kind::Table {
+        if self.tree.scheme.kind(entry, level) == Kind::Table {
             // Whoever installed it may not have come to clean it yet.
             self.settle(slot, entry);
         }
@@ -477,7 +392,7 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
         let tree = self.tree;
         let frames = frames(&tree.hal, tree.table_order, tree.last_phys)?;
         tree.clean(frames.words());
-        let entry = tree.format.table(frames.phys());
+        let entry = tree.scheme.table(frames.phys());
         portcullis_hal::barrier::publish_to_device();
         match slot.compare_exchange(0, entry, Ordering::SeqCst, Ordering::SeqCst) {
             Ok(_) => {
@@ -500,11 +415,11 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
         }
         let entry = slot.swap(0, Ordering::SeqCst);
         let mut tally = Tally::default();
-        match F::kind(entry, level) {
+        match tree.scheme.kind(entry, level) {
             // A racing call on an overlapping range was faster.
             Kind::Absent => return Cut::Done(tally),
             Kind::Leaf => {
-                tally.add(level, level_size::<F>(level));
+                tally.add(level, tree.scheme.level_size(level));
                 return Cut::Done(tally);
             }
             Kind::Table => {}
@@ -535,10 +450,10 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
     ) -> Result<Replaced, OutOfMemory> {
         let tree = self.tree;
         let frames = frames(&tree.hal, tree.table_order, tree.last_phys)?;
-        let plain = tree.format.table(frames.phys());
-        let full = 1_u64.wrapping_shl(F::STRIDE);
-        let entry = if level == 1 { F::with_leaf_count(plain, full) } else { plain };
-        while F::kind(leaf, level) == Kind::Leaf {
+        let plain = tree.scheme.table(frames.phys());
+        let full = 1_u64.wrapping_shl(tree.scheme.stride());
+        let entry = if level == 1 { tree.scheme.with_leaf_count(plain, full) } else { plain };
+        while tree.scheme.kind(leaf, level) == Kind::Leaf {
             for (i, word) in frames.words().iter().enumerate() {
                 word.store(leaves(leaf, i as u64), Ordering::Relaxed);
             }
@@ -571,7 +486,7 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
         // SAFETY: only tables of this tree are added, and only an empty chain is replaced.
         let chain = unsafe { gather.tables() };
         let tree = self.tree;
-        if F::kind(entry, level) != Kind::Table || !self.is_alone() || !tree.adapt(chain) {
+        if tree.scheme.kind(entry, level) != Kind::Table || !self.is_alone() || !tree.adapt(chain) {
             return Replaced::No;
         }
         if slot.compare_exchange(entry, leaf, Ordering::SeqCst, Ordering::SeqCst).is_err() {
@@ -587,7 +502,7 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
         // SAFETY: the link is gone and this is the only walk, as argued in `cut`. The table's frames come from the
         // tree's hal with the order of tables (Links), and the order of the chain was adapted. Bits 58:55 of leaves
         // are ignored by hardware in all formats, and clear in all that this crate makes.
-        unsafe { chain.push_intact(&tree.hal, F::table_address(entry)) };
+        unsafe { chain.push_intact(&tree.hal, tree.scheme.table_address(entry)) };
         Replaced::Yes
     }
 
@@ -596,7 +511,12 @@ impl<'t, H: Hal, F: Format> Walk<'t, H, F> {
         if entry & self.tree.settled != self.tree.settled {
             // Once is enough, twice does no harm; and if the entry changes meanwhile, somebody else will do it again.
             self.tree.clean(core::slice::from_ref(slot));
-            let _ = slot.compare_exchange(entry, entry | F::CLEANED, Ordering::Relaxed, Ordering::Relaxed);
+            let _ = slot.compare_exchange(
+                entry,
+                entry | self.tree.scheme.cleaned,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
         }
     }
 

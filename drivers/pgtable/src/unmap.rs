@@ -1,7 +1,7 @@
 //! Unmapping a range.
 
-use crate::format::{Format, Kind, extent, level_shift, level_size, low_bits};
-use crate::table::PageTable;
+use crate::format::{Kind, low_bits};
+use crate::table::AnyTable;
 use crate::tree::{Below, Cut, Tally};
 use crate::walk::{Cursor, Stop};
 use core::sync::atomic::Ordering;
@@ -29,11 +29,11 @@ impl Removed {
     }
 }
 
-impl<H: Hal, F: Format> PageTable<H, F> {
+impl<H: Hal> AnyTable<H> {
     #[inline(never)]
     pub(crate) fn unmap_all(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         let (first, last) = (range.start().get(), range.last().get());
-        let granule = low_bits(F::GRANULE_SHIFT);
+        let granule = low_bits(self.scheme().granule_shift);
         if (first | last.wrapping_add(1)) & granule != 0 {
             return Err(UnmapError::Misaligned { iova: range.start() });
         }
@@ -50,7 +50,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         if let Some((first, last)) = removed.bounds {
             let level = removed.tally.smallest_level();
             if let Ok(range) = IovaRange::from_bounds(Iova::new(first), Iova::new(last)) {
-                gather.record(range, level_shift::<F>(level) as u8);
+                gather.record(range, self.scheme().level_shift(level) as u8);
             }
         }
         Ok(removed.tally.bytes)
@@ -58,8 +58,8 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 }
 
 /// Makes sure that a leaf that maps `iova` lies in `range` as a whole.
-fn whole_leaf<H: Hal, F: Format>(
-    cursor: &mut Cursor<'_, '_, H, F>,
+fn whole_leaf<H: Hal>(
+    cursor: &mut Cursor<'_, '_, H>,
     iova: u64,
     range: &IovaRange,
 ) -> Result<(), UnmapError> {
@@ -67,24 +67,19 @@ fn whole_leaf<H: Hal, F: Format>(
     let leaf = match cursor.sink(0) {
         Err(Stop::Leaf(leaf)) => leaf,
         // The smallest leaves are as large as what ranges are made of, unless they carry the hint.
-        Ok(()) if F::CONTIGUOUS != 0 => cursor.slot().load(Ordering::Relaxed),
+        Ok(()) if cursor.scheme().contiguous != 0 => cursor.slot().load(Ordering::Relaxed),
         Ok(()) | Err(Stop::Absent | Stop::OutOfMemory) => return Ok(()),
     };
-    if F::kind(leaf, cursor.level()) != Kind::Leaf {
+    if cursor.scheme().kind(leaf, cursor.level()) != Kind::Leaf {
         return Ok(());
     }
-    let size = extent::<F>(leaf, cursor.level());
+    let size = cursor.scheme().extent(leaf, cursor.level());
     let leaf = IovaRange::block(Iova::new(iova), size);
     if range.covers(&leaf) { Ok(()) } else { Err(UnmapError::Partial { iova: leaf.start(), size }) }
 }
 
 /// Clears the entries from `iova` to `last`, whole tables at once where they lie in between.
-fn clear<H: Hal, F: Format>(
-    cursor: &mut Cursor<'_, '_, H, F>,
-    mut iova: u64,
-    last: u64,
-    gather: &mut Gather,
-) -> Removed {
+fn clear<H: Hal>(cursor: &mut Cursor<'_, '_, H>, mut iova: u64, last: u64, gather: &mut Gather) -> Removed {
     let mut removed = Removed { tally: Tally::default(), bounds: None };
     let mut cutting = Cutting::Possible;
     while iova <= last {
@@ -94,9 +89,9 @@ fn clear<H: Hal, F: Format>(
             cursor.rise(left);
         }
         let level = cursor.level();
-        let span = level_size::<F>(level);
+        let span = cursor.scheme().level_size(level);
         if level == 0 {
-            let slots = cursor.run(left.wrapping_shr(F::GRANULE_SHIFT));
+            let slots = cursor.run(left.wrapping_shr(cursor.scheme().granule_shift));
             let mut cleared = 0_u64;
             // A load and a store instead of a swap: what hardware notes of accesses in between goes with the entry.
             // It only ever changes entries that are present, by an exchange that fails once they are not.

@@ -1,7 +1,7 @@
 //! Going through the leaves of a range: to see what is mapped, and to collect what hardware noted in them.
 
-use crate::format::{AccessedDirty, Format, Kind, extent, level_shift, level_size, low_bits};
-use crate::table::PageTable;
+use crate::format::{AccessedDirty, Kind, Scheme, low_bits};
+use crate::table::AnyTable;
 use crate::walk::{Cursor, Stop};
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -19,7 +19,7 @@ pub(crate) struct Unit<'w> {
     pub(crate) iova: u64,
 }
 
-impl<H: Hal, F: Format> PageTable<H, F> {
+impl<H: Hal> AnyTable<H> {
     /// Calls `visitor` for everything that is mapped in `range`, leaf by leaf and in ascending order, until it breaks
     /// off; returns what it broke off with. A run under the contiguous hint counts as one leaf; leaves that reach out
     /// of the range are reported as a whole.
@@ -33,7 +33,11 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     ) -> Option<B> {
         let walk = self.tree.walk();
         let mut cursor = Cursor::new(&walk);
-        self.units(&mut cursor, &range, |unit| visitor(self.describe(&unit))).break_value()
+        let mut value = None;
+        self.units(&mut cursor, &range, &mut |unit| {
+            visitor(self.describe(&unit)).map_break(|reason| value = Some(reason))
+        });
+        value
     }
 
     /// Reads and clears the marks `wanted` in the leaves of `range`, and calls `visitor` for each leaf that had any of
@@ -55,7 +59,17 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         gather: &mut Gather,
         mut visitor: impl FnMut(Mapping, Usage),
     ) -> Result<(), HarvestError> {
-        if self.tree.format.accessed_dirty() != AccessedDirty::Hardware {
+        self.harvest_all(range, wanted, gather, &mut visitor)
+    }
+
+    fn harvest_all(
+        &self,
+        range: IovaRange,
+        wanted: Usage,
+        gather: &mut Gather,
+        visitor: &mut dyn FnMut(Mapping, Usage),
+    ) -> Result<(), HarvestError> {
+        if self.tree.accessed_dirty != AccessedDirty::Hardware {
             return Err(HarvestError::Untracked);
         }
         if self.tree.writes == TableWrites::Cleaned {
@@ -63,20 +77,20 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         }
         let walk = self.tree.walk();
         let mut cursor = Cursor::new(&walk);
-        let _ = self.units(&mut cursor, &range, |unit| {
+        self.units(&mut cursor, &range, &mut |unit| {
             let found = unit
                 .slots
                 .iter()
-                .fold(Usage::empty(), |found, slot| found | take::<F>(slot, unit.level, wanted));
+                .fold(Usage::empty(), |found, slot| found | take(self.scheme(), slot, unit.level, wanted));
             if found.contains(Usage::DIRTY) {
-                let size = extent::<F>(unit.leaf, unit.level);
+                let size = self.scheme().extent(unit.leaf, unit.level);
                 let stale = IovaRange::block(Iova::new(unit.iova), size);
-                gather.record(stale, level_shift::<F>(unit.level) as u8);
+                gather.record(stale, self.scheme().level_shift(unit.level) as u8);
             }
             if !found.is_empty() {
                 visitor(self.describe(&unit), found);
             }
-            ControlFlow::<()>::Continue(())
+            ControlFlow::Continue(())
         });
         drop(cursor);
         barrier::publish_to_device();
@@ -84,40 +98,40 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     fn describe(&self, unit: &Unit<'_>) -> Mapping {
-        let size = extent::<F>(unit.leaf, unit.level);
-        let phys = F::leaf_address(unit.leaf, unit.level).get() & !size.wrapping_sub(1);
+        let size = self.scheme().extent(unit.leaf, unit.level);
+        let phys = self.scheme().leaf_address(unit.leaf, unit.level).get() & !size.wrapping_sub(1);
         Mapping {
             iova: Iova::new(unit.iova),
             memory: PhysRange::block(PhysAddr::new(phys), size),
-            attributes: self.tree.format.attributes(unit.leaf),
+            attributes: (self.scheme().attributes)(unit.leaf),
         }
     }
 
-    /// Calls `act` for the units that map something in `range`.
-    pub(crate) fn units<'w, B>(
+    /// Calls `act` for the units that map something in `range`, until it breaks off.
+    pub(crate) fn units<'w>(
         &self,
-        cursor: &mut Cursor<'w, '_, H, F>,
+        cursor: &mut Cursor<'w, '_, H>,
         range: &IovaRange,
-        mut act: impl FnMut(Unit<'w>) -> ControlFlow<B>,
-    ) -> ControlFlow<B> {
+        act: &mut dyn FnMut(Unit<'w>) -> ControlFlow<()>,
+    ) {
         let last = range.last().get().min(self.last_iova);
-        let mut iova = range.start().get() & !low_bits(F::GRANULE_SHIFT);
+        let mut iova = range.start().get() & !low_bits(self.scheme().granule_shift);
         while iova <= last {
             cursor.seek(iova);
             let count = match cursor.sink(0) {
-                Ok(()) => last.wrapping_sub(iova).wrapping_shr(F::GRANULE_SHIFT).wrapping_add(1),
+                Ok(()) => last.wrapping_sub(iova).wrapping_shr(self.scheme().granule_shift).wrapping_add(1),
                 Err(Stop::Leaf(_) | Stop::Absent | Stop::OutOfMemory) => 1,
             };
             let (level, slots) = (cursor.level(), cursor.run(count));
-            let size = level_size::<F>(level);
+            let size = self.scheme().level_size(level);
             iova &= !size.wrapping_sub(1);
             let end = iova.wrapping_add((slots.len() as u64).wrapping_mul(size));
             let mut rest = slots;
             while let Some((slot, after)) = rest.split_first() {
                 rest = after;
                 let leaf = slot.load(Ordering::Relaxed);
-                if F::kind(leaf, level) == Kind::Leaf {
-                    let extent = extent::<F>(leaf, level);
+                if self.scheme().kind(leaf, level) == Kind::Leaf {
+                    let extent = self.scheme().extent(leaf, level);
                     let unit = if extent == size {
                         Unit { slots: core::slice::from_ref(slot), leaf, level, iova }
                     } else {
@@ -125,18 +139,19 @@ impl<H: Hal, F: Format> PageTable<H, F> {
                         let start = iova & !extent.wrapping_sub(1);
                         // The rest of the run, which may reach out of the range.
                         let left = start.wrapping_add(extent).wrapping_sub(iova);
-                        let others = left.wrapping_shr(level_shift::<F>(level));
+                        let others = left.wrapping_shr(self.scheme().level_shift(level));
                         rest = slots_after(rest, others);
                         iova = start.wrapping_add(extent).wrapping_sub(size);
-                        Unit { slots: cursor.group(F::run_shift(level)), leaf, level, iova: start }
+                        Unit { slots: cursor.group(self.scheme().run_shift(level)), leaf, level, iova: start }
                     };
-                    act(unit)?;
+                    if act(unit).is_break() {
+                        return;
+                    }
                 }
                 iova = iova.wrapping_add(size);
             }
             iova = iova.max(end);
         }
-        ControlFlow::Continue(())
     }
 }
 
@@ -146,12 +161,12 @@ fn slots_after(slots: &[AtomicU64], count: u64) -> &[AtomicU64] {
 }
 
 /// Clears the marks `wanted` in a leaf and returns those that were set.
-fn take<F: Format>(slot: &AtomicU64, level: u32, wanted: Usage) -> Usage {
+fn take(scheme: &Scheme, slot: &AtomicU64, level: u32, wanted: Usage) -> Usage {
     let cleared = |entry| {
-        let marked = F::kind(entry, level) == Kind::Leaf && F::usage(entry).intersects(wanted);
-        marked.then(|| F::without_usage(entry, wanted))
+        let marked = scheme.kind(entry, level) == Kind::Leaf && (scheme.usage)(entry).intersects(wanted);
+        marked.then(|| (scheme.without_usage)(entry, wanted))
     };
     // An exchange, so that a mark that hardware sets in between is not lost.
     slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, cleared)
-        .map_or(Usage::empty(), |entry| F::usage(entry) & wanted)
+        .map_or(Usage::empty(), |entry| (scheme.usage)(entry) & wanted)
 }

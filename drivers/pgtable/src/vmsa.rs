@@ -1,15 +1,14 @@
 //! VMSAv8-64, stages 1 and 2 (Arm ARM, chapter D8).
 
 use crate::format::{
-    AccessedDirty, ConfigError, Format, Geometry, Kind, Replacement, level_shift, level_size, low_bits,
-    sealed::Sealed,
+    AccessedDirty, ConfigError, Format, Geometry, Replacement, Scheme, TableTest, sealed::Sealed,
 };
 use crate::spec::vmsa::{
     BLOCK_NT, HIGH_ADDRESS_64K, HIGH_ADDRESS_LPA2, SH_INNER, Stage1Leaf, Stage2Leaf, Table, mem_attr, s2_xn,
 };
 use core::fmt::Debug;
 use core::marker::PhantomData;
-use portcullis_hal::{Access, Attributes, Granule, MemoryKind, PhysAddr, TableFormat, Usage};
+use portcullis_hal::{Access, Attributes, Granule, MemoryKind, TableFormat, Usage};
 
 /// The value of MAIR_ELx, or of the MAIR fields of an SMMU's context descriptor, that stage-1 leaves refer to:
 /// attribute 0 is normal write-back, 1 normal non-cacheable, 2 Device-nGnRE.
@@ -106,6 +105,8 @@ impl<S, const GRANULE: u8, D: Descriptors> Vmsa<S, GRANULE, D> {
         (Layout::Plain, _) => High { split_bit: 48, field: 0 },
     };
 
+    const OUTPUT_BITS: u8 = if Self::HIGH.field == 0 { 48 } else { 52 };
+
     const NAME: Granule = match GRANULE {
         12 => Granule::Size4K,
         14 => Granule::Size16K,
@@ -130,22 +131,6 @@ impl<S, const GRANULE: u8, D: Descriptors> Vmsa<S, GRANULE, D> {
     /// The format, with these accessed and dirty marks.
     pub const fn with_accessed_dirty(self, accessed_dirty: AccessedDirty) -> Self {
         Self { break_before_make: self.break_before_make, accessed_dirty, marker: PhantomData }
-    }
-
-    /// An address as descriptors hold it.
-    #[inline]
-    fn fold(phys: PhysAddr) -> u64 {
-        let High { split_bit, field } = Self::HIGH;
-        let high = phys.get().wrapping_shr(u32::from(split_bit)).wrapping_shl(field.trailing_zeros());
-        phys.get() & low_bits(u32::from(split_bit)) | high & field
-    }
-
-    /// The address in a descriptor, of what is aligned to `2^shift` bytes.
-    #[inline]
-    fn unfold(entry: u64, shift: u32) -> PhysAddr {
-        let High { split_bit, field } = Self::HIGH;
-        let high = (entry & field).wrapping_shr(field.trailing_zeros()).wrapping_shl(u32::from(split_bit));
-        PhysAddr::new(entry & low_bits(u32::from(split_bit)) & !low_bits(shift) | high)
     }
 }
 
@@ -339,38 +324,70 @@ const TABLE_OR_PAGE: u64 = 1 << 1;
 /// The architecture's number of the level that is 0 here.
 const LAST_LEVEL: u8 = 3;
 
-/// The second part of the leaf count in a table entry.
-const LEAVES_HIGH: u64 = Table::new().with_leaves_high(0x3f).into_bits();
-
-impl<S, const GRANULE: u8, D: Descriptors> Vmsa<S, GRANULE, D> {
-    /// The first part of the leaf count in a table entry: what high address bits leave of the ignored bits.
+impl<S: Stage, const GRANULE: u8, D: Descriptors> Vmsa<S, GRANULE, D> {
+    /// Where table entries count leaves: what high address bits leave of the ignored bits.
     const LEAVES_LOW: u64 = match D::LAYOUT {
         Layout::Plain => Table::new().with_leaves_low(0x3ff).into_bits(),
         Layout::Lpa2 => Table::new().with_leaves_low(0x3f).into_bits(),
     };
-    /// The bits of the count in the first part.
-    const LOW_BITS: u32 = Self::LEAVES_LOW.count_ones();
-    /// How far the second part has to be moved.
-    const HIGH_SHIFT: u32 = LEAVES_HIGH.trailing_zeros() - Self::LOW_BITS;
-    /// Whether all counts fit the first part.
-    const LOW_SUFFICES: bool = (GRANULE as u32) - 3 < Self::LOW_BITS;
+    /// Where the rest is, if not all counts fit there.
+    const LEAVES_HIGH: u64 = match (GRANULE as u32) - 3 < Self::LEAVES_LOW.count_ones() {
+        true => 0,
+        false => Table::new().with_leaves_high(0x3f).into_bits(),
+    };
+
+    fn attribute_bits(attributes: Attributes, accessed_dirty: AccessedDirty) -> Option<u64> {
+        let bits = match accessed_dirty {
+            AccessedDirty::Hardware => S::without_usage(S::attribute_bits(attributes)?, Usage::all()),
+            AccessedDirty::Preset => S::attribute_bits(attributes)?,
+        };
+        Some(match D::LAYOUT {
+            Layout::Plain => bits,
+            // SH, bits 9:8, is given up for high address bits.
+            Layout::Lpa2 => Stage1Leaf::from(bits).with_sh(0).into(),
+        })
+    }
 }
 
 impl<S, const GRANULE: u8, D> Sealed for Vmsa<S, GRANULE, D> {}
 
 impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D> {
-    const GRANULE_SHIFT: u32 = GRANULE as u32;
-    // Up to 1, 64 and 4096 GiB: one level less without 52-bit addresses, but for the 4 KiB granule.
-    const LEAF_LEVELS: u8 = match (GRANULE, D::LAYOUT) {
-        (12, Layout::Lpa2) => 4,
-        (12, Layout::Plain) | (14, Layout::Lpa2) | (16, _) => 3,
-        _ => 2,
+    const SCHEME: Scheme = Scheme {
+        granule_shift: GRANULE as u32,
+        // Up to 1, 64 and 4096 GiB: one level less without 52-bit addresses, but for the 4 KiB granule.
+        leaf_levels: match (GRANULE, D::LAYOUT) {
+            (12, Layout::Lpa2) => 4,
+            (12, Layout::Plain) | (14, Layout::Lpa2) | (16, _) => 3,
+            _ => 2,
+        },
+        wide_levels: if GRANULE == 16 { 1 } else { 0 },
+        output_bits: Self::OUTPUT_BITS,
+        split_bit: Self::HIGH.split_bit as u32,
+        high_address: Self::HIGH.field,
+        present: VALID,
+        // Leaves above level 0 have it clear.
+        table_test: TableTest::Bit(TABLE_OR_PAGE),
+        page: TABLE_OR_PAGE,
+        block: 0,
+        table: Table::new().with_valid(true).with_table(true).into_bits(),
+        contiguous: Stage1Leaf::new().with_contiguous(true).into_bits(),
+        // D8.7.1: 16 leaves with the 4 KiB granule; 128 pages or 32 blocks with 16 KiB; 32 with 64 KiB. Not for the
+        // blocks that exist with 52-bit addresses only.
+        run_shifts: match GRANULE {
+            12 => [4, 4, 4, 0],
+            14 => [7, 5, 0, 0],
+            _ => [5, 5, 0, 0],
+        },
+        transient: BLOCK_NT,
+        cleaned: Table::new().with_cleaned(true).into_bits(),
+        leaves_low: Self::LEAVES_LOW,
+        leaves_high: Self::LEAVES_HIGH,
+        attribute_bits: Self::attribute_bits,
+        attributes: S::attributes,
+        usage: S::usage,
+        without_usage: S::without_usage,
+        with_usage: S::with_usage,
     };
-    const OUTPUT_BITS: u8 = if Self::HIGH.field == 0 { 48 } else { 52 };
-    const SPLIT_BIT: u8 = Self::HIGH.split_bit;
-    const CONTIGUOUS: u64 = Stage1Leaf::new().with_contiguous(true).into_bits();
-    const TRANSIENT: u64 = BLOCK_NT;
-    const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
 
     fn replacement(&self) -> Replacement {
         match self.break_before_make {
@@ -384,127 +401,25 @@ impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D>
         self.accessed_dirty
     }
 
-    #[inline]
-    fn usage(leaf: u64) -> Usage {
-        S::usage(leaf)
-    }
-
-    #[inline]
-    fn without_usage(leaf: u64, usage: Usage) -> u64 {
-        S::without_usage(leaf, usage)
-    }
-
-    #[inline]
-    fn with_usage(leaf: u64) -> u64 {
-        S::with_usage(leaf)
-    }
-
-    /// D8.7.1: 16 leaves with the 4 KiB granule; 128 pages or 32 blocks with 16 KiB; 32 with 64 KiB. Not for the
-    /// blocks that exist with 52-bit addresses only.
-    #[inline]
-    fn run_shift(level: u32) -> u32 {
-        match (GRANULE, level) {
-            (12, 0..=2) => 4,
-            (14, 0) => 7,
-            (14 | 16, 0 | 1) => 5,
-            _ => 0,
-        }
-    }
-
-    fn leaf_sizes(output_bits: u8) -> u64 {
-        // With the 64 KiB granule, level-1 blocks come with 52-bit output addresses.
-        let narrow = GRANULE == 16 && output_bits <= 48;
-        let levels = if narrow { 2 } else { u32::from(Self::LEAF_LEVELS) };
-        (0..levels).fold(0, |sizes, level| sizes | level_size::<Self>(level))
-    }
-
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
-        if !(32..=Self::OUTPUT_BITS).contains(&input_bits) {
-            return Err(ConfigError::InputBits(input_bits));
-        }
-        let (index_bits, stride) = (input_bits - GRANULE, GRANULE - 3);
-        let mut levels = index_bits.div_ceil(stride);
-        let root_bits = index_bits - (levels - 1) * stride;
-        // Two levels are the least the walker handles.
-        if root_bits <= S::CONCATENATED && levels > 2 {
-            levels -= 1;
-        }
-        Ok(Geometry { levels, aperture_bits: input_bits })
+        geometry(input_bits, GRANULE, Self::OUTPUT_BITS, S::CONCATENATED)
     }
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {
         S::table_format(D::LAYOUT, Self::NAME, (LAST_LEVEL + 1).saturating_sub(geometry.levels))
     }
+}
 
-    fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
-        let bits = match self.accessed_dirty {
-            AccessedDirty::Hardware => S::without_usage(S::attribute_bits(attributes)?, Usage::all()),
-            AccessedDirty::Preset => S::attribute_bits(attributes)?,
-        };
-        Some(match D::LAYOUT {
-            Layout::Plain => bits,
-            // SH, bits 9:8, is given up for high address bits.
-            Layout::Lpa2 => Stage1Leaf::from(bits).with_sh(0).into(),
-        })
+fn geometry(input_bits: u8, granule: u8, widest: u8, concatenated: u8) -> Result<Geometry, ConfigError> {
+    if !(32..=widest).contains(&input_bits) {
+        return Err(ConfigError::InputBits(input_bits));
     }
-
-    fn attributes(&self, leaf: u64) -> Attributes {
-        S::attributes(leaf)
+    let (index_bits, stride) = (input_bits - granule, granule - 3);
+    let mut levels = index_bits.div_ceil(stride);
+    let root_bits = index_bits - (levels - 1) * stride;
+    // Two levels are the least the walker handles.
+    if root_bits <= concatenated && levels > 2 {
+        levels -= 1;
     }
-
-    #[inline]
-    fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
-        let page = if level == 0 { TABLE_OR_PAGE } else { 0 };
-        Self::fold(phys) | attribute_bits | page
-    }
-
-    fn table(&self, phys: PhysAddr) -> u64 {
-        Self::fold(phys) | u64::from(Table::new().with_valid(true).with_table(true))
-    }
-
-    #[inline]
-    fn leaf_address(entry: u64, level: u32) -> PhysAddr {
-        Self::unfold(entry, level_shift::<Self>(level))
-    }
-
-    #[inline]
-    fn table_address(entry: u64) -> PhysAddr {
-        Self::unfold(entry, Self::GRANULE_SHIFT)
-    }
-
-    #[inline]
-    fn is_table(entry: u64) -> bool {
-        entry & TABLE_OR_PAGE != 0
-    }
-
-    #[inline]
-    fn kind(entry: u64, level: u32) -> Kind {
-        match (entry & VALID != 0, entry & TABLE_OR_PAGE != 0) {
-            (false, _) => Kind::Absent,
-            (true, true) if level != 0 => Kind::Table,
-            (true, _) => Kind::Leaf,
-        }
-    }
-
-    const LEAF_COUNT_SHIFT: Option<u32> =
-        if Self::LOW_SUFFICES { Some(Self::LEAVES_LOW.trailing_zeros()) } else { None };
-
-    #[inline]
-    fn leaf_count(entry: u64) -> u64 {
-        let low = (entry & Self::LEAVES_LOW).wrapping_shr(Self::LEAVES_LOW.trailing_zeros());
-        if Self::LOW_SUFFICES {
-            return low;
-        }
-        low | (entry & LEAVES_HIGH).wrapping_shr(Self::HIGH_SHIFT)
-    }
-
-    #[inline]
-    fn with_leaf_count(entry: u64, count: u64) -> u64 {
-        let low = count.wrapping_shl(Self::LEAVES_LOW.trailing_zeros()) & Self::LEAVES_LOW;
-        let entry = entry & !Self::LEAVES_LOW | low;
-        if Self::LOW_SUFFICES {
-            return entry;
-        }
-        entry & !LEAVES_HIGH | count.wrapping_shl(Self::HIGH_SHIFT) & LEAVES_HIGH
-    }
+    Ok(Geometry { levels, aperture_bits: input_bits })
 }

@@ -1,8 +1,11 @@
 //! VT-d second stage (VT-d specification, sections 3.7 and 9.9).
 
-use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
+use crate::format::{
+    AccessedDirty, ConfigError, Format, Geometry, Levels, Scheme, TableTest, sealed::Sealed, usage,
+    without_usage,
+};
 use crate::spec::vtd::{Leaf, Table};
-use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
+use portcullis_hal::{Access, Attributes, MemoryKind, TableFormat};
 
 /// VT-d second-stage tables.
 ///
@@ -32,19 +35,41 @@ const PERMISSIONS: u64 = 0b111;
 /// PS above level 0.
 const PAGE_SIZE: u64 = 1 << 7;
 
-/// Where a table entry keeps the leaf count.
-const LEAVES: u64 = Table::new().with_leaves(0x3ff).into_bits();
-const LEAVES_SHIFT: u32 = LEAVES.trailing_zeros();
+const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
+const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
 
 impl Sealed for VtdSecondStage {}
 
 impl Format for VtdSecondStage {
-    const GRANULE_SHIFT: u32 = 12;
-    const LEAF_LEVELS: u8 = 3;
-    const OUTPUT_BITS: u8 = 52;
-    const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
-    const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
-    const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
+    const SCHEME: Scheme = Scheme {
+        granule_shift: 12,
+        leaf_levels: 3,
+        wide_levels: 0,
+        output_bits: 52,
+        split_bit: 52,
+        high_address: 0,
+        present: PERMISSIONS,
+        // PS is the sign of the lowest byte.
+        table_test: TableTest::Byte,
+        page: 0,
+        block: PAGE_SIZE,
+        table: Table::new().with_read(true).with_write(true).into_bits(),
+        contiguous: 0,
+        run_shifts: [0; 4],
+        transient: 0,
+        cleaned: Table::new().with_cleaned(true).into_bits(),
+        leaves_low: Table::new().with_leaves(0x3ff).into_bits(),
+        leaves_high: 0,
+        attribute_bits,
+        attributes,
+        usage: usage::<ACCESSED, DIRTY>,
+        without_usage: without_usage::<ACCESSED, DIRTY>,
+        with_usage,
+    };
+
+    fn accessed_dirty(&self) -> AccessedDirty {
+        self.accessed_dirty
+    }
 
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
         let levels = self.levels.get();
@@ -57,71 +82,27 @@ impl Format for VtdSecondStage {
     fn table_format(&self, geometry: Geometry) -> TableFormat {
         TableFormat::VtdSecondStage { levels: geometry.levels }
     }
+}
 
-    fn accessed_dirty(&self) -> AccessedDirty {
-        self.accessed_dirty
+fn attribute_bits(attributes: Attributes, _: AccessedDirty) -> Option<u64> {
+    let access = attributes.access;
+    if access.is_empty() || access.contains(Access::EXECUTE) {
+        return None;
     }
+    let leaf =
+        Leaf::new().with_read(access.contains(Access::READ)).with_write(access.contains(Access::WRITE));
+    Some(leaf.into())
+}
 
-    #[inline]
-    fn with_usage(leaf: u64) -> u64 {
-        let leaf = Leaf::from(leaf);
-        leaf.with_accessed(true).with_dirty(leaf.write()).into()
-    }
+fn attributes(leaf: u64) -> Attributes {
+    let leaf = Leaf::from(leaf);
+    let mut access = Access::empty();
+    access.set(Access::READ, leaf.read());
+    access.set(Access::WRITE, leaf.write());
+    Attributes { access, memory: MemoryKind::WriteBack }
+}
 
-    fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
-        let access = attributes.access;
-        if access.is_empty() || access.contains(Access::EXECUTE) {
-            return None;
-        }
-        let leaf =
-            Leaf::new().with_read(access.contains(Access::READ)).with_write(access.contains(Access::WRITE));
-        Some(leaf.into())
-    }
-
-    fn attributes(&self, leaf: u64) -> Attributes {
-        let leaf = Leaf::from(leaf);
-        let mut access = Access::empty();
-        access.set(Access::READ, leaf.read());
-        access.set(Access::WRITE, leaf.write());
-        Attributes { access, memory: MemoryKind::WriteBack }
-    }
-
-    #[inline]
-    fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
-        let page_size = if level == 0 { 0 } else { PAGE_SIZE };
-        phys.get() | attribute_bits | page_size
-    }
-
-    fn table(&self, phys: PhysAddr) -> u64 {
-        phys.get() | u64::from(Table::new().with_read(true).with_write(true))
-    }
-
-    #[inline]
-    fn is_table(entry: u64) -> bool {
-        // PS is the sign of the lowest byte, in which tables have other bits, and absent entries none.
-        entry as i8 > 0
-    }
-
-    #[inline]
-    fn kind(entry: u64, level: u32) -> Kind {
-        if entry & PERMISSIONS == 0 {
-            Kind::Absent
-        } else if level == 0 || entry & PAGE_SIZE != 0 {
-            Kind::Leaf
-        } else {
-            Kind::Table
-        }
-    }
-
-    const LEAF_COUNT_SHIFT: Option<u32> = Some(LEAVES_SHIFT);
-
-    #[inline]
-    fn leaf_count(entry: u64) -> u64 {
-        (entry & LEAVES).wrapping_shr(LEAVES_SHIFT)
-    }
-
-    #[inline]
-    fn with_leaf_count(entry: u64, count: u64) -> u64 {
-        entry & !LEAVES | count.wrapping_shl(LEAVES_SHIFT) & LEAVES
-    }
+fn with_usage(leaf: u64) -> u64 {
+    let leaf = Leaf::from(leaf);
+    leaf.with_accessed(true).with_dirty(leaf.write()).into()
 }

@@ -1,6 +1,6 @@
 //! A position in the tables that moves from address to address with as few steps as possible.
 
-use crate::format::{Format, Kind, level_shift, level_size};
+use crate::format::{Format, Kind, Scheme};
 use crate::tree::{Below, Table, Walk};
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::{Hal, OutOfMemory, TableWrites};
@@ -25,8 +25,8 @@ pub(crate) enum Stop {
 ///
 /// What was written to a level-0 table is accounted for in its parent, and cleaned, when the cursor leaves it or
 /// is dropped.
-pub(crate) struct Cursor<'w, 't, H: Hal, F: Format> {
-    walk: &'w Walk<'t, H, F>,
+pub(crate) struct Cursor<'w, 't, H: Hal> {
+    walk: &'w Walk<'t, H>,
     path: [Table<'w>; LEVELS],
     level: u32,
     top: u32,
@@ -37,10 +37,10 @@ pub(crate) struct Cursor<'w, 't, H: Hal, F: Format> {
     dirty: (usize, usize),
 }
 
-impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
+impl<'w, 't, H: Hal> Cursor<'w, 't, H> {
     /// The root.
     #[inline]
-    pub(crate) fn new(walk: &'w Walk<'t, H, F>) -> Self {
+    pub(crate) fn new(walk: &'w Walk<'t, H>) -> Self {
         let top = walk.tree.top();
         Self { walk, path: [walk.root(); LEVELS], level: top, top, at: 0, added: 0, dirty: (0, 0) }
     }
@@ -55,7 +55,7 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     #[inline]
     pub(crate) fn seek(&mut self, iova: u64) {
         let moved = self.at ^ iova;
-        while self.level < self.top && moved >= level_size::<F>(self.level.wrapping_add(1)) {
+        while self.level < self.top && moved >= self.scheme().level_size(self.level.wrapping_add(1)) {
             self.up();
         }
         self.at = iova;
@@ -65,7 +65,7 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     #[inline]
     pub(crate) fn rise(&mut self, len: u64) {
         while self.level < self.top {
-            let span = level_size::<F>(self.level.wrapping_add(1));
+            let span = self.scheme().level_size(self.level.wrapping_add(1));
             if self.at & span.wrapping_sub(1) != 0 || len < span {
                 return;
             }
@@ -90,7 +90,7 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     /// The index of the current address in tables at `level`; high bits are left to the table to mask.
     #[inline]
     fn index(&self, level: u32) -> usize {
-        self.at.wrapping_shr(level_shift::<F>(level)) as usize
+        self.at.wrapping_shr(self.scheme().level_shift(level)) as usize
     }
 
     /// The current address' entry in the current table.
@@ -122,23 +122,23 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
     /// pages.
     #[inline]
     pub(crate) fn pages_from(&self, iova: u64) -> &'w [AtomicU64] {
-        if self.level != 0 || self.at ^ iova >= level_size::<F>(1) {
+        if self.level != 0 || self.at ^ iova >= self.scheme().level_size(1) {
             return &[];
         }
-        self.table(0).entries(iova.wrapping_shr(F::GRANULE_SHIFT) as usize, usize::MAX)
+        self.table(0).entries(iova.wrapping_shr(self.scheme().granule_shift) as usize, usize::MAX)
     }
 
     /// The entries for `len` bytes at `iova`, if all of them are in the current table and that is one of pages.
     /// Stays where it is.
     #[inline]
     pub(crate) fn pages_here(&self, iova: u64, len: u64) -> Option<&'w [AtomicU64]> {
-        let span = level_size::<F>(1);
+        let span = self.scheme().level_size(1);
         let offset = iova & span.wrapping_sub(1);
         if self.level != 0 || self.at ^ iova >= span || len > span.wrapping_sub(offset) {
             return None;
         }
-        let count = len.wrapping_shr(F::GRANULE_SHIFT) as usize;
-        Some(self.table(0).entries(offset.wrapping_shr(F::GRANULE_SHIFT) as usize, count))
+        let count = len.wrapping_shr(self.scheme().granule_shift) as usize;
+        Some(self.table(0).entries(offset.wrapping_shr(self.scheme().granule_shift) as usize, count))
     }
 
     /// Goes down to the table at `level`, or as far as there are tables.
@@ -181,9 +181,15 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
         stop
     }
 
+    /// How entries are encoded.
+    #[inline]
+    pub(crate) fn scheme(&self) -> &'t Scheme {
+        &self.walk.tree.scheme
+    }
+
     /// The walk.
     #[inline]
-    pub(crate) fn walk(&self) -> &'w Walk<'t, H, F> {
+    pub(crate) fn walk(&self) -> &'w Walk<'t, H> {
         self.walk
     }
 
@@ -195,7 +201,7 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
 
     /// The leaves in the current level-0 table, but for changes of walks in progress.
     pub(crate) fn leaf_count(&self) -> u64 {
-        F::leaf_count(self.parent().load(Ordering::Relaxed))
+        self.scheme().leaf_count(self.parent().load(Ordering::Relaxed))
     }
 
     /// Notes that entries of the current table, which map from `iova` on, were changed and that there are now
@@ -217,7 +223,7 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
             self.walk.tree.clean(slots);
             return;
         }
-        let first = iova.wrapping_shr(F::GRANULE_SHIFT) as usize & self.table(0).last_index();
+        let first = iova.wrapping_shr(self.scheme().granule_shift) as usize & self.table(0).last_index();
         let end = first.wrapping_add(slots.len());
         let near = self.dirty.0 <= first && first <= self.dirty.1.wrapping_add(LINE);
         if near && self.dirty.1 != 0 {
@@ -246,8 +252,8 @@ impl<'w, 't, H: Hal, F: Format> Cursor<'w, 't, H, F> {
         }
         let parent = self.parent();
         let entry = parent.load(Ordering::Relaxed);
-        if F::kind(entry, 1) == Kind::Table {
-            recount::<F>(parent, entry, added);
+        if self.scheme().kind(entry, 1) == Kind::Table {
+            recount(self.scheme(), parent, entry, added);
         }
     }
 }
@@ -265,12 +271,16 @@ pub(crate) struct Contended;
 /// As [`recount`], for a single leaf, if it is done by one exchange.
 #[inline(always)]
 pub(crate) fn recount_one<F: Format>(link: &AtomicU64, entry: u64, step: Step) -> Result<(), Contended> {
-    let full = 1_u64.wrapping_shl(F::STRIDE);
-    let one = 1_u64.wrapping_shl(F::LEAF_COUNT_SHIFT.ok_or(Contended)?);
+    let scheme = F::SCHEME;
+    if scheme.leaves_high != 0 {
+        return Err(Contended);
+    }
+    let (full, one) =
+        (1_u64.wrapping_shl(scheme.stride()), 1_u64.wrapping_shl(scheme.leaves_low.trailing_zeros()));
     // Counts go from none to full, the one value with its bit set.
     let (possible, new) = match step {
         Step::Up => (entry & full.wrapping_mul(one) == 0, entry.wrapping_add(one)),
-        Step::Down => (F::leaf_count(entry) != 0, entry.wrapping_sub(one)),
+        Step::Down => (scheme.leaf_count(entry) != 0, entry.wrapping_sub(one)),
     };
     let exchanged =
         possible && link.compare_exchange(entry, new, Ordering::Relaxed, Ordering::Relaxed).is_ok();
@@ -280,24 +290,24 @@ pub(crate) fn recount_one<F: Format>(link: &AtomicU64, entry: u64, step: Step) -
 /// Notes that the level-0 table that `link` references holds `added` leaves more, or fewer. `entry`, a table entry, is
 /// what the link was a moment ago.
 #[inline(never)]
-pub(crate) fn recount<F: Format>(link: &AtomicU64, mut entry: u64, added: i64) {
-    let full = 1_u64.wrapping_shl(F::STRIDE);
+pub(crate) fn recount(scheme: &Scheme, link: &AtomicU64, mut entry: u64, added: i64) {
+    let full = 1_u64.wrapping_shl(scheme.stride());
     // The count leaves its range only when calls on overlapping ranges race: the count may become wrong then, the
     // rest of the entry must not.
     loop {
-        let mut count = F::leaf_count(entry).wrapping_add_signed(added);
+        let mut count = scheme.leaf_count(entry).wrapping_add_signed(added);
         if count > full {
             count = if added < 0 { 0 } else { full };
         }
-        let new = F::with_leaf_count(entry, count);
+        let new = scheme.with_leaf_count(entry, count);
         match link.compare_exchange_weak(entry, new, Ordering::Relaxed, Ordering::Relaxed) {
-            Err(found) if F::kind(found, 1) == Kind::Table => entry = found,
+            Err(found) if scheme.kind(found, 1) == Kind::Table => entry = found,
             Ok(_) | Err(_) => return,
         }
     }
 }
 
-impl<H: Hal, F: Format> Drop for Cursor<'_, '_, H, F> {
+impl<H: Hal> Drop for Cursor<'_, '_, H> {
     fn drop(&mut self) {
         if self.level == 0 {
             self.settle();

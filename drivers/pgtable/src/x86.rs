@@ -1,9 +1,12 @@
 //! x86-64 4- and 5-level paging, and VT-d's first stage (Intel SDM volume 3, chapter 5; VT-d specification,
 //! section 3.6).
 
-use crate::format::{AccessedDirty, ConfigError, Format, Geometry, Kind, Levels, sealed::Sealed};
+use crate::format::{
+    AccessedDirty, ConfigError, Format, Geometry, Levels, Scheme, TableTest, sealed::Sealed, usage,
+    without_usage,
+};
 use crate::spec::x86::{Leaf, Table};
-use portcullis_hal::{Access, Attributes, MemoryKind, PhysAddr, TableFormat};
+use portcullis_hal::{Access, Attributes, MemoryKind, TableFormat};
 
 /// x86-64 paging, lower half of the address space, user pages at every level.
 ///
@@ -28,19 +31,47 @@ const PRESENT: u64 = 1;
 /// PS above level 0.
 const PAGE_SIZE: u64 = 1 << 7;
 
-/// Where a table entry keeps the leaf count.
-const LEAVES: u64 = Table::new().with_leaves(0x3ff).into_bits();
-const LEAVES_SHIFT: u32 = LEAVES.trailing_zeros();
+const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
+const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
 
 impl Sealed for X86 {}
 
 impl Format for X86 {
-    const GRANULE_SHIFT: u32 = 12;
-    const LEAF_LEVELS: u8 = 3;
-    const OUTPUT_BITS: u8 = 52;
-    const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
-    const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
-    const CLEANED: u64 = Table::new().with_cleaned(true).into_bits();
+    const SCHEME: Scheme = Scheme {
+        granule_shift: 12,
+        leaf_levels: 3,
+        wide_levels: 0,
+        output_bits: 52,
+        split_bit: 52,
+        high_address: 0,
+        present: PRESENT,
+        // PS is the sign of the lowest byte.
+        table_test: TableTest::Byte,
+        page: 0,
+        block: PAGE_SIZE,
+        table: Table::new().with_present(true).with_write(true).with_user(true).into_bits(),
+        contiguous: 0,
+        run_shifts: [0; 4],
+        transient: 0,
+        cleaned: Table::new().with_cleaned(true).into_bits(),
+        leaves_low: Table::new().with_leaves(0x3ff).into_bits(),
+        leaves_high: 0,
+        attribute_bits,
+        attributes,
+        usage: usage::<ACCESSED, DIRTY>,
+        without_usage: without_usage::<ACCESSED, DIRTY>,
+        with_usage,
+    };
+
+    fn scheme(&self) -> Scheme {
+        let preset = self.accessed_dirty == AccessedDirty::Preset;
+        let accessed = u64::from(Table::new().with_accessed(preset));
+        Scheme { table: Self::SCHEME.table | accessed, ..Self::SCHEME }
+    }
+
+    fn accessed_dirty(&self) -> AccessedDirty {
+        self.accessed_dirty
+    }
 
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
         let levels = self.levels.get();
@@ -58,90 +89,44 @@ impl Format for X86 {
     fn table_format(&self, geometry: Geometry) -> TableFormat {
         TableFormat::X86 { levels: geometry.levels }
     }
+}
 
-    fn accessed_dirty(&self) -> AccessedDirty {
-        self.accessed_dirty
+fn attribute_bits(attributes: Attributes, accessed_dirty: AccessedDirty) -> Option<u64> {
+    let (access, memory) = (attributes.access, attributes.memory);
+    let execute = access.contains(Access::EXECUTE);
+    if !access.contains(Access::READ) || execute && memory == MemoryKind::Device {
+        return None;
     }
-
-    #[inline]
-    fn with_usage(leaf: u64) -> u64 {
-        let leaf = Leaf::from(leaf);
+    let write = access.contains(Access::WRITE);
+    let preset = accessed_dirty == AccessedDirty::Preset;
+    let leaf = Leaf::new()
+        .with_present(true)
+        .with_write(write)
+        .with_user(true)
+        .with_pcd(memory != MemoryKind::WriteBack)
+        .with_pwt(memory == MemoryKind::Device)
+        .with_accessed(preset)
         // Dirty without writable is how CPUs mark a shadow stack.
-        leaf.with_accessed(true).with_dirty(leaf.write()).into()
-    }
+        .with_dirty(preset && write)
+        .with_execute_disable(!execute);
+    Some(leaf.into())
+}
 
-    fn attribute_bits(&self, attributes: Attributes) -> Option<u64> {
-        let (access, memory) = (attributes.access, attributes.memory);
-        let execute = access.contains(Access::EXECUTE);
-        if !access.contains(Access::READ) || execute && memory == MemoryKind::Device {
-            return None;
-        }
-        let write = access.contains(Access::WRITE);
-        let preset = self.accessed_dirty == AccessedDirty::Preset;
-        let leaf = Leaf::new()
-            .with_present(true)
-            .with_write(write)
-            .with_user(true)
-            .with_pcd(memory != MemoryKind::WriteBack)
-            .with_pwt(memory == MemoryKind::Device)
-            .with_accessed(preset)
-            // Dirty without writable is how CPUs mark a shadow stack.
-            .with_dirty(preset && write)
-            .with_execute_disable(!execute);
-        Some(leaf.into())
-    }
+fn attributes(leaf: u64) -> Attributes {
+    let leaf = Leaf::from(leaf);
+    let mut access = Access::READ;
+    access.set(Access::WRITE, leaf.write());
+    access.set(Access::EXECUTE, !leaf.execute_disable());
+    let memory = match (leaf.pcd(), leaf.pwt()) {
+        (false, _) => MemoryKind::WriteBack,
+        (true, false) => MemoryKind::NonCacheable,
+        (true, true) => MemoryKind::Device,
+    };
+    Attributes { access, memory }
+}
 
-    fn attributes(&self, leaf: u64) -> Attributes {
-        let leaf = Leaf::from(leaf);
-        let mut access = Access::READ;
-        access.set(Access::WRITE, leaf.write());
-        access.set(Access::EXECUTE, !leaf.execute_disable());
-        let memory = match (leaf.pcd(), leaf.pwt()) {
-            (false, _) => MemoryKind::WriteBack,
-            (true, false) => MemoryKind::NonCacheable,
-            (true, true) => MemoryKind::Device,
-        };
-        Attributes { access, memory }
-    }
-
-    #[inline]
-    fn leaf(&self, phys: PhysAddr, level: u32, attribute_bits: u64) -> u64 {
-        let page_size = if level == 0 { 0 } else { PAGE_SIZE };
-        phys.get() | attribute_bits | page_size
-    }
-
-    fn table(&self, phys: PhysAddr) -> u64 {
-        let preset = self.accessed_dirty == AccessedDirty::Preset;
-        let table = Table::new().with_present(true).with_write(true).with_user(true).with_accessed(preset);
-        phys.get() | u64::from(table)
-    }
-
-    #[inline]
-    fn is_table(entry: u64) -> bool {
-        // PS is the sign of the lowest byte, in which tables have other bits, and absent entries none.
-        entry as i8 > 0
-    }
-
-    #[inline]
-    fn kind(entry: u64, level: u32) -> Kind {
-        if entry & PRESENT == 0 {
-            Kind::Absent
-        } else if level == 0 || entry & PAGE_SIZE != 0 {
-            Kind::Leaf
-        } else {
-            Kind::Table
-        }
-    }
-
-    const LEAF_COUNT_SHIFT: Option<u32> = Some(LEAVES_SHIFT);
-
-    #[inline]
-    fn leaf_count(entry: u64) -> u64 {
-        (entry & LEAVES).wrapping_shr(LEAVES_SHIFT)
-    }
-
-    #[inline]
-    fn with_leaf_count(entry: u64, count: u64) -> u64 {
-        entry & !LEAVES | count.wrapping_shl(LEAVES_SHIFT) & LEAVES
-    }
+fn with_usage(leaf: u64) -> u64 {
+    let leaf = Leaf::from(leaf);
+    // Dirty without writable is how CPUs mark a shadow stack.
+    leaf.with_accessed(true).with_dirty(leaf.write()).into()
 }

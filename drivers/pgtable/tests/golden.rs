@@ -122,8 +122,8 @@ fn table_entries_of_52_bit_addresses_are_the_manuals_words() {
     fn counts<F: Format>(format: F, phys: u64, address: u64) {
         let entry = format.table(PhysAddr::new(phys));
         for count in [0, 1, (1 << F::STRIDE) - 1, 1 << F::STRIDE] {
-            let counted = F::with_leaf_count(entry | F::CLEANED, count);
-            assert_eq!(F::leaf_count(counted), count);
+            let counted = F::SCHEME.with_leaf_count(entry | F::SCHEME.cleaned, count);
+            assert_eq!(F::SCHEME.leaf_count(counted), count);
             assert_eq!(F::table_address(counted), PhysAddr::new(phys));
             assert_eq!(counted & address, entry & address);
             // Bits 58:52 and 11:2 less those of addresses.

@@ -286,9 +286,9 @@ fn leaves_begin_unused_and_writable_clean() {
         let (hal, table) = table(format, bits);
         table.map(&[rw(0, 0x12_4000_0000, 0x1000)]).unwrap();
         assert_eq!(slot(&hal, &table, format, bits, 0).unwrap().1, fresh);
-        assert_eq!((F::usage(fresh), F::usage(dirty)), (Usage::empty(), Usage::all()));
-        assert_eq!(F::with_usage(fresh), dirty);
-        assert_eq!(F::without_usage(dirty, Usage::all()), fresh);
+        assert_eq!(((F::SCHEME.usage)(fresh), (F::SCHEME.usage)(dirty)), (Usage::empty(), Usage::all()));
+        assert_eq!((F::SCHEME.with_usage)(fresh), dirty);
+        assert_eq!((F::SCHEME.without_usage)(dirty, Usage::all()), fresh);
     }
     check(STAGE1_4K.with_accessed_dirty(Hardware), 39, 0x0068_0012_4000_0bc3, 0x0068_0012_4000_0f43);
     check(STAGE2_4K.with_accessed_dirty(Hardware), 40, 0x0048_0012_4000_037f, 0x0048_0012_4000_07ff);

@@ -1,15 +1,12 @@
 //! The page tables of a paging domain: one of the formats that a unit can walk.
 
 use crate::features::Features;
-use core::ops::ControlFlow;
-use portcullis_hal::{
-    Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Progress, ResizeError, TableRoot,
-    Translated, UnmapError, Usage,
-};
+use core::ops::Deref;
+use portcullis_hal::{Gather, Granule, Hal, IovaRange, MapError, Mapping, UnmapError};
 use portcullis_iommu::{Abilities, DomainError, Missing, PagingSpec, Stage};
 use portcullis_pgtable::{
-    AccessedDirty, BbmLevel, Config, ConfigError, PageTable, VmsaStage1, VmsaStage1Lpa2, VmsaStage2,
-    VmsaStage2Lpa2,
+    AccessedDirty, AnyTable, BbmLevel, Config, ConfigError, PageTable, VmsaStage1, VmsaStage1Lpa2,
+    VmsaStage2, VmsaStage2Lpa2,
 };
 
 /// A page table of either stage and any granule.
@@ -115,18 +112,6 @@ impl<H: Hal> Tables<H> {
         })
     }
 
-    pub(crate) fn root(&self) -> TableRoot {
-        on_table!(self, table => table.root())
-    }
-
-    pub(crate) fn aperture(&self) -> IovaRange {
-        on_table!(self, table => table.aperture())
-    }
-
-    pub(crate) fn page_sizes(&self) -> u64 {
-        on_table!(self, table => table.page_sizes())
-    }
-
     pub(crate) fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
         on_table!(self, table => table.map(list))
     }
@@ -134,40 +119,13 @@ impl<H: Hal> Tables<H> {
     pub(crate) fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
         on_table!(self, table => table.unmap(range, gather))
     }
+}
 
-    pub(crate) fn split_ends(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
-        on_table!(self, table => table.split_ends(range, gather))
-    }
+impl<H: Hal> Deref for Tables<H> {
+    type Target = AnyTable<H>;
 
-    pub(crate) fn split(
-        &self,
-        range: IovaRange,
-        largest: u64,
-        gather: &mut Gather,
-    ) -> Result<Progress, ResizeError> {
-        on_table!(self, table => table.split(range, largest, gather))
-    }
-
-    pub(crate) fn join(&self, range: IovaRange, gather: &mut Gather) -> Result<Progress, ResizeError> {
-        on_table!(self, table => table.join(range, gather))
-    }
-
-    pub(crate) fn visit(&self, range: IovaRange, visitor: &mut dyn FnMut(Mapping) -> ControlFlow<()>) {
-        let _ = on_table!(self, table => table.visit(range, visitor));
-    }
-
-    pub(crate) fn harvest(
-        &self,
-        range: IovaRange,
-        wanted: Usage,
-        gather: &mut Gather,
-        visitor: &mut dyn FnMut(Mapping, Usage),
-    ) -> Result<(), HarvestError> {
-        on_table!(self, table => table.harvest(range, wanted, gather, visitor))
-    }
-
-    pub(crate) fn translate(&self, iova: Iova) -> Option<Translated> {
-        on_table!(self, table => table.translate(iova))
+    fn deref(&self) -> &AnyTable<H> {
+        on_table!(self, table => table)
     }
 }
 

@@ -62,11 +62,11 @@ pub(crate) trait Foreign {
 
 impl<F: Format> Foreign for PageTable<Kernel, F> {
     fn root(&self) -> TableRoot {
-        self.root()
+        (**self).root()
     }
 
     fn page_sizes(&self) -> u64 {
-        self.page_sizes()
+        (**self).page_sizes()
     }
 
     fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
