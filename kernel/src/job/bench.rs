@@ -14,7 +14,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::arch::asm;
-use portcullis_hal::{Arc, FrameOrder, Frames, Mm, PAGE_SIZE, PhysAddr, unsize_arc};
+use portcullis_hal::{FrameOrder, Frames, Mm, PAGE_SIZE, PhysAddr, unsize_arc};
 use portcullis_iommu::{Feature, Stages};
 use portcullis_operations::{Bench, Clock, Cost, OnPaper, Rounds, Sharing, median};
 
@@ -51,8 +51,12 @@ fn share<C: Fn() -> u64>(machine: &Machine, rig: &EduRig, clock: Clock<C>, repor
     if !info.stages.contains(Stages::STAGE_1) {
         return report.skip("bench.whole", format_args!("the unit does not walk the CPU's tables"));
     }
-    let (mm, sharing) = match sharing(machine, rig, clock) {
-        Ok(ready) => ready,
+    let mm = match AddressSpace::new() {
+        Ok(space) => unsize_arc!(space => dyn Mm),
+        Err(reason) => return report.fail("bench.whole", format_args!("{reason}")),
+    };
+    let sharing = match Sharing::new(machine.iommu, &rig.device, mm.clone(), clock, ROUNDS) {
+        Ok(sharing) => sharing,
         Err(reason) => return report.fail("bench.whole", format_args!("{reason}")),
     };
     let outcome = sharing.whole(&mut |name, cost| print(report, name, &cost));
@@ -65,17 +69,6 @@ fn share<C: Fn() -> u64>(machine: &Machine, rig: &EduRig, clock: Clock<C>, repor
         .map_err(words)
         .and_then(|()| sharing.with_pasid(&mut |name, cost| print(report, name, &cost)));
     report.check("bench.pasid", outcome);
-}
-
-/// An empty address space, and what measures with it.
-fn sharing<'a, C: Fn() -> u64>(
-    machine: &'a Machine,
-    rig: &'a EduRig,
-    clock: Clock<C>,
-) -> Result<(Arc<dyn Mm>, Sharing<'a, KernelHal, C>), String> {
-    let mm = unsize_arc!(AddressSpace::new().map_err(words)? => dyn Mm);
-    let sharing = Sharing::new(machine.iommu, &rig.device, mm.clone(), clock, ROUNDS)?;
-    Ok((mm, sharing))
 }
 
 /// Leaves the heap with a free frame whose neighbour is held, so that a table is taken and given back by the shortest

@@ -22,6 +22,9 @@ pub(super) const HEAP: u64 = 0x10_0000_0000;
 /// How long the other CPU may take, in nanoseconds.
 const TIMEOUT_NS: u64 = 60_000_000_000;
 
+/// A check that needs nothing of the machine but its CPUs.
+type Check = fn() -> Outcome;
+
 pub(super) fn run(machine: &'static Machine, report: &mut Report) {
     report.section("Address spaces");
     let frames = mm::in_use();
@@ -34,7 +37,7 @@ pub(super) fn run(machine: &'static Machine, report: &mut Report) {
     report.check("space.fault", fault());
     report.check("space.pin", pin());
     report.check("space.exit", exit());
-    let on_two: [(&str, fn() -> Outcome); 2] =
+    let on_two: [(&str, Check); 2] =
         [("space.shoot-unmap", shoot_unmap), ("space.shoot-protect", shoot_protect)];
     for (name, check) in on_two {
         match machine.cpus() {
