@@ -110,8 +110,9 @@ impl<H: Hal> Held<H> {
 
     /// Stores whole words at an offset that is a multiple of eight.
     pub(crate) fn write_words(&self, offset: usize, words: &[u64]) {
-        for (at, word) in (offset..).step_by(8).zip(words) {
-            self.store64(at, *word);
+        let places = self.words().iter().skip(offset / 8);
+        for (place, word) in places.zip(words) {
+            place.store(word.to_le(), Ordering::Relaxed);
         }
     }
 
@@ -163,6 +164,8 @@ impl<H: Hal> Held<H> {
 pub(crate) struct Ring<H: Hal> {
     memory: Held<H>,
     size: RingSize,
+    /// The byte offset of the used ring.
+    used_at: usize,
     /// The next slot of the available ring.
     available: u16,
     /// The available index that the device has been shown.
@@ -178,7 +181,7 @@ impl<H: Hal> Ring<H> {
         let memory = Held::zeroed(hal, size.bytes())?;
         let flags = if interrupts == UsedInterrupts::Unwanted { NO_INTERRUPT } else { 0 };
         memory.store16(size.available(), flags);
-        Ok(Self { memory, size, available: 0, published: 0, used: 0 })
+        Ok(Self { memory, size, used_at: size.used(), available: 0, published: 0, used: 0 })
     }
 
     pub(crate) fn layout(&self) -> QueueLayout {
@@ -202,8 +205,7 @@ impl<H: Hal> Ring<H> {
             Direction::DeviceWrites => WRITE,
         };
         let at = usize::from(index) * 16;
-        self.memory.store64(at, address.get());
-        self.memory.store64(at + 8, u64::from(len) | flags_and_next << 32);
+        self.memory.write_words(at, &[address.get(), u64::from(len) | flags_and_next << 32]);
     }
 
     /// Queues the chain that starts at descriptor `head`; the device sees it after [`publish`](Self::publish).
@@ -225,12 +227,12 @@ impl<H: Hal> Ring<H> {
         barrier::before_doorbell();
         // The device looks at the index after it has taken the flag back, so one of the two sees the other.
         barrier::store_then_load();
-        self.memory.load16(self.size.used()) & NO_NOTIFY == 0
+        self.memory.load16(self.used_at) & NO_NOTIFY == 0
     }
 
     /// Takes the next used chain, given how many the device holds.
     pub(crate) fn pop(&mut self, outstanding: u16) -> Result<Option<Used>, UsedIndexLie> {
-        let found = self.memory.load16(self.size.used() + 2);
+        let found = self.memory.load16(self.used_at + 2);
         let ready = found.wrapping_sub(self.used);
         if ready == 0 {
             return Ok(None);
@@ -239,7 +241,7 @@ impl<H: Hal> Ring<H> {
             return Err(UsedIndexLie { found, expected: self.used, outstanding });
         }
         barrier::after_completion();
-        let element = self.size.used() + 4 + 8 * self.size.slot(self.used);
+        let element = self.used_at + 4 + 8 * self.size.slot(self.used);
         self.used = self.used.wrapping_add(1);
         Ok(Some(Used { head: self.memory.load32(element), len: self.memory.load32(element + 4) }))
     }

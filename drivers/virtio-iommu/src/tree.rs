@@ -54,7 +54,7 @@ impl Tree {
         let mut node = &self.root;
         loop {
             match node {
-                Node::Leaf(list) => return list.get(list.partition_point(|item| item.range.last() < iova)),
+                Node::Leaf(list) => return list.get(item_for(list, iova)),
                 Node::Branch(children) => node = &children.get(child_for(children, iova))?.node,
             }
         }
@@ -126,7 +126,7 @@ impl Node {
         let start = interval.range.start();
         match self {
             Self::Leaf(list) => {
-                let index = list.partition_point(|item| item.range.last() < start);
+                let index = item_for(list, start);
                 if let Some(next) = list.get(index)
                     && next.range.overlaps(&interval.range)
                 {
@@ -200,7 +200,7 @@ impl Node {
     ) -> ControlFlow<()> {
         match self {
             Self::Leaf(list) => {
-                let from = list.partition_point(|item| item.range.last() < range.start());
+                let from = item_for(list, range.start());
                 for item in list.iter().skip(from) {
                     if item.range.start() > range.last() {
                         return ControlFlow::Break(());
@@ -245,7 +245,21 @@ impl Child {
 
 /// The first child with something at or after `iova`; the number of children if there is none.
 fn child_for(children: &[Child], iova: Iova) -> usize {
-    children.partition_point(|child| child.last < iova)
+    first_not_before(children, iova, |child| child.last)
+}
+
+/// The first interval that ends at or after `iova`; the number of intervals if there is none.
+fn item_for(list: &[Interval], iova: Iova) -> usize {
+    first_not_before(list, iova, |item| item.range.last())
+}
+
+/// The first item whose last address is not before `iova`; the number of items if there is none, which is looked at
+/// first, since much is mapped in ascending order.
+fn first_not_before<T>(items: &[T], iova: Iova, last: impl Fn(&T) -> Iova) -> usize {
+    match items.last() {
+        Some(item) if last(item) >= iova => items.partition_point(|item| last(item) < iova),
+        _ => items.len(),
+    }
 }
 
 /// Joins a child with the next one if both together fill half a node.
