@@ -213,7 +213,12 @@ fn a_failed_replay_leaves_no_half_of_the_mappings() {
     spoil(&fake, 0x7000, Answer::Status(NOMEM));
     // From nothing: nothing is reached, and the fault says why.
     let refused = Err(AttachError::OutOfMemory(portcullis_hal::OutOfMemory));
+    fake.take_requests();
     assert_eq!(unit.attach(&[endpoint(1)], &new).map(drop), refused);
+    // The request after the refused one takes the endpoint away from what is there.
+    let requests = fake.take_requests();
+    let bad = requests.iter().position(|req| matches!(req, Req::Map { first: 0x7000, .. })).unwrap();
+    assert_eq!(requests[bad + 1], Req::Attach { domain: 5, endpoint: 1, flags: 0 });
     assert_eq!((fake.dma(1, 0x1000, true), fake.dma(1, 0x7000, true)), (None, None));
     // From another domain: that one works as before.
     unit.attach(&[endpoint(1)], &old).unwrap();

@@ -150,7 +150,8 @@ impl Fake {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap()
+        // A test that failed with the state in its hands is reported as such, and not as a panic in its clean-up.
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     pub(crate) fn set_config(&self, offset: usize, bytes: &[u8]) {
