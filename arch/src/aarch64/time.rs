@@ -41,7 +41,7 @@ pub(super) fn wait_until(
             return Ok(last);
         }
         if late {
-            return Err(Timeout { register, mask, expected, last });
+            return Err(Timeout::new(register, mask, expected, last));
         }
         core::hint::spin_loop();
     }

@@ -391,11 +391,13 @@ impl Gather {
     }
 
     /// The hull of all that was unmapped; `None` if nothing was.
+    #[inline]
     pub fn range(&self) -> Option<IovaRange> {
         self.range
     }
 
     /// The smallest entry that was unmapped, as a power of two in bytes.
+    #[inline]
     pub fn leaf_shift(&self) -> u8 {
         self.leaf_shift
     }
@@ -415,6 +417,7 @@ impl Gather {
     }
 
     /// Whether table frames were cut off, so that walk caches have to be invalidated too.
+    #[inline]
     pub fn has_tables(&self) -> bool {
         !self.tables.is_empty()
     }
@@ -441,6 +444,7 @@ impl Gather {
     }
 
     /// For back ends: claims the gather for `space`.
+    #[inline]
     pub fn claim(&mut self, space: SpaceKey) -> Result<(), GatherBusy> {
         match self.owner {
             owner if owner == space.0 => Ok(()),
@@ -520,6 +524,9 @@ pub struct SyncProof {
     /// 0 if nobody asked for it, which is no round of any memory.
     pub(crate) round: u64,
 }
+
+// A larger result is copied by a call of memcpy on aarch64 without unaligned accesses, each time it is handed up.
+const _: () = assert!(size_of::<Result<SyncProof, SyncError>>() <= 32);
 
 /// Memory that may be given to devices.
 ///

@@ -192,8 +192,9 @@ impl FrameChain {
     }
 
     /// Whether the chain holds no frames.
+    #[inline]
     pub const fn is_empty(&self) -> bool {
-        self.first.is_none() && self.first_intact.is_none()
+        self.count == 0
     }
 
     /// Adds a frame to the chain.

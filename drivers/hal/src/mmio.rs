@@ -54,14 +54,22 @@ impl MmioRegion {
         self.len
     }
 
+    /// Whether the block has a register of this type there.
     #[inline]
-    fn register<T>(&self, offset: usize) -> Option<NonNull<T>> {
-        let end = offset.checked_add(size_of::<T>())?;
-        if end > self.len || !offset.is_multiple_of(align_of::<T>()) {
-            return None;
-        }
-        // SAFETY: the offset was just checked to lie inside the region that `new` vouched for.
-        Some(unsafe { self.base.byte_add(offset).cast() })
+    fn has<T>(&self, offset: usize) -> bool {
+        let end = offset.checked_add(size_of::<T>());
+        end.is_some_and(|end| end <= self.len) && offset.is_multiple_of(align_of::<T>())
+    }
+
+    /// A register that the block [has](Self::has).
+    ///
+    /// # Safety
+    ///
+    /// The block has it.
+    #[inline]
+    unsafe fn register<T>(&self, offset: usize) -> NonNull<T> {
+        // SAFETY: the offset lies inside the region that `new` vouched for.
+        unsafe { self.base.byte_add(offset).cast() }
     }
 }
 
@@ -69,29 +77,35 @@ impl MmioRegion {
 unsafe impl Mmio for MmioRegion {
     #[inline]
     fn read32(&self, offset: usize) -> u32 {
-        // SAFETY: `register` gives aligned registers inside the region.
-        self.register(offset).map_or(0, |register| unsafe { access::read32(register) })
+        if !self.has::<u32>(offset) {
+            return 0;
+        }
+        // SAFETY: just checked, and so an aligned register inside the region.
+        unsafe { access::read32(self.register(offset)) }
     }
 
     #[inline]
     fn write32(&self, offset: usize, value: u32) {
-        if let Some(register) = self.register(offset) {
-            // SAFETY: `register` gives aligned registers inside the region.
-            unsafe { access::write32(register, value) }
+        if self.has::<u32>(offset) {
+            // SAFETY: just checked, and so an aligned register inside the region.
+            unsafe { access::write32(self.register(offset), value) }
         }
     }
 
     #[inline]
     fn read64(&self, offset: usize) -> u64 {
-        // SAFETY: `register` gives aligned registers inside the region.
-        self.register(offset).map_or(0, |register| unsafe { access::read64(register) })
+        if !self.has::<u64>(offset) {
+            return 0;
+        }
+        // SAFETY: just checked, and so an aligned register inside the region.
+        unsafe { access::read64(self.register(offset)) }
     }
 
     #[inline]
     fn write64(&self, offset: usize, value: u64) {
-        if let Some(register) = self.register(offset) {
-            // SAFETY: `register` gives aligned registers inside the region.
-            unsafe { access::write64(register, value) }
+        if self.has::<u64>(offset) {
+            // SAFETY: just checked, and so an aligned register inside the region.
+            unsafe { access::write64(self.register(offset), value) }
         }
     }
 }

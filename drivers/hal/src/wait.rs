@@ -1,20 +1,51 @@
 //! Bounded waits on hardware.
 
 use crate::{Hal, Mmio};
+use core::fmt;
 use thiserror::Error;
 
 /// The hardware did not do what it was asked in time.
+///
+/// A result with it in it is handed up on the way of every unmap, so it is small: of what has 64 bits it shows a half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[error("{register} & {mask:#x} is still {last:#x}, not {expected:#x}")]
+#[error("{register}{shown} & {mask:#x} is still {last:#x}, not {expected:#x}")]
 pub struct Timeout {
     /// The register, or the word in memory, as its manual calls it.
     pub register: &'static str,
     /// The bits that were waited for.
-    pub mask: u64,
+    pub mask: u32,
     /// The value they should have taken.
-    pub expected: u64,
+    pub expected: u32,
     /// The value of the register when time ran out.
-    pub last: u64,
+    pub last: u32,
+    /// How much of the register these are.
+    pub shown: Shown,
+}
+
+/// How much of a register an error shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// All of it.
+    Whole,
+    /// Bits 31:0.
+    LowHalf,
+}
+
+impl fmt::Display for Shown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Whole => "",
+            Self::LowHalf => "[31:0]",
+        })
+    }
+}
+
+impl Timeout {
+    /// The register is still `last`.
+    pub const fn new(register: &'static str, mask: u64, expected: u64, last: u64) -> Self {
+        let shown = if mask >> 32 == 0 { Shown::Whole } else { Shown::LowHalf };
+        Self { register, mask: mask as u32, expected: expected as u32, last: last as u32, shown }
+    }
 }
 
 /// A register and its name, for messages.
@@ -47,7 +78,7 @@ pub fn until<H: Hal>(
             return if last & mask == expected {
                 Ok(last)
             } else {
-                Err(Timeout { register, mask, expected, last })
+                Err(Timeout::new(register, mask, expected, last))
             };
         }
         hal.relax();
@@ -85,6 +116,8 @@ mod tests {
         });
         assert_eq!((value, reads), (Ok(0x11), 5));
         let late = until(&hal, "GSTS", 0x3, 0x1, 1000, || 0x2);
-        assert_eq!(late, Err(Timeout { register: "GSTS", mask: 3, expected: 1, last: 2 }));
+        assert_eq!(late, Err(Timeout::new("GSTS", 3, 1, 2)));
+        let wide = until(&hal, "IQH", u64::MAX, 0x40, 0, || 0x30).unwrap_err();
+        assert_eq!(wide.to_string(), "IQH[31:0] & 0xffffffff is still 0x30, not 0x40");
     }
 }

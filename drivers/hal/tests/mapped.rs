@@ -11,7 +11,7 @@ use portcullis_hal::{
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-const LATE: Timeout = Timeout { register: "CMDQ_CONS", mask: 1, expected: 1, last: 0 };
+const LATE: Timeout = Timeout::new("CMDQ_CONS", 1, 1, 0);
 
 /// A page-by-page map whose hardware can be told not to answer.
 #[derive(Debug)]

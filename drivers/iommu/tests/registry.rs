@@ -304,7 +304,7 @@ fn a_refused_attachment_leaves_the_old_one_and_a_timed_out_one_none() {
     *rig.unit.answer.lock().unwrap() = Err(AttachError::NoFreeId);
     assert_eq!(rig.iommu.attach(&device, &other), Err(AttachError::NoFreeId));
     assert!(Arc::ptr_eq(&device.domain().unwrap(), &one));
-    let late = portcullis_hal::wait::Timeout { register: "CONS", mask: 1, expected: 1, last: 0 };
+    let late = portcullis_hal::wait::Timeout::new("CONS", 1, 1, 0);
     *rig.unit.answer.lock().unwrap() = Err(AttachError::Timeout(late));
     assert_eq!(rig.iommu.attach(&device, &other), Err(AttachError::Timeout(late)));
     assert!(device.domain().is_none());

@@ -308,7 +308,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         old: Option<Attachment<H, M>>,
         mut error: Unconfirmed,
     ) -> Result<Transition, Unconfirmed> {
-        if let Unconfirmed::Device(_) = error
+        if let Unconfirmed::Device = error
             && let Err(worse) = self.update(port, who.stream, &UNATTACHED)
         {
             error = worse;
@@ -316,7 +316,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         match (old, &error) {
             // The unit may use either; both stay as they are, for ever.
             (Some(old), Unconfirmed::Unit(_)) => core::mem::forget(old),
-            (Some(old), Unconfirmed::Device(_)) => self.leave(port, who, &old),
+            (Some(old), Unconfirmed::Device) => self.leave(port, who, &old),
             (None, _) => {}
         }
         Err(error)
@@ -457,7 +457,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let told = error.error(port);
         for &endpoint in endpoints {
             let stream = stream(endpoint);
-            if matches!(error, Unconfirmed::Device(_)) && self.cut_off(port, stream).is_ok() {
+            if matches!(error, Unconfirmed::Device) && self.cut_off(port, stream).is_ok() {
                 self.tidy(stream);
                 continue;
             }

@@ -17,8 +17,8 @@ use portcullis_iommu::{AttachError, Transition};
 pub(crate) enum Unconfirmed {
     /// The unit: what it uses is not known any more.
     Unit(SyncError),
-    /// A device, which did not say that it forgot translations. The unit works.
-    Device(SyncError),
+    /// A device, which did not say that it forgot translations. The unit works: it answered in time.
+    Device,
 }
 
 impl Unconfirmed {
@@ -26,15 +26,11 @@ impl Unconfirmed {
     pub(crate) fn error<H: Hal, M: Mmio>(self, port: &Port<H, M>) -> AttachError {
         const CMDQ_CONS_ERR: u64 = 0x7f << 24;
         match self {
-            Self::Unit(SyncError::Timeout(timeout)) | Self::Device(SyncError::Timeout(timeout)) => {
-                AttachError::Timeout(timeout)
+            Self::Unit(SyncError::Timeout(timeout)) => timeout.into(),
+            Self::Unit(_) | Self::Device => {
+                let last = u32::from(port.commands.last_error());
+                Timeout::new(registers::CMDQ_CONS.name, CMDQ_CONS_ERR, 0, last.into()).into()
             }
-            Self::Unit(_) | Self::Device(_) => AttachError::Timeout(Timeout {
-                register: registers::CMDQ_CONS.name,
-                mask: CMDQ_CONS_ERR,
-                expected: 0,
-                last: u32::from(port.commands.last_error()).into(),
-            }),
         }
     }
 }
@@ -93,7 +89,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     /// Has a device forget translations.
     pub(crate) fn silence(&self, commands: &[Command]) -> Result<(), Unconfirmed> {
         self.execute(commands).map_err(|error| match self.health() {
-            Health::Running => Unconfirmed::Device(error),
+            Health::Running => Unconfirmed::Device,
             Health::Off | Health::Faulted => Unconfirmed::Unit(error),
         })
     }

@@ -476,12 +476,9 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 
     fn timed_out(&self, awaited: Position) -> SyncError {
         let size = self.commands.size();
-        let timeout = Timeout {
-            register: registers::CMDQ_CONS.name,
-            mask: u64::from(size.index_mask()),
-            expected: u64::from(size.index(awaited.get().into())),
-            last: u64::from(self.block.read(registers::CMDQ_CONS)),
-        };
+        let (mask, expected) = (size.index_mask(), size.index(awaited.get().into()));
+        let last = self.block.read(registers::CMDQ_CONS);
+        let timeout = Timeout::new(registers::CMDQ_CONS.name, mask.into(), expected.into(), last.into());
         self.fault(&timeout);
         SyncError::Timeout(timeout)
     }

@@ -55,7 +55,7 @@ impl Gate {
                 return Ok(Closed { _lock: lock, _closing: closing });
             }
             if hal.now_ns().saturating_sub(start) > timeout_ns {
-                return Err(Timeout { register: "changes of mappings", mask: 1, expected: 0, last: 1 });
+                return Err(Timeout::new("changes of mappings", 1, 0, 1));
             }
             hal.relax();
         }

@@ -216,11 +216,9 @@ impl<H: Hal> Queue<H> {
             if let Some(ticket) = ticket {
                 return Ok(ticket);
             }
-            patience.spend(self, || Timeout {
-                register: "free invalidation queue slots",
-                mask: u64::from(u32::MAX),
-                expected: u64::from(size.places),
-                last: u64::from(self.free()),
+            patience.spend(self, || {
+                let (wanted, free) = (size.places.into(), self.free().into());
+                Timeout::new("free invalidation queue slots", u32::MAX.into(), wanted, free)
             })?;
         }
     }
@@ -343,11 +341,9 @@ impl<H: Hal> Queue<H> {
     fn wait_until_done<M: Mmio>(&self, registers: &Registers<H, M>, end: Position) -> Result<(), Timeout> {
         let mut patience = Patience::new(registers);
         while !self.done().has_reached(end) {
-            patience.spend(self, || Timeout {
-                register: "invalidation status word",
-                mask: u64::from(u32::MAX),
-                expected: u64::from(end.get()),
-                last: u64::from(self.done().get()),
+            patience.spend(self, || {
+                let (wanted, done) = (end.get().into(), self.done().get().into());
+                Timeout::new("invalidation status word", u32::MAX.into(), wanted, done)
             })?;
         }
         Ok(())

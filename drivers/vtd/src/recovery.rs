@@ -86,12 +86,8 @@ impl<H: Hal> Queue<H> {
     /// What the hardware said when it last stopped.
     pub(crate) fn last_error(&self) -> Timeout {
         let error = FaultStatus::new().with_iqe(true).with_ice(true).with_ite(true);
-        Timeout {
-            register: FSTS.name,
-            mask: u64::from(error.into_bits()),
-            expected: 0,
-            last: u64::from(self.errors.last.load(Ordering::Relaxed)),
-        }
+        let last = self.errors.last.load(Ordering::Relaxed);
+        Timeout::new(FSTS.name, error.into_bits().into(), 0, last.into())
     }
 
     /// Looks whether the hardware stopped at an error, and sets it going again. Any number of waiters and an interrupt

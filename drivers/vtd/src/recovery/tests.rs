@@ -176,7 +176,7 @@ fn a_device_that_does_not_answer_fails_those_who_asked_it_and_the_others_get_a_n
         assert_eq!(machine.wait(ticket), expected, "{ticket:?}");
     }
     assert_eq!(machine.queue.counters.errors.load(Ordering::Relaxed), 1);
-    assert_eq!(machine.queue.last_error().last, u64::from(ITE));
+    assert_eq!(machine.queue.last_error().last, ITE);
 }
 
 #[test]
