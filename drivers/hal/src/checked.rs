@@ -54,4 +54,14 @@ impl<T> Pointer<T> for CheckedPointer<T> {
     fn store(&self, value: *mut T, ordering: Ordering) {
         self.0.store(value, ordering);
     }
+
+    fn compare_exchange(
+        &self,
+        current: *mut T,
+        new: *mut T,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<*mut T, *mut T> {
+        self.0.compare_exchange(current, new, success, failure)
+    }
 }

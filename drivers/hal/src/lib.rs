@@ -30,6 +30,7 @@ mod mm;
 mod mmio;
 pub mod producers;
 mod queued;
+pub mod roster;
 pub mod snapshot;
 mod table;
 pub mod wait;

@@ -67,6 +67,18 @@ pub trait Pointer<T> {
     fn load(&self, ordering: Ordering) -> *mut T;
     /// Writes the pointer.
     fn store(&self, value: *mut T, ordering: Ordering);
+    /// Writes `new` if the pointer is `current`.
+    ///
+    /// # Errors
+    ///
+    /// It is another one, which is returned.
+    fn compare_exchange(
+        &self,
+        current: *mut T,
+        new: *mut T,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<*mut T, *mut T>;
 }
 
 impl<T> Pointer<T> for AtomicPtr<T> {
@@ -83,5 +95,16 @@ impl<T> Pointer<T> for AtomicPtr<T> {
     #[inline]
     fn store(&self, value: *mut T, ordering: Ordering) {
         self.store(value, ordering);
+    }
+
+    #[inline]
+    fn compare_exchange(
+        &self,
+        current: *mut T,
+        new: *mut T,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<*mut T, *mut T> {
+        self.compare_exchange(current, new, success, failure)
     }
 }

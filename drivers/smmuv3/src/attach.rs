@@ -185,7 +185,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             TableFormat::VmsaStage1 { .. } | TableFormat::VmsaStage1Lpa2 { .. } => Stage::Stage1,
             _ => Stage::Stage2,
         };
-        let target = Arc::try_new(Target::new(port.clone(), stage))?;
+        let target = Arc::try_new(Target::new(port.clone(), stage, domain.granule()))?;
         domain.targets.add(&target)?;
         Ok(target)
     }

@@ -31,7 +31,7 @@ use crate::wait::Wait;
 use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_hal::producers::Position;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
+use portcullis_hal::{Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
 /// How many turns of a spin loop pass before a submitter that met another one looks for its completion.
 const TURNS_LEFT_TO_OTHERS: u32 = 64;
@@ -229,27 +229,29 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.complete(&ticket)
     }
 
-    /// Submits `command` and a sync, and waits for it, as [`execute`](Self::execute) does. What an undisturbed submission
-    /// need not do is not on the way.
+    /// Submits `command` and a sync, and waits for it, as [`execute`](Self::execute) does.
     pub(crate) fn execute_one(&self, command: Command) -> Result<(), SyncError> {
+        self.execute_in_line(command)
+    }
+
+    /// [`execute_one`](Self::execute_one) on the way of most unmaps. What an undisturbed submission need not do is not on
+    /// it.
+    #[inline(always)]
+    pub(crate) fn execute_in_line(&self, command: Command) -> Result<(), SyncError> {
+        let queue = &self.commands;
         if self.health() != Health::Running {
             return self.execute_disturbed(command);
         }
-        let queue = &self.commands;
         let failures_before = queue.recovery.failures();
         let mask = self.hal().mask_interrupts();
-        let Some((first, tail)) = queue.line.reserve(1, self) else {
+        let Some(first) = queue.line.reserve_undisturbed(self) else {
             self.hal().restore_interrupts(mask);
             return self.execute_disturbed(command);
         };
-        if tail != Tail::Sync {
-            return self.share_sync(command, first, failures_before, mask);
-        }
         let end = first.plus(2);
-        queue.ring.write(first.get().into(), command.0);
-        queue.ring.write(first.plus(1).get().into(), queue.sync(end).0);
+        queue.ring.write_two(first.get().into(), [command.0, queue.sync(end).0]);
         barrier::publish_to_device();
-        queue.line.publish(first, 2, tail, self);
+        queue.line.publish_undisturbed(first, self);
         self.hal().restore_interrupts(mask);
         if self.has_passed(end) {
             barrier::after_completion();
@@ -257,53 +259,42 @@ impl<H: Hal, M: Mmio> Port<H, M> {
                 return Ok(());
             }
         }
-        self.complete_disturbed(Batch { first, end, tail, failures_before })
+        self.complete_disturbed(first, failures_before)
     }
 
-    /// The rest of [`execute_one`](Self::execute_one) where the queue is full, or the unit is not in service.
+    /// The rest of [`execute_in_line`](Self::execute_in_line) where the unit is not in service, the queue is full, or
+    /// somebody else publishes.
     #[cold]
     fn execute_disturbed(&self, command: Command) -> Result<(), SyncError> {
-        self.execute(&[command])
-    }
-
-    /// The rest of [`execute_one`](Self::execute_one) where somebody else publishes.
-    #[cold]
-    fn share_sync(
-        &self,
-        command: Command,
-        first: Position,
-        failures_before: u64,
-        mask: InterruptMask,
-    ) -> Result<(), SyncError> {
-        let tail = Tail::Command;
-        let end = self.commands.fill(first, core::iter::once(command), tail);
-        self.commands.line.publish(first, end.since(first), tail, self);
-        self.hal().restore_interrupts(mask);
-        // Whoever publishes has the words of the line in its caches. Left alone for a while, it does more than the two
-        // could by turns.
-        for _ in 0..TURNS_LEFT_TO_OTHERS {
-            self.hal().relax();
+        let ticket = self.submit(core::iter::once(command))?;
+        if let Some(Batch { tail: Tail::Command, .. }) = &ticket.0 {
+            // Whoever publishes has the words of the line in its caches. Left alone for a while, it does more than the two
+            // could by turns.
+            for _ in 0..TURNS_LEFT_TO_OTHERS {
+                self.hal().relax();
+            }
         }
-        self.complete(&Ticket(Some(Batch { first, end, tail, failures_before })))
+        self.complete(&ticket)
     }
 
-    /// The rest of [`execute_one`](Self::execute_one) where the unit is not yet done, or something failed.
+    /// The rest of [`execute_in_line`](Self::execute_in_line) where the unit is not yet done, or something failed.
     #[cold]
-    fn complete_disturbed(&self, batch: Batch) -> Result<(), SyncError> {
+    fn complete_disturbed(&self, first: Position, failures_before: u64) -> Result<(), SyncError> {
+        let batch = Batch { first, end: first.plus(2), tail: Tail::Sync, failures_before };
         self.complete(&Ticket(Some(batch)))
     }
 
     /// Whether the unit has just passed a sync of the caller's, by its own word, that ends at `end`.
     ///
-    /// The unit is never more than a queueful short of the end of what is in the ring, so an index that is less than that
-    /// behind `end` is not short of it. Whoever was away for longer may be told no.
+    /// The unit is never a queueful short of the end of what is in the ring, so an index that is less than that behind
+    /// `end` is not short of it. Whoever was away for longer may be told no.
     #[inline]
     fn has_passed(&self, end: Position) -> bool {
         let queue = &self.commands;
         match &queue.message {
             None => {
                 let cons = CmdqCons::from(self.block.read(registers::CMDQ_CONS));
-                queue.at_or_after(end, cons.rd()).is_some()
+                queue.size().is_less_than_a_queueful(end.get(), cons.rd())
             }
             Some(message) => Position::new(message.read()).since(end) <= queue.line.capacity(),
         }

@@ -9,6 +9,7 @@ use crate::spec::cmd::{
 pub(crate) use crate::spec::cmd::{PageAction, StallAction};
 use core::fmt;
 use portcullis_hal::{Asid, Granule, Pasid, PhysAddr, StreamId, Vmid};
+use portcullis_iommu::Stage;
 
 /// A command as it stands in a slot of the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +31,27 @@ pub enum Tag {
     Asid(Asid),
     /// Stage 2.
     Vmid(Vmid),
+}
+
+impl Tag {
+    /// The tag where the first word of a TLB invalidation has it, in bits 63:32.
+    pub(crate) fn bits(self) -> u64 {
+        const ASID: u64 = Tlbi0::new().with_asid(1).into_bits();
+        const VMID: u64 = Tlbi0::new().with_vmid(1).into_bits();
+        match self {
+            Self::Asid(asid) => field(asid.get(), ASID),
+            Self::Vmid(vmid) => field(vmid.get(), VMID),
+        }
+    }
+
+    /// The tag of a stage that has these bits.
+    pub(crate) fn from_bits(stage: Stage, bits: u64) -> Self {
+        let word = Tlbi0::from(bits);
+        match stage {
+            Stage::Stage1 => Self::Asid(Asid::new(word.asid())),
+            Stage::Stage2 => Self::Vmid(Vmid::new(word.vmid())),
+        }
+    }
 }
 
 impl fmt::Display for Tag {
@@ -86,7 +108,7 @@ impl Level {
 /// A value in the field whose lowest bit is `unit`, where it fits: what a setter does, without its checks, on the way of
 /// every unmap.
 #[inline]
-fn field(value: impl Into<u64>, unit: u64) -> u64 {
+pub(crate) fn field(value: impl Into<u64>, unit: u64) -> u64 {
     value.into().wrapping_mul(unit)
 }
 
@@ -167,8 +189,7 @@ impl Command {
     }
 
     /// TLBI_NH_VA or TLBI_S2_IPA: the entries with this tag that translate `span` (4.4).
-    // On the way of every unmap, where most of the span is known.
-    #[inline(always)]
+    #[inline]
     pub fn tlbi_span(tag: Tag, span: Span, scope: Scope) -> Self {
         let first = Self::tagged(tag, Opcode::TLBI_NH_VA, Opcode::TLBI_S2_IPA);
         const LEAF: u64 = Tlbi1::new().with_leaf(true).into_bits();
@@ -194,12 +215,11 @@ impl Command {
     #[inline]
     fn tagged(tag: Tag, stage_1: Opcode, stage_2: Opcode) -> u64 {
         const OPCODE: u64 = Tlbi0::new().with_opcode(Opcode(1)).into_bits();
-        const ASID: u64 = Tlbi0::new().with_asid(1).into_bits();
-        const VMID: u64 = Tlbi0::new().with_vmid(1).into_bits();
-        match tag {
-            Tag::Asid(asid) => field(stage_1.into_bits(), OPCODE) | field(asid.get(), ASID),
-            Tag::Vmid(vmid) => field(stage_2.into_bits(), OPCODE) | field(vmid.get(), VMID),
-        }
+        let opcode = match tag {
+            Tag::Asid(_) => stage_1,
+            Tag::Vmid(_) => stage_2,
+        };
+        field(opcode.into_bits(), OPCODE) | tag.bits()
     }
 
     /// TLBI_EL2_ALL: all EL2 entries; needs IDR0.HYP (4.4).

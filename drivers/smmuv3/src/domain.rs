@@ -8,6 +8,7 @@ use crate::tables::{Tables, marks, resize_level};
 use crate::targets::{Target, Targets};
 use core::fmt;
 use core::ops::ControlFlow;
+use portcullis_hal::roster::Items;
 use portcullis_hal::{
     Arc, Attributes, Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
     PAGE_SIZE, PhysAddr, Progress, ResizeError, Resizes, SpaceKey, SyncError, TableFormat, TableRoot,
@@ -94,7 +95,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             abilities,
             resize_level: resize_level(abilities, features),
             resizes: Resizes::new(),
-            targets: Targets::new()?,
+            targets: Targets::new(),
         })
     }
 
@@ -129,6 +130,11 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
     /// The root of the domain's tables, if it has any.
     pub(crate) fn root(&self) -> Option<TableRoot> {
         self.body.root()
+    }
+
+    /// The granule of the domain's tables.
+    pub(crate) fn granule(&self) -> Granule {
+        self.granule
     }
 
     pub(crate) fn aperture_range(&self) -> IovaRange {
@@ -218,8 +224,30 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
     /// # Errors
     ///
     /// One of the units did not confirm. The others have.
-    pub(crate) fn invalidate_gather(&self, gather: &mut Gather) -> Result<(), SyncError> {
-        let granule = self.granule;
+    // In line, as the way of most unmaps.
+    #[inline(always)]
+    pub(crate) fn invalidate_gather(&self, gather: &Gather) -> Result<(), SyncError> {
+        // The table entries were stored before the set of units is read.
+        let targets = self.targets.read();
+        match (&self.body, gather.range(), targets.only()) {
+            (Body::Tables(_), Some(range), Some(target)) if !self.resizes.concerns_others(gather) => {
+                let scope = if gather.has_tables() { Scope::Walk } else { Scope::Leaf };
+                target.forget(Unmapped { range, leaf_shift: gather.leaf_shift(), scope })?;
+            }
+            _ => self.invalidate_everywhere(targets, gather)?,
+        }
+        self.resizes.end(gather);
+        Ok(())
+    }
+
+    /// The rest of [`invalidate_gather`](Self::invalidate_gather): where there are several units, or more or less to forget
+    /// than what was recorded.
+    #[cold]
+    fn invalidate_everywhere(
+        &self,
+        mut targets: Items<'_, Arc<Target<H, M>>>,
+        gather: &Gather,
+    ) -> Result<(), SyncError> {
         let (leaf_shift, scope) = match &self.body {
             Body::Blocked | Body::Identity => return Ok(()),
             Body::Tables(_) if gather.has_tables() => (gather.leaf_shift(), Scope::Walk),
@@ -227,46 +255,30 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             Body::Tables(_) if gather.range().is_none() => return Ok(()),
             Body::Tables(_) => (gather.leaf_shift(), Scope::Leaf),
             // What the owner of foreign tables took out, and cut off, is not told here.
-            Body::Shared(_) => (granule.shift(), Scope::Walk),
+            Body::Shared(_) => (self.granule.shift(), Scope::Walk),
         };
-        // The table entries were stored before the set of units is read.
-        let targets = self.targets.read();
         // What another gather changed the size of, a unit may hold as something larger.
         let range = gather.range().filter(|_| !self.resizes.concerns_others(gather));
         let unmapped = range.map(|range| Unmapped { range, leaf_shift, scope });
-        match targets.as_slice() {
-            [target] => target.forget(granule, unmapped)?,
-            targets => Self::forget_everywhere(targets, granule, unmapped)?,
-        }
-        self.resizes.end(gather);
-        Ok(())
-    }
-
-    /// Makes several units forget a range at the same time.
-    #[cold]
-    fn forget_everywhere(
-        targets: &[Arc<Target<H, M>>],
-        granule: Granule,
-        unmapped: Option<Unmapped>,
-    ) -> Result<(), SyncError> {
         let mut result = Ok(());
-        for group in targets.chunks(PARALLEL_UNITS) {
-            let mut tickets = [const { None }; PARALLEL_UNITS];
-            for (target, ticket) in group.iter().zip(&mut tickets) {
-                match target.submit(granule, unmapped) {
-                    Ok(submitted) => *ticket = submitted,
-                    Err(error) => result = Err(error),
-                }
+        // Several at the same time.
+        loop {
+            let group: [_; PARALLEL_UNITS] = core::array::from_fn(|_| {
+                let target = targets.next()?;
+                Some((target, target.submit(unmapped)))
+            });
+            for (target, submitted) in group.iter().flatten() {
+                let completed = match submitted {
+                    Ok(Some(ticket)) => target.complete(ticket, unmapped),
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(*error),
+                };
+                result = completed.and(result);
             }
-            for (target, ticket) in group.iter().zip(&tickets) {
-                if let Some(ticket) = ticket
-                    && let Err(error) = target.complete(ticket, unmapped)
-                {
-                    result = Err(error);
-                }
+            if let [.., None] = group {
+                return result;
             }
         }
-        result
     }
 
     fn stage(&self) -> Option<Stage> {
@@ -299,7 +311,7 @@ impl<H: Hal, M: Mmio + 'static> Domain for SmmuDomain<H, M> {
             writeln!(out, "input_bits: {}", root.input_bits)?;
             writeln!(out, "output_bits: {}", root.output_bits)?;
         }
-        for (tag, users) in self.targets.read().iter().filter_map(|target| target.in_use()) {
+        for (tag, users) in self.targets.read().filter_map(|target| target.in_use()) {
             writeln!(out, "tag: {tag} for {users} endpoints")?;
         }
         Ok(())

@@ -12,8 +12,10 @@
 //! The level of the leaves is told (TTL) where it is sure: if no larger leaf fits into the range. A large leaf that was
 //! split is still cached as what it was, so whoever splits has it forgotten before anything is unmapped from it.
 
-use crate::command::{Command, Level, Scope, Span, Tag};
+use crate::command::{Command, Level, Scope, Span, Tag, field};
+use crate::spec::cmd::{COMMAND_WORDS, Tlbi0, Tlbi1};
 use portcullis_hal::{Granule, IovaRange};
+use portcullis_iommu::Stage;
 
 /// The most commands by address. More cost the unit more than walks do for what it then looks up again.
 pub const MOST_ADDRESSES: u32 = 32;
@@ -71,40 +73,69 @@ pub fn invalidation(tag: Tag, granule: Granule, ranges: RangeInvalidation, what:
     Batch { tag, scope, pieces, left }
 }
 
-/// The only command of [`invalidation`], where it is plain that there is but one: the way of most unmaps.
-#[inline]
-pub fn single(
-    tag: Tag,
-    granule: Granule,
+/// What the commands of a target have in common, made once: the way of most unmaps is one command, which lacks its tag and
+/// its addresses only.
+#[derive(Clone, Copy, Debug)]
+pub struct Prepared {
+    /// A range of leaves, in units of one granule.
+    words: [u64; COMMAND_WORDS],
+    /// A granule, as a power of two in bytes.
+    granule_shift: u32,
+    /// What the leaves one level above the last one map, as a power of two in granules.
+    table_shift: u32,
     ranges: RangeInvalidation,
-    what: Option<&Unmapped>,
-) -> Option<Command> {
-    let Some(what) = what else { return Some(Command::tlbi_tag(tag)) };
-    if ranges == RangeInvalidation::Unsupported || what.scope == Scope::Walk {
-        return None;
+}
+
+impl Prepared {
+    /// For tables of this stage and granule, on a unit that invalidates ranges or not.
+    pub fn new(stage: Stage, granule: Granule, ranges: RangeInvalidation) -> Self {
+        let span = Span::Granules { start: 0, granule, num: 0, scale: 0, level: None };
+        let Command(words) = Command::tlbi_span(Tag::from_bits(stage, 0), span, Scope::Leaf);
+        let granule_shift = granule.shift().into();
+        Self { words, granule_shift, table_shift: granule_shift - 3, ranges }
     }
-    let page = what.range.start().get() >> granule.shift();
-    let granules = (what.range.last().get() >> granule.shift()).wrapping_sub(page).wrapping_add(1);
-    let bits_per_level = granule.shift() - 3;
-    let above = match what.leaf_shift.checked_sub(granule.shift())? {
-        0 => 0,
-        // TTL of the level above is told only if the range is no more than one such leaf.
-        shift
-            if shift == bits_per_level
-                && granules == 1 << bits_per_level
-                && page.is_multiple_of(granules) =>
-        {
-            1
+
+    /// The only command of [`invalidation`] under the tag with these [bits](Tag::bits), where it is plain that there is but
+    /// one.
+    #[inline]
+    pub fn single(&self, tag: u64, what: &Unmapped) -> Option<Command> {
+        const NUM: u64 = Tlbi0::new().with_num(1).into_bits();
+        const SCALE: u64 = Tlbi0::new().with_scale(1).into_bits();
+        const LEAF: u64 = Tlbi1::new().with_leaf(true).into_bits();
+        const LAST: u64 = Tlbi1::new().with_ttl(3).into_bits();
+        const ABOVE: u64 = Tlbi1::new().with_ttl(2).into_bits();
+        if self.ranges == RangeInvalidation::Unsupported {
+            return None;
         }
-        _ => return None,
-    };
-    let scale = granules.trailing_zeros() as u8;
-    let units = granules.checked_shr(scale.into())?;
-    let (start, num) = (page << granule.shift(), units.wrapping_sub(1) as u8);
-    let level = Level::of_leaf(granule, above);
-    let span = Span::Granules { start, granule, num, scale, level };
-    let few = granules < 1 << bits_per_level && units < MAX_UNITS;
-    (above == 1 || few).then(|| Command::tlbi_span(tag, span, Scope::Leaf))
+        let Self { words: [first, second], granule_shift, table_shift, .. } = *self;
+        let page = what.range.start().get().wrapping_shr(granule_shift);
+        let last = what.range.last().get().wrapping_shr(granule_shift);
+        let granules = last.wrapping_sub(page).wrapping_add(1);
+        let scale = granules.trailing_zeros();
+        let num = granules.wrapping_shr(scale).wrapping_sub(1);
+        // The scale leaves an odd number of units, or none of all granules that there are.
+        if num >= MAX_UNITS {
+            return None;
+        }
+        let above = u32::from(what.leaf_shift).wrapping_sub(granule_shift);
+        let second = match what.scope {
+            // A single address, which has no granule.
+            Scope::Walk if granules == 1 => return None,
+            Scope::Walk => second & !LEAF,
+            // No larger leaf fits in.
+            Scope::Leaf if above == 0 && granules.wrapping_shr(table_shift) == 0 => second | LAST,
+            // One leaf, if it lies like one.
+            Scope::Leaf if above == table_shift && granules == 1_u64.wrapping_shl(table_shift) => {
+                if !page.is_multiple_of(granules) {
+                    return None;
+                }
+                second | ABOVE
+            }
+            Scope::Leaf => return None,
+        };
+        let range = field(num, NUM) | field(scale, SCALE);
+        Some(Command([first | tag | range, second | page.wrapping_shl(granule_shift)]))
+    }
 }
 
 fn by_address(granule: Granule, what: Unmapped) -> (Pieces, usize) {
@@ -257,7 +288,9 @@ mod tests {
     #[test]
     fn what_is_plainly_one_command_is_the_one_that_the_batch_has() {
         let mut found = 0;
-        for (granule, tag) in GRANULES.into_iter().flat_map(|g| [(g, TAG), (g, Tag::Vmid(Vmid::new(7)))]) {
+        let tags = [(Stage::Stage1, TAG), (Stage::Stage2, Tag::Vmid(Vmid::new(0xfff7)))];
+        for (granule, (stage, tag)) in GRANULES.into_iter().flat_map(|g| tags.map(|tag| (g, tag))) {
+            assert_eq!(Tag::from_bits(stage, tag.bits()), tag);
             let (page, per_table) = (1_u64 << granule.shift(), 1_u64 << (granule.shift() - 3));
             let counts =
                 (1..70).chain([256, 300, per_table - 1, per_table, per_table + 1, 2 * per_table, 1 << 36]);
@@ -271,7 +304,8 @@ mod tests {
                         let what = unmapped(first * page, pages * page, shift, scope);
                         for ranges in [RangeInvalidation::Supported, RangeInvalidation::Unsupported] {
                             let batch = invalidation(tag, granule, ranges, Some(what));
-                            if let Some(one) = single(tag, granule, ranges, Some(&what)) {
+                            let prepared = Prepared::new(stage, granule, ranges);
+                            if let Some(one) = prepared.single(tag.bits(), &what) {
                                 assert_eq!(batch.collect::<Vec<_>>(), [one], "{granule:?} {what:?}");
                                 found += 1;
                             }
@@ -281,8 +315,13 @@ mod tests {
             }
         }
         assert!(found > 1000, "{found}");
-        let page = unmapped(0x5000, 0x1000, 12, Scope::Leaf);
-        assert!(single(TAG, Granule::Size4K, RangeInvalidation::Supported, Some(&page)).is_some());
+        let prepared = Prepared::new(Stage::Stage1, Granule::Size4K, RangeInvalidation::Supported);
+        let is_plain = |len, shift, scope| {
+            prepared.single(TAG.bits(), &unmapped(0x20_0000, len, shift, scope)).is_some()
+        };
+        assert!(is_plain(0x1000, 12, Scope::Leaf), "a page");
+        assert!(is_plain(0x20_0000, 21, Scope::Leaf), "a large leaf");
+        assert!(is_plain(0x20_0000, 12, Scope::Walk), "a table");
     }
 
     #[test]

@@ -131,9 +131,26 @@ impl<W: Word> Line<W> {
         if share { Tail::Command } else { Tail::Sync }
     }
 
+    /// Takes slots for one command and a sync, unless somebody else publishes: [`reserve`](Self::reserve) on the way of
+    /// most unmaps.
+    #[inline]
+    pub(crate) fn reserve_undisturbed(&self, consumer: &impl Consumer) -> Option<Position> {
+        if self.producers.is_publishing() {
+            return None;
+        }
+        self.producers.reserve(1 + Tail::Sync.weight(), || consumer.consumed())
+    }
+
+    /// Publishes what was [reserved](Self::reserve_undisturbed) so, as [`publish`](Self::publish) does.
+    #[inline(always)]
+    pub(crate) fn publish_undisturbed(&self, first: Position, consumer: &impl Consumer) {
+        let weight = Tail::Sync.weight();
+        self.producers.publish_with(first, 1 + weight, weight, Attendant { line: self, consumer });
+    }
+
     /// Publishes a reserved batch of `slots` slots, which are filled, or leaves that to whoever is publishing or has an
     /// unfinished batch ahead.
-    #[inline]
+    #[inline(never)]
     pub(crate) fn publish(&self, first: Position, slots: u32, tail: Tail, consumer: &impl Consumer) {
         self.producers.publish_with(first, slots, tail.weight(), Attendant { line: self, consumer });
     }
@@ -159,16 +176,20 @@ impl<W: Word> Line<W> {
     fn attend(&self, run: Run, consumer: &impl Consumer) {
         let book = &self.book;
         let synced = Book::position(&book.synced, Ordering::Relaxed);
+        let mut owed = book.owed.load(Ordering::Relaxed) != 0;
         if run.batches != 0 && !synced.has_reached(run.tail) {
-            let all_synced = run.weight == run.batches;
-            if all_synced {
+            let covered = run.weight == run.batches;
+            if covered {
                 book.synced.store(run.tail.get().into(), Ordering::Release);
             }
-            book.owed.store(u64::from(!all_synced), Ordering::Relaxed);
+            if owed == covered {
+                owed = !covered;
+                book.owed.store(owed.into(), Ordering::Relaxed);
+            }
         }
         let told = book.told.load(Ordering::Relaxed);
         let more = run.tail.since(Position::new(told as u32));
-        let rings = if book.owed.load(Ordering::Relaxed) != 0 && self.add_sync(consumer) || more == 0 {
+        let rings = if owed && self.add_sync(consumer) || more == 0 {
             0
         } else {
             consumer.tell(run.tail);

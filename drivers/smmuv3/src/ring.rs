@@ -49,6 +49,14 @@ impl RingSize {
         position as u32 & self.index_mask()
     }
 
+    /// Whether the index `to` is that of `from`, or of a position after it that is less than a queueful away, where it is
+    /// not more than two queuefuls away.
+    #[inline]
+    pub(crate) const fn is_less_than_a_queueful(self, from: u32, to: u32) -> bool {
+        // What the wrap bit says.
+        to.wrapping_sub(from) & self.index_mask & !(self.index_mask >> 1) == 0
+    }
+
     /// The position with this index at or after `base`, where the other side of the queue can be at most one
     /// queueful ahead. `None` for an index that is further away, which no correct device shows.
     #[inline]
@@ -76,6 +84,7 @@ mod tests {
                     let index = size.index(position);
                     assert_eq!(size.position(base, index), Some(position), "{log2} {base} {ahead}");
                     assert_eq!(u64::from(index) & (entries - 1), size.slot(position));
+                    assert_eq!(size.is_less_than_a_queueful(base as u32, index), ahead < entries);
                 }
                 // One more than a queueful ahead is not a state that a queue can be in, unless it aliases a smaller
                 // distance, which it does only in a queue of one entry.

@@ -5,13 +5,12 @@ use crate::cmdq::Ticket;
 use crate::command::Tag;
 use crate::descriptors::Place;
 use crate::entry::Stage2;
-use crate::invalidate::{Unmapped, invalidation, single};
+use crate::invalidate::{Prepared, Unmapped, invalidation};
 use crate::port::Port;
 use crate::update::Entry;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::snapshot::{Reading, Snapshot};
-use portcullis_hal::{Arc, Asid, Granule, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, Vmid, list};
+use portcullis_hal::roster::{Items, Roster};
+use portcullis_hal::{Arc, Granule, Hal, Mmio, OutOfMemory, PhysAddr, SyncError};
 use portcullis_iommu::Stage;
 use spin::Mutex;
 
@@ -21,9 +20,11 @@ use spin::Mutex;
 pub(crate) struct Target<H: Hal, M: Mmio> {
     pub(crate) port: Arc<Port<H, M>>,
     stage: Stage,
-    /// The number of the tag (bits 63:48) under which the unit caches the domain's translations, and how many streams and
-    /// PASIDs use it (31:0): in one word, as nobody may see one with another's time of the other. Without users, the unit
-    /// has forgotten the tag.
+    granule: Granule,
+    prepared: Prepared,
+    /// The bits of the tag (63:32) under which the unit caches the domain's translations, and how many streams and PASIDs
+    /// use it (31:0): in one word, as nobody may see one with another's time of the other. Without users, the unit has
+    /// forgotten the tag.
     state: AtomicU64,
     /// Those of the users that cache translations themselves.
     pub(crate) caches: Caches,
@@ -48,22 +49,27 @@ pub(crate) struct Descriptor {
     pub(crate) context: Entry,
 }
 
-const TAG_SHIFT: u32 = 48;
+/// The bits of a target's state that are its tag's.
+const TAG: u64 = !0 << 32;
 
 impl<H: Hal, M: Mmio> Target<H, M> {
-    /// A target without a tag.
-    pub(crate) fn new(port: Arc<Port<H, M>>, stage: Stage) -> Self {
-        Self { port, stage, state: AtomicU64::new(0), caches: Caches::new(), translation: Mutex::new(None) }
+    /// A target without a tag, for tables of this stage and granule.
+    pub(crate) fn new(port: Arc<Port<H, M>>, stage: Stage, granule: Granule) -> Self {
+        Self {
+            prepared: Prepared::new(stage, granule, port.features.ranges),
+            port,
+            stage,
+            granule,
+            state: AtomicU64::new(0),
+            caches: Caches::new(),
+            translation: Mutex::new(None),
+        }
     }
 
     /// Gives the target a tag, which nobody uses yet.
     pub(crate) fn arm(&self, tag: Tag, translation: Translation) {
-        let number = match tag {
-            Tag::Asid(asid) => asid.get(),
-            Tag::Vmid(vmid) => vmid.get(),
-        };
         *self.translation.lock() = Some(translation);
-        self.state.store(u64::from(number) << TAG_SHIFT, Ordering::SeqCst);
+        self.state.store(tag.bits(), Ordering::SeqCst);
     }
 
     /// Takes the tag away, which nobody uses any more.
@@ -72,25 +78,15 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     }
 
     /// The tag that somebody uses, and how many do.
-    #[inline]
     pub(crate) fn in_use(&self) -> Option<(Tag, u32)> {
         let state = self.state.load(Ordering::SeqCst);
         let users = state as u32;
-        (users > 0).then_some((self.tag_in(state), users))
+        (users > 0).then_some((Tag::from_bits(self.stage, state), users))
     }
 
     /// The tag, if the target has one.
     pub(crate) fn tag(&self) -> Tag {
-        self.tag_in(self.state.load(Ordering::SeqCst))
-    }
-
-    #[inline]
-    fn tag_in(&self, state: u64) -> Tag {
-        let number = (state >> TAG_SHIFT) as u16;
-        match self.stage {
-            Stage::Stage1 => Tag::Asid(Asid::new(number)),
-            Stage::Stage2 => Tag::Vmid(Vmid::new(number)),
-        }
+        Tag::from_bits(self.stage, self.state.load(Ordering::SeqCst))
     }
 
     /// The fields of a stream table entry, for a domain of stage 2.
@@ -118,36 +114,40 @@ impl<H: Hal, M: Mmio> Target<H, M> {
         self.descriptor_with(|descriptor| descriptor.context)
     }
 
-    /// Makes the unit, and then the devices that cache translations themselves, forget what was unmapped; everything, if
-    /// that is not known. The caller has read the target from the set, after its stores to the tables.
-    #[inline]
-    pub(crate) fn forget(&self, granule: Granule, what: Option<Unmapped>) -> Result<(), SyncError> {
-        let Some((tag, _)) = self.in_use() else { return Ok(()) };
-        match single(tag, granule, self.port.features.ranges, what.as_ref()) {
-            Some(command) => self.port.execute_one(command)?,
-            None => self.forget_piecewise(tag, granule, what)?,
+    /// Makes the unit, and then the devices that cache translations themselves, forget what was unmapped. The caller has
+    /// read the target from the set, after its stores to the tables.
+    // In line, as the way of most unmaps.
+    #[inline(always)]
+    pub(crate) fn forget(&self, what: Unmapped) -> Result<(), SyncError> {
+        let state = self.state.load(Ordering::SeqCst);
+        if state as u32 == 0 {
+            return Ok(());
         }
+        match self.prepared.single(state & TAG, &what) {
+            Some(command) => self.port.execute_in_line(command)?,
+            None => self.forget_piecewise(what)?,
+        }
+        // Devices only now: they fill their caches from the TLB.
         if self.caches.is_empty() {
             return Ok(());
         }
-        self.caches.invalidate(&self.port, what.map(|what| what.range))
+        self.caches.invalidate(&self.port, Some(what.range))
     }
 
     /// Has the unit forget what does not fit one command.
-    fn forget_piecewise(&self, tag: Tag, granule: Granule, what: Option<Unmapped>) -> Result<(), SyncError> {
-        let batch = invalidation(tag, granule, self.port.features.ranges, what);
-        self.port.complete(&self.port.submit(batch)?)
+    #[cold]
+    fn forget_piecewise(&self, what: Unmapped) -> Result<(), SyncError> {
+        match self.submit(Some(what))? {
+            Some(ticket) => self.port.complete(&ticket),
+            None => Ok(()),
+        }
     }
 
     /// The first half of [`forget`](Self::forget): the commands for the unit are on their way. `None` if there is nothing
-    /// to wait for.
-    pub(crate) fn submit(
-        &self,
-        granule: Granule,
-        what: Option<Unmapped>,
-    ) -> Result<Option<Ticket>, SyncError> {
+    /// to wait for. If what was unmapped is not known, everything is forgotten.
+    pub(crate) fn submit(&self, what: Option<Unmapped>) -> Result<Option<Ticket>, SyncError> {
         let Some((tag, _)) = self.in_use() else { return Ok(None) };
-        self.port.submit(invalidation(tag, granule, self.port.features.ranges, what)).map(Some)
+        self.port.submit(invalidation(tag, self.granule, self.port.features.ranges, what)).map(Some)
     }
 
     /// The second half: the unit has done it, and so have the devices.
@@ -173,38 +173,30 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     }
 }
 
-/// A domain's targets, as a snapshot that is replaced when one is added.
+/// A domain's targets. There will be no fewer: one that nobody uses waits for its next time.
 ///
-/// Unmap stores its table entries, then reads the snapshot; attach adds the target and its user, then publishes the
-/// entry; with a full fence in between on both sides, one of the two sees the other.
-pub(crate) struct Targets<H: Hal, M: Mmio>(Snapshot<Vec<Arc<Target<H, M>>>>);
+/// Unmap stores its table entries, then reads the list; attach adds the target and its user, then publishes the entry;
+/// with a full fence in between on both sides, one of the two sees the other.
+pub(crate) struct Targets<H: Hal, M: Mmio>(Roster<Arc<Target<H, M>>>);
 
 impl<H: Hal, M: Mmio> Targets<H, M> {
-    pub(crate) fn new() -> Result<Self, OutOfMemory> {
-        Snapshot::new(Vec::new()).map(Self)
+    pub(crate) fn new() -> Self {
+        Self(Roster::new())
     }
 
     /// The targets now; some may have no users. A full fence stands before the look.
     #[inline]
-    pub(crate) fn read(&self) -> Reading<'_, Vec<Arc<Target<H, M>>>> {
+    pub(crate) fn read(&self) -> Items<'_, Arc<Target<H, M>>> {
         self.0.read()
     }
 
     /// The target on this unit, if the domain was ever attached there.
     pub(crate) fn find(&self, port: &Arc<Port<H, M>>) -> Option<Arc<Target<H, M>>> {
-        self.read().iter().find(|target| Arc::ptr_eq(&target.port, port)).cloned()
+        self.read().find(|target| Arc::ptr_eq(&target.port, port)).cloned()
     }
 
     /// Adds a target of another unit than the others'. Called with the lock of that unit held.
     pub(crate) fn add(&self, target: &Arc<Target<H, M>>) -> Result<(), OutOfMemory> {
-        self.0.replace(|old| {
-            let mut targets = Vec::new();
-            targets.try_reserve_exact(old.len() + 1).map_err(|_| OutOfMemory)?;
-            for other in old {
-                list::push(&mut targets, other.clone())?;
-            }
-            list::push(&mut targets, target.clone())?;
-            Ok(targets)
-        })
+        self.0.add(target.clone())
     }
 }
