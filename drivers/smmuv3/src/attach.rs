@@ -5,7 +5,7 @@ use crate::change::{Unconfirmed, worse};
 use crate::command::{Command, Scope, Tag};
 use crate::descriptors::Descriptors;
 use crate::domain::{Body, SmmuDomain};
-use crate::entry::{Shape, context_descriptor, stage_2};
+use crate::entry::Shape;
 use crate::memory::NoFrames;
 use crate::port::{Health, Port, count};
 use crate::record::{Attachment, Plain, Record, UNATTACHED, translates};
@@ -15,7 +15,7 @@ use crate::update::Entry;
 use alloc::vec::Vec;
 use core::any::Any;
 use portcullis_hal::{
-    Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, TableFormat, TableRoot, Vmid, barrier, list,
+    Arc, Asid, EndpointId, Hal, Mmio, OutOfMemory, StreamId, TableRoot, Vmid, barrier, list,
 };
 use portcullis_iommu::{AttachError, Domain, IdPool, Missing, Permissions, Stage, Transition};
 
@@ -166,7 +166,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             None => Self::add_target(port, domain, root)?,
         };
         if target.users() == 0 {
-            self.arm(port, domain, root, &target)?;
+            self.arm(port, &target)?;
         }
         Ok(target)
     }
@@ -181,55 +181,42 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if !missing.is_empty() {
             return Err(AttachError::Incompatible { missing });
         }
-        let stage = match root.format {
-            TableFormat::VmsaStage1 { .. } | TableFormat::VmsaStage1Lpa2 { .. } => Stage::Stage1,
-            _ => Stage::Stage2,
-        };
-        let target = Arc::try_new(Target::new(port.clone(), stage, domain.granule()))?;
+        let target = Arc::try_new(Target::new(port.clone(), domain, root))?;
         domain.targets.add(&target)?;
         Ok(target)
     }
 
     /// Gives a target without users a tag, and a way to the domain's tables.
-    fn arm(
-        &mut self,
-        port: &Port<H, M>,
-        domain: &SmmuDomain<H, M>,
-        root: &TableRoot,
-        target: &Target<H, M>,
-    ) -> Result<(), AttachError> {
-        match root.format {
-            TableFormat::VmsaStage1 { granule, mair } | TableFormat::VmsaStage1Lpa2 { granule, mair } => {
+    fn arm(&mut self, port: &Port<H, M>, target: &Target<H, M>) -> Result<(), AttachError> {
+        let (tag, translation) = match target.stage() {
+            Stage::Stage1 => {
                 let asid = Asid::new(self.asids.take().ok_or(AttachError::NoFreeId)? as u16);
-                let context = context_descriptor(root, granule, mair, asid, domain.marks(), &port.features);
-                match self.descriptor(port, context) {
-                    Ok(descriptor) => target.arm(Tag::Asid(asid), Translation::Stage1(descriptor)),
-                    Err(error) => {
-                        self.give_back(Tag::Asid(asid));
-                        return Err(error.into());
-                    }
-                }
+                let descriptor = target.context_under(asid).map(|context| self.descriptor(port, &context));
+                (Tag::Asid(asid), descriptor.map(|descriptor| descriptor.map(Translation::Stage1)))
             }
-            _ => {
+            Stage::Stage2 => {
                 let vmid = Vmid::new(self.vmids.take().ok_or(AttachError::NoFreeId)? as u16);
-                match stage_2(root, vmid, domain.marks(), &port.features) {
-                    Some(fields) => target.arm(Tag::Vmid(vmid), Translation::Stage2(fields)),
-                    None => {
-                        self.give_back(Tag::Vmid(vmid));
-                        return Err(AttachError::Incompatible { missing: Missing::FORMAT });
-                    }
-                }
+                (Tag::Vmid(vmid), target.stage_2_under(vmid).map(|fields| Ok(Translation::Stage2(fields))))
             }
-        }
-        Ok(())
+        };
+        let error = match translation {
+            Some(Ok(translation)) => {
+                target.arm(tag, translation);
+                return Ok(());
+            }
+            Some(Err(error)) => error.into(),
+            None => AttachError::Incompatible { missing: Missing::FORMAT },
+        };
+        self.give_back(tag);
+        Err(error)
     }
 
     /// Puts a context descriptor where the unit can find it.
-    fn descriptor(&mut self, port: &Port<H, M>, context: Entry) -> Result<Descriptor, NoFrames> {
+    fn descriptor(&mut self, port: &Port<H, M>, context: &Entry) -> Result<Descriptor, NoFrames> {
         let place = self.descriptors.take(port.hal(), &port.features)?;
         let slot = self.descriptors.slot(&port.features, place).ok_or(OutOfMemory)?;
-        slot.write(&context);
-        Ok(Descriptor { place, address: slot.address().ok_or(OutOfMemory)?, context })
+        slot.write(context);
+        Ok(Descriptor { place, address: slot.address().ok_or(OutOfMemory)? })
     }
 
     /// Takes back the tag of a target that found no use.
@@ -290,14 +277,12 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         old: Option<Attachment<H, M>>,
         result: Result<Transition, Unconfirmed>,
     ) -> Result<Transition, Unconfirmed> {
-        let transition = match result {
-            Ok(transition) => transition,
-            Err(error) => return self.conclude_failure(port, who, old, error),
-        };
-        if let Some(old) = old {
-            self.leave(port, who, &old);
+        match (result, old) {
+            (Err(error), old) => return self.conclude_failure(port, who, old, error),
+            (Ok(_), Some(old)) => self.leave(port, who, &old),
+            (Ok(_), None) => {}
         }
-        Ok(transition)
+        result
     }
 
     #[cold]
@@ -315,7 +300,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         }
         match (old, &error) {
             // The unit may use either; both stay as they are, for ever.
-            (Some(old), Unconfirmed::Unit(_)) => core::mem::forget(old),
+            (Some(old), Unconfirmed::Unit) => core::mem::forget(old),
             (Some(old), Unconfirmed::Device) => self.leave(port, who, &old),
             (None, _) => {}
         }

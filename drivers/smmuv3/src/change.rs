@@ -9,14 +9,14 @@ use crate::record::{is_translating, stalls, takes_requests};
 use crate::spec::registers;
 use crate::update::{Entry, STEPS, plan, prefixed};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Hal, Mmio, StreamId, SyncError};
+use portcullis_hal::{Hal, Mmio, StreamId};
 use portcullis_iommu::{AttachError, Transition};
 
-/// Who did not confirm a change.
+/// Who did not confirm a change. Why is known to the unit, so that results with this in them stay small.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Unconfirmed {
     /// The unit: what it uses is not known any more.
-    Unit(SyncError),
+    Unit,
     /// A device, which did not say that it forgot translations. The unit works: it answered in time.
     Device,
 }
@@ -25,13 +25,15 @@ impl Unconfirmed {
     /// The error after which the endpoints are blocked, by the register that showed it.
     pub(crate) fn error<H: Hal, M: Mmio>(self, port: &Port<H, M>) -> AttachError {
         const CMDQ_CONS_ERR: u64 = 0x7f << 24;
-        match self {
-            Self::Unit(SyncError::Timeout(timeout)) => timeout.into(),
-            Self::Unit(_) | Self::Device => {
-                let last = u32::from(port.commands.last_error());
-                Timeout::new(registers::CMDQ_CONS.name, CMDQ_CONS_ERR, 0, last.into()).into()
-            }
-        }
+        let late = match self {
+            Self::Unit => port.late(),
+            Self::Device => None,
+        };
+        let error = || {
+            let last = u32::from(port.commands.last_error());
+            Timeout::new(registers::CMDQ_CONS.name, CMDQ_CONS_ERR, 0, last.into())
+        };
+        late.unwrap_or_else(error).into()
     }
 }
 
@@ -51,11 +53,11 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         to: &Entry,
         used: fn(&Entry) -> Entry,
         forget: Command,
-    ) -> Result<Transition, SyncError> {
+    ) -> Result<Transition, Unconfirmed> {
         if self.health() == Health::Faulted {
             // The unit may hold any word that this entry had since its last sync, and must not find others beside it.
             // The caller clears the valid bit.
-            return Err(SyncError::Faulted);
+            return Err(Unconfirmed::Unit);
         }
         let now = slot.read();
         let plan = plan(&now, to, used);
@@ -66,7 +68,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             }
             slot.write_words(words, |word| plan.word(step, word));
             if plan.needs_sync(step) {
-                self.forget(forget)?;
+                self.forget(forget).map_err(|_| Unconfirmed::Unit)?;
             }
         }
         Ok(plan.transition)
@@ -83,14 +85,13 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         scope: Scope,
     ) -> Result<Transition, Unconfirmed> {
         self.bring(slot, to, used_by_cd, Command::cfgi_cd(stream, substream, scope))
-            .map_err(Unconfirmed::Unit)
     }
 
     /// Has a device forget translations.
     pub(crate) fn silence(&self, commands: &[Command]) -> Result<(), Unconfirmed> {
-        self.execute(commands).map_err(|error| match self.health() {
+        self.execute(commands).map_err(|_| match self.health() {
             Health::Running => Unconfirmed::Device,
-            Health::Off | Health::Faulted => Unconfirmed::Unit(error),
+            Health::Off | Health::Faulted => Unconfirmed::Unit,
         })
     }
 }
@@ -114,9 +115,9 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         }
         let stops = is_translating(&slot.read()) && !is_translating(to);
         // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
-        let how = port.bring(&slot, to, used_by_ste, Command::cfgi_ste(stream)).map_err(Unconfirmed::Unit)?;
+        let how = port.bring(&slot, to, used_by_ste, Command::cfgi_ste(stream))?;
         if stops && (stalls(&self.permissions(stream)) || port.stalls.has(port.hal(), stream)) {
-            port.end_stalls(stream).map_err(Unconfirmed::Unit)?;
+            port.end_stalls(stream).map_err(|_| Unconfirmed::Unit)?;
         }
         Ok(how)
     }

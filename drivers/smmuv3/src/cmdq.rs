@@ -59,6 +59,16 @@ impl Ticket {
     }
 }
 
+/// What became of a command that was to be done at once.
+pub(crate) enum Tried {
+    /// The unit has done it.
+    Done,
+    /// It is on its way.
+    Submitted(Ticket),
+    /// Nothing: the unit is not in service, the queue is full, or somebody else publishes.
+    Disturbed,
+}
+
 /// Commands in the ring.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Batch {
@@ -178,7 +188,7 @@ impl<H: Hal> CommandQueue<H> {
     /// The sync before the position `end`.
     #[inline]
     fn sync(&self, end: Position) -> Command {
-        match self.message.as_ref().and_then(MessageWord::phys) {
+        match self.message.as_ref().map(MessageWord::address) {
             Some(address) => Command::sync_with_message(address, end.get()),
             None => const { Command::sync() },
         }
@@ -231,22 +241,26 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 
     /// Submits `command` and a sync, and waits for it, as [`execute`](Self::execute) does.
     pub(crate) fn execute_one(&self, command: Command) -> Result<(), SyncError> {
-        self.execute_in_line(command)
+        match self.attempt(command) {
+            Tried::Done => Ok(()),
+            Tried::Submitted(ticket) => self.complete(&ticket),
+            Tried::Disturbed => self.execute(&[command]),
+        }
     }
 
-    /// [`execute_one`](Self::execute_one) on the way of most unmaps. What an undisturbed submission need not do is not on
-    /// it.
+    /// Submits `command` and a sync, where nobody disturbs that and there is room, and looks once if the unit is done: the
+    /// way of most unmaps.
     #[inline(always)]
-    pub(crate) fn execute_in_line(&self, command: Command) -> Result<(), SyncError> {
+    pub(crate) fn attempt(&self, command: Command) -> Tried {
         let queue = &self.commands;
         if self.health() != Health::Running {
-            return self.execute_disturbed(command);
+            return Tried::Disturbed;
         }
         let failures_before = queue.recovery.failures();
         let mask = self.hal().mask_interrupts();
         let Some(first) = queue.line.reserve_undisturbed(self) else {
             self.hal().restore_interrupts(mask);
-            return self.execute_disturbed(command);
+            return Tried::Disturbed;
         };
         let end = first.plus(2);
         queue.ring.write_two(first.get().into(), [command.0, queue.sync(end).0]);
@@ -256,32 +270,10 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         if self.has_passed(end) {
             barrier::after_completion();
             if queue.recovery.failures() == failures_before {
-                return Ok(());
+                return Tried::Done;
             }
         }
-        self.complete_disturbed(first, failures_before)
-    }
-
-    /// The rest of [`execute_in_line`](Self::execute_in_line) where the unit is not in service, the queue is full, or
-    /// somebody else publishes.
-    #[cold]
-    fn execute_disturbed(&self, command: Command) -> Result<(), SyncError> {
-        let ticket = self.submit(core::iter::once(command))?;
-        if let Some(Batch { tail: Tail::Command, .. }) = &ticket.0 {
-            // Whoever publishes has the words of the line in its caches. Left alone for a while, it does more than the two
-            // could by turns.
-            for _ in 0..TURNS_LEFT_TO_OTHERS {
-                self.hal().relax();
-            }
-        }
-        self.complete(&ticket)
-    }
-
-    /// The rest of [`execute_in_line`](Self::execute_in_line) where the unit is not yet done, or something failed.
-    #[cold]
-    fn complete_disturbed(&self, first: Position, failures_before: u64) -> Result<(), SyncError> {
-        let batch = Batch { first, end: first.plus(2), tail: Tail::Sync, failures_before };
-        self.complete(&Ticket(Some(batch)))
+        Tried::Submitted(Ticket(Some(Batch { first, end, tail: Tail::Sync, failures_before })))
     }
 
     /// Whether the unit has just passed a sync of the caller's, by its own word, that ends at `end`.
@@ -376,7 +368,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let queue = &self.commands;
         let failures_before = queue.recovery.failures();
         let count = commands.len().min(most);
-        let (first, tail) = queue.line.reserve_again(count as u32, self)?;
+        let (first, tail) = queue.line.reserve(count as u32, self)?;
         let end = queue.fill(first, commands.take(count), tail);
         queue.line.publish(first, end.since(first), tail, self);
         Some(Batch { first, end, tail, failures_before })
@@ -391,6 +383,13 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     pub(crate) fn complete(&self, ticket: &Ticket) -> Result<(), SyncError> {
         let Some(batch) = &ticket.0 else { return Ok(()) };
         let queue = &self.commands;
+        if batch.tail == Tail::Command {
+            // Whoever publishes has the words of the line in its caches. Left alone for a while, it does more than the two
+            // could by turns.
+            for _ in 0..TURNS_LEFT_TO_OTHERS {
+                self.hal().relax();
+            }
+        }
         let mut sync = (batch.tail == Tail::Sync).then_some(batch.end);
         let mut wait = Wait::new();
         let passed = loop {
@@ -470,7 +469,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let (mask, expected) = (size.index_mask(), size.index(awaited.get().into()));
         let last = self.block.read(registers::CMDQ_CONS);
         let timeout = Timeout::new(registers::CMDQ_CONS.name, mask.into(), expected.into(), last.into());
-        self.fault(&timeout);
+        self.fault_late(&timeout);
         SyncError::Timeout(timeout)
     }
 }

@@ -3,7 +3,7 @@
 
 #![expect(unsafe_code, reason = "queue rings shared with hardware, and the IoSpace contract")]
 
-use crate::domain::SmmuDomain;
+use crate::domain::{Attempt, SmmuDomain};
 use crate::ring::RingSize;
 use core::ops::ControlFlow;
 use core::ptr::NonNull;
@@ -71,21 +71,29 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
         self.size.slot(position) as usize * Self::ENTRY_BYTES
     }
 
-    /// The entry at `position`.
+    /// The words of the entry at `position`.
     #[inline]
-    fn entry(&self, position: u64) -> VolatilePtr<'_, [u64; WORDS]> {
+    fn words(&self, position: u64) -> [VolatilePtr<'_, u64>; WORDS] {
         // SAFETY: the slot is below the number of entries, for which the frames were allocated, so the pointer is in
         // bounds and aligned to a word. The frames live as long as `self`, or for ever, and nobody makes references into
         // them. CPUs
         // take turns at a slot (who reserved it, then the unit, then under their owner's lock who recovers from an error
         // or reads what the unit wrote), and the unit is what volatile accesses are for.
-        unsafe { VolatilePtr::new(self.base.add(self.offset(position)).cast()) }
+        unsafe {
+            let first = self.base.add(self.offset(position)).cast();
+            core::array::from_fn(|word| VolatilePtr::new(first.add(word)))
+        }
+    }
+
+    #[inline]
+    fn store(slot: [VolatilePtr<'_, u64>; WORDS], entry: [u64; WORDS]) {
+        slot.into_iter().zip(entry).for_each(|(word, value)| word.write(value));
     }
 
     /// Writes an entry; it is in memory before the next doorbell.
     #[inline]
     pub(crate) fn write(&self, position: u64, entry: [u64; WORDS]) {
-        self.entry(position).write(entry);
+        Self::store(self.words(position), entry);
         if self.writes == TableWrites::Cleaned {
             self.clean(position);
         }
@@ -95,10 +103,9 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     #[inline]
     pub(crate) fn write_two(&self, position: u64, [one, two]: [[u64; WORDS]; 2]) {
         let next = position.wrapping_add(1);
-        let slots = [self.entry(position), self.entry(next)];
-        let [first, second] = slots;
-        first.write(one);
-        second.write(two);
+        let (first, second) = (self.words(position), self.words(next));
+        Self::store(first, one);
+        Self::store(second, two);
         if self.writes == TableWrites::Cleaned {
             self.clean(position);
             self.clean(next);
@@ -119,7 +126,7 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
             // Drops the line that an earlier read of the slot left in the caches.
             self.clean(position);
         }
-        self.entry(position).read()
+        self.words(position).map(VolatilePtr::read)
     }
 }
 
@@ -127,6 +134,7 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
 pub(crate) struct MessageWord<H: Hal> {
     /// `None` once the frame has been given up because the unit may still write there.
     frame: Option<Frames<H>>,
+    address: PhysAddr,
     word: NonNull<AtomicU32>,
 }
 
@@ -139,13 +147,15 @@ impl<H: Hal> MessageWord<H> {
     /// Zero, at first.
     pub(crate) fn new(hal: &H) -> Result<Self, OutOfMemory> {
         let frame = Frames::zeroed(hal, FrameOrder::SINGLE)?;
-        let word = hal.phys_to_virt(frame.phys()).cast();
-        Ok(Self { frame: Some(frame), word })
+        let address = frame.phys();
+        let word = hal.phys_to_virt(address).cast();
+        Ok(Self { frame: Some(frame), address, word })
     }
 
     /// Where the unit writes.
-    pub(crate) fn phys(&self) -> Option<PhysAddr> {
-        self.frame.as_ref().map(Frames::phys)
+    #[inline]
+    pub(crate) fn address(&self) -> PhysAddr {
+        self.address
     }
 
     /// The memory of the word.
@@ -154,12 +164,10 @@ impl<H: Hal> MessageWord<H> {
     }
 
     /// The last message.
+    #[inline]
     pub(crate) fn read(&self) -> u32 {
-        if self.frame.is_none() {
-            return 0;
-        }
-        // SAFETY: the word is the first of a frame that lives as long as `self`, and is accessed atomically only: by
-        // CPUs here, and by the unit.
+        // SAFETY: the word is the first of a frame that lives as long as `self`, or for ever, and is accessed atomically
+        // only: by CPUs here, and by the unit.
         unsafe { self.word.as_ref() }.load(Ordering::Acquire)
     }
 
@@ -176,8 +184,8 @@ impl<H: Hal> MessageWord<H> {
 //   a table that somebody else vouched for (`SharedTable`), no memory at all, or, for identity, are asked for by name.
 // - The page table changes the sizes of its leaves, and nothing of what they map; as long as a gather holds old leaves,
 //   `resizes` makes each invalidation one of the whole space.
-// - `unmap` reports what the page table took out, and `sync` returns a proof only after `invalidate_gather` saw every
-//   unit that the domain is attached to complete an invalidation of all that was recorded.
+// - `unmap` reports what the page table took out, and `sync` returns a proof only after `invalidate_at_once` or
+//   `invalidate_gather` saw every unit that the domain is attached to complete an invalidation of all that was recorded.
 unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
     fn aperture(&self) -> IovaRange {
         self.aperture_range()
@@ -197,15 +205,12 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
 
     fn sync(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
         gather.claim(self.key())?;
-        match self.invalidate_gather(gather) {
-            // SAFETY: `invalidate_gather` returned after each unit completed the invalidations of what the gather
+        match self.invalidate_at_once(gather) {
+            // SAFETY: `invalidate_at_once` confirms this after each unit completed the invalidations of what the gather
             // recorded, in its TLB and then in those of the devices that its entries allow translation requests. The
             // frames come from the page table, which allocates from this `hal`.
-            Ok(()) => Ok(unsafe { gather.finish(self.hal()) }),
-            Err(error) => {
-                gather.quarantine();
-                Err(error)
-            }
+            Attempt::Confirmed => Ok(unsafe { gather.finish(self.hal()) }),
+            attempt => self.sync_on(gather, attempt),
         }
     }
 
@@ -241,6 +246,21 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
         visitor: &mut dyn FnMut(Mapping, Usage),
     ) -> Result<(), HarvestError> {
         self.harvest_range(range, wanted, gather, visitor)
+    }
+}
+
+impl<H: Hal, M: Mmio + 'static> SmmuDomain<H, M> {
+    /// The rest of a sync after an attempt.
+    #[cold]
+    fn sync_on(&self, gather: &mut Gather, attempt: Attempt<'_, H, M>) -> Result<SyncProof, SyncError> {
+        match self.invalidate_gather(gather, attempt) {
+            // SAFETY: as in `sync`, by way of `invalidate_gather`.
+            Ok(()) => Ok(unsafe { gather.finish(self.hal()) }),
+            Err(error) => {
+                gather.quarantine();
+                Err(error)
+            }
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! I/O address spaces.
 
+use crate::cmdq::Ticket;
 use crate::command::Scope;
 use crate::entry::missing_for;
 use crate::features::Features;
@@ -8,9 +9,8 @@ use crate::tables::{Tables, marks, resize_level};
 use crate::targets::{Target, Targets};
 use core::fmt;
 use core::ops::ControlFlow;
-use portcullis_hal::roster::Items;
 use portcullis_hal::{
-    Arc, Attributes, Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
+    Attributes, Gather, Granule, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
     PAGE_SIZE, PhysAddr, Progress, ResizeError, Resizes, SpaceKey, SyncError, TableFormat, TableRoot,
     Translated, UnmapError, Usage,
 };
@@ -53,6 +53,18 @@ impl<H: Hal> Body<H> {
     fn granule(&self) -> Granule {
         self.root().and_then(|root| root.format.granule()).unwrap_or(Granule::Size4K)
     }
+}
+
+/// How far an invalidation came that was attempted in one command.
+pub(crate) enum Attempt<'a, H: Hal, M: Mmio> {
+    /// All hardware has confirmed it.
+    Confirmed,
+    /// The only unit has forgotten it. Devices have not been asked.
+    Forgotten(&'a Target<H, M>),
+    /// It is on its way to the only unit.
+    Submitted(&'a Target<H, M>, Ticket),
+    /// Nothing has been done.
+    Untried,
 }
 
 /// How many units are invalidated at the same time.
@@ -218,48 +230,60 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         }
     }
 
+    /// Makes the only unit forget what `gather` recorded, if that is one command: the way of most unmaps.
+    #[inline(always)]
+    pub(crate) fn invalidate_at_once(&self, gather: &Gather) -> Attempt<'_, H, M> {
+        // The table entries were stored before the set of units is read.
+        match (&self.body, gather.range(), self.targets.read().only()) {
+            (Body::Tables(_), Some(range), Some(target)) if !self.resizes.concerns_others(gather) => {
+                let attempt = target.forget_at_once(&Unmapped::of(gather, range));
+                if matches!(attempt, Attempt::Confirmed) {
+                    self.resizes.end(gather);
+                }
+                attempt
+            }
+            _ => Attempt::Untried,
+        }
+    }
+
     /// Makes every unit forget what `gather` recorded; for shared tables, of which nobody records anything here,
-    /// everything that it knows of the domain unless a range is given.
+    /// everything that it knows of the domain unless a range is given. Goes on where an attempt at it ended.
     ///
     /// # Errors
     ///
     /// One of the units did not confirm. The others have.
-    // In line, as the way of most unmaps.
-    #[inline(always)]
-    pub(crate) fn invalidate_gather(&self, gather: &Gather) -> Result<(), SyncError> {
-        // The table entries were stored before the set of units is read.
-        let targets = self.targets.read();
-        match (&self.body, gather.range(), targets.only()) {
-            (Body::Tables(_), Some(range), Some(target)) if !self.resizes.concerns_others(gather) => {
-                let scope = if gather.has_tables() { Scope::Walk } else { Scope::Leaf };
-                target.forget(Unmapped { range, leaf_shift: gather.leaf_shift(), scope })?;
-            }
-            _ => self.invalidate_everywhere(targets, gather)?,
+    pub(crate) fn invalidate_gather(
+        &self,
+        gather: &Gather,
+        attempt: Attempt<'_, H, M>,
+    ) -> Result<(), SyncError> {
+        let range = gather.range();
+        match attempt {
+            Attempt::Confirmed => return Ok(()),
+            Attempt::Submitted(target, ticket) => target.complete(&ticket, range)?,
+            Attempt::Forgotten(target) => target.forget_caches(range)?,
+            Attempt::Untried => self.invalidate_everywhere(gather)?,
         }
         self.resizes.end(gather);
         Ok(())
     }
 
-    /// The rest of [`invalidate_gather`](Self::invalidate_gather): where there are several units, or more or less to forget
-    /// than what was recorded.
-    #[cold]
-    fn invalidate_everywhere(
-        &self,
-        mut targets: Items<'_, Arc<Target<H, M>>>,
-        gather: &Gather,
-    ) -> Result<(), SyncError> {
-        let (leaf_shift, scope) = match &self.body {
+    fn invalidate_everywhere(&self, gather: &Gather) -> Result<(), SyncError> {
+        match &self.body {
             Body::Blocked | Body::Identity => return Ok(()),
-            Body::Tables(_) if gather.has_tables() => (gather.leaf_shift(), Scope::Walk),
             // Nor has it changed sizes.
-            Body::Tables(_) if gather.range().is_none() => return Ok(()),
-            Body::Tables(_) => (gather.leaf_shift(), Scope::Leaf),
-            // What the owner of foreign tables took out, and cut off, is not told here.
-            Body::Shared(_) => (self.granule.shift(), Scope::Walk),
-        };
+            Body::Tables(_) if gather.range().is_none() && !gather.has_tables() => return Ok(()),
+            Body::Tables(_) | Body::Shared(_) => {}
+        }
+        // The table entries were stored before the set of units is read.
+        let mut targets = self.targets.read();
         // What another gather changed the size of, a unit may hold as something larger.
         let range = gather.range().filter(|_| !self.resizes.concerns_others(gather));
-        let unmapped = range.map(|range| Unmapped { range, leaf_shift, scope });
+        let unmapped = range.map(|range| match &self.body {
+            // What the owner of foreign tables took out, and cut off, is not told here.
+            Body::Shared(_) => Unmapped { range, leaf_shift: self.granule.shift(), scope: Scope::Walk },
+            _ => Unmapped::of(gather, range),
+        });
         let mut result = Ok(());
         // Several at the same time.
         loop {
@@ -269,7 +293,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             });
             for (target, submitted) in group.iter().flatten() {
                 let completed = match submitted {
-                    Ok(Some(ticket)) => target.complete(ticket, unmapped),
+                    Ok(Some(ticket)) => target.complete(ticket, range),
                     Ok(None) => Ok(()),
                     Err(error) => Err(*error),
                 };

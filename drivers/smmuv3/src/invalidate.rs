@@ -14,7 +14,7 @@
 
 use crate::command::{Command, Level, Scope, Span, Tag, field};
 use crate::spec::cmd::{COMMAND_WORDS, Tlbi0, Tlbi1};
-use portcullis_hal::{Granule, IovaRange};
+use portcullis_hal::{Gather, Granule, IovaRange};
 use portcullis_iommu::Stage;
 
 /// The most commands by address. More cost the unit more than walks do for what it then looks up again.
@@ -43,6 +43,15 @@ pub struct Unmapped {
     pub leaf_shift: u8,
     /// Whether tables were cut off.
     pub scope: Scope,
+}
+
+impl Unmapped {
+    /// What `gather` recorded, within `range`.
+    #[inline]
+    pub(crate) fn of(gather: &Gather, range: IovaRange) -> Self {
+        let scope = if gather.has_tables() { Scope::Walk } else { Scope::Leaf };
+        Self { range, leaf_shift: gather.leaf_shift(), scope }
+    }
 }
 
 /// The commands, without the sync, that make a unit forget something. They are made as they are taken.
@@ -113,8 +122,8 @@ impl Prepared {
         let granules = last.wrapping_sub(page).wrapping_add(1);
         let scale = granules.trailing_zeros();
         let num = granules.wrapping_shr(scale).wrapping_sub(1);
-        // The scale leaves an odd number of units, or none of all granules that there are.
-        if num >= MAX_UNITS {
+        // Either is too large for its five bits. The scale leaves an odd number of units, or none of all that there are.
+        if num | u64::from(scale) >= MAX_UNITS {
             return None;
         }
         let above = u32::from(what.leaf_shift).wrapping_sub(granule_shift);

@@ -109,23 +109,15 @@ impl<W: Word> Line<W> {
     }
 
     /// Takes slots for `commands` commands and, unless it is to be shared, a sync. To be tried again if there is no room.
-    #[inline]
     pub(crate) fn reserve(&self, commands: u32, consumer: &impl Consumer) -> Option<(Position, Tail)> {
         let tail = self.tail_for(commands);
-        let first = self.producers.reserve(commands.saturating_add(tail.weight()), || consumer.consumed())?;
-        Some((first, tail))
-    }
-
-    /// [`reserve`](Self::reserve) for who may have been refused.
-    pub(crate) fn reserve_again(&self, commands: u32, consumer: &impl Consumer) -> Option<(Position, Tail)> {
-        let tail = self.tail_for(commands);
         let slots = commands.saturating_add(tail.weight());
+        // Who asks here may have been refused.
         let first = self.producers.reserve_again(slots, || consumer.consumed())?;
         Some((first, tail))
     }
 
     /// What so many commands end with.
-    #[inline]
     fn tail_for(&self, commands: u32) -> Tail {
         let share = commands != 0 && (self.producers.is_publishing() || commands == self.capacity());
         if share { Tail::Command } else { Tail::Sync }

@@ -9,7 +9,7 @@ use crate::port::{Health, Port, count};
 use crate::record::{Attachment, Record, UNATTACHED};
 use crate::spec::cd::Cd0;
 use crate::update::prefixed;
-use portcullis_hal::{Arc, EndpointId, Hal, Mmio, OutOfMemory, Pasid, StreamId, SyncError, list};
+use portcullis_hal::{Arc, EndpointId, Hal, Mmio, OutOfMemory, Pasid, StreamId, list};
 use portcullis_iommu::{AttachError, Domain, Missing, Transition};
 
 impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
@@ -121,7 +121,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                 // What is not noted must not be published.
                 if let Err((_, unnoted)) = list::insert_reserved(&mut record.pasids, at, (pasid, new)) {
                     core::mem::forget(unnoted);
-                    return Err(Unconfirmed::Unit(SyncError::Faulted));
+                    return Err(Unconfirmed::Unit);
                 }
                 None
             }

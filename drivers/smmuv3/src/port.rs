@@ -90,6 +90,8 @@ pub(crate) struct Port<H: Hal, M: Mmio> {
     pub(crate) page_requests: Option<RecordQueue<H, PAGE_REQUEST_WORDS>>,
     pub(crate) counters: Counters,
     health: AtomicU8,
+    /// What it did not do in time, if that is why it is out of service.
+    late: Mutex<Option<Timeout>>,
     /// Serialises the read-modify-write of GERRORN.
     gerror: Mutex<()>,
 }
@@ -131,6 +133,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             block,
             counters: Counters::default(),
             health: AtomicU8::new(Health::Off as u8),
+            late: Mutex::new(None),
             gerror: Mutex::new(()),
         })
     }
@@ -154,6 +157,17 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         if self.health.swap(Health::Faulted as u8, Ordering::AcqRel) != Health::Faulted as u8 {
             log::error!("SMMUv3: out of service: {why}");
         }
+    }
+
+    /// Takes the unit out of service since it did not do something in time. Not called by interrupt handlers.
+    pub(crate) fn fault_late(&self, timeout: &Timeout) {
+        self.late.lock().get_or_insert(*timeout);
+        self.fault(timeout);
+    }
+
+    /// What the unit did not do in time when it was taken out of service for that.
+    pub(crate) fn late(&self) -> Option<Timeout> {
+        *self.late.lock()
     }
 
     /// Ends translation and the queues. The unit aborts what arrives, as GBPA was set so at start-up.

@@ -1,17 +1,21 @@
 //! Where a domain's translations may be cached: on each unit that it is attached to, under a tag of that unit.
 
 use crate::atc::Caches;
-use crate::cmdq::Ticket;
+use crate::cmdq::{Ticket, Tried};
 use crate::command::Tag;
 use crate::descriptors::Place;
-use crate::entry::Stage2;
+use crate::domain::{Attempt, SmmuDomain};
+use crate::entry::{Stage2, context_descriptor, stage_2};
 use crate::invalidate::{Prepared, Unmapped, invalidation};
 use crate::port::Port;
 use crate::update::Entry;
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::roster::{Items, Roster};
-use portcullis_hal::{Arc, Granule, Hal, Mmio, OutOfMemory, PhysAddr, SyncError};
+use portcullis_hal::{
+    Arc, Asid, Granule, Hal, IovaRange, Mmio, OutOfMemory, PhysAddr, SyncError, TableFormat, TableRoot, Vmid,
+};
 use portcullis_iommu::Stage;
+use portcullis_pgtable::AccessedDirty;
 use spin::Mutex;
 
 /// One unit that a domain is, or was, attached to.
@@ -21,6 +25,8 @@ pub(crate) struct Target<H: Hal, M: Mmio> {
     pub(crate) port: Arc<Port<H, M>>,
     stage: Stage,
     granule: Granule,
+    root: TableRoot,
+    marks: AccessedDirty,
     prepared: Prepared,
     /// The bits of the tag (63:32) under which the unit caches the domain's translations, and how many streams and PASIDs
     /// use it (31:0): in one word, as nobody may see one with another's time of the other. Without users, the unit has
@@ -41,25 +47,31 @@ pub(crate) enum Translation {
     Stage2(Stage2),
 }
 
-/// A context descriptor.
+/// Where a context descriptor is.
 #[derive(Clone, Copy)]
 pub(crate) struct Descriptor {
     pub(crate) place: Place,
     pub(crate) address: PhysAddr,
-    pub(crate) context: Entry,
 }
 
 /// The bits of a target's state that are its tag's.
 const TAG: u64 = !0 << 32;
 
 impl<H: Hal, M: Mmio> Target<H, M> {
-    /// A target without a tag, for tables of this stage and granule.
-    pub(crate) fn new(port: Arc<Port<H, M>>, stage: Stage, granule: Granule) -> Self {
+    /// A target without a tag, for a domain whose tables have this root.
+    pub(crate) fn new(port: Arc<Port<H, M>>, domain: &SmmuDomain<H, M>, root: &TableRoot) -> Self {
+        let granule = domain.granule();
+        let stage = match root.format {
+            TableFormat::VmsaStage1 { .. } | TableFormat::VmsaStage1Lpa2 { .. } => Stage::Stage1,
+            _ => Stage::Stage2,
+        };
         Self {
             prepared: Prepared::new(stage, granule, port.features.ranges),
             port,
             stage,
             granule,
+            root: *root,
+            marks: domain.marks(),
             state: AtomicU64::new(0),
             caches: Caches::new(),
             translation: Mutex::new(None),
@@ -97,64 +109,77 @@ impl<H: Hal, M: Mmio> Target<H, M> {
         }
     }
 
-    fn descriptor_with<T>(&self, look: impl FnOnce(&Descriptor) -> T) -> Option<T> {
+    /// The shared context descriptor's address.
+    pub(crate) fn descriptor(&self) -> Option<PhysAddr> {
         match &*self.translation.lock() {
-            Some(Translation::Stage1(descriptor)) => Some(look(descriptor)),
+            Some(Translation::Stage1(descriptor)) => Some(descriptor.address),
             _ => None,
         }
     }
 
-    /// The shared context descriptor's address.
-    pub(crate) fn descriptor(&self) -> Option<PhysAddr> {
-        self.descriptor_with(|descriptor| descriptor.address)
-    }
-
-    /// The context descriptor.
+    /// The context descriptor, if the target has a tag.
     pub(crate) fn context(&self) -> Option<Entry> {
-        self.descriptor_with(|descriptor| descriptor.context)
+        match (self.descriptor(), self.tag()) {
+            (Some(_), Tag::Asid(asid)) => self.context_under(asid),
+            _ => None,
+        }
     }
 
-    /// Makes the unit, and then the devices that cache translations themselves, forget what was unmapped. The caller has
-    /// read the target from the set, after its stores to the tables.
-    // In line, as the way of most unmaps.
+    /// The context descriptor under an ASID, for a domain of stage 1.
+    pub(crate) fn context_under(&self, asid: Asid) -> Option<Entry> {
+        match self.root.format {
+            TableFormat::VmsaStage1 { granule, mair } | TableFormat::VmsaStage1Lpa2 { granule, mair } => {
+                let features = &self.port.features;
+                Some(context_descriptor(&self.root, granule, mair, asid, self.marks, features))
+            }
+            _ => None,
+        }
+    }
+
+    /// The fields of a stream table entry under a VMID, for a domain of stage 2.
+    pub(crate) fn stage_2_under(&self, vmid: Vmid) -> Option<Stage2> {
+        stage_2(&self.root, vmid, self.marks, &self.port.features)
+    }
+
+    pub(crate) fn stage(&self) -> Stage {
+        self.stage
+    }
+
+    /// Makes the unit forget what was unmapped, if that is one command and no device caches translations itself. The
+    /// caller has read the target from the set, after its stores to the tables.
     #[inline(always)]
-    pub(crate) fn forget(&self, what: Unmapped) -> Result<(), SyncError> {
+    pub(crate) fn forget_at_once(&self, what: &Unmapped) -> Attempt<'_, H, M> {
         let state = self.state.load(Ordering::SeqCst);
         if state as u32 == 0 {
-            return Ok(());
+            return Attempt::Confirmed;
         }
-        match self.prepared.single(state & TAG, &what) {
-            Some(command) => self.port.execute_in_line(command)?,
-            None => self.forget_piecewise(what)?,
-        }
-        // Devices only now: they fill their caches from the TLB.
-        if self.caches.is_empty() {
-            return Ok(());
-        }
-        self.caches.invalidate(&self.port, Some(what.range))
-    }
-
-    /// Has the unit forget what does not fit one command.
-    #[cold]
-    fn forget_piecewise(&self, what: Unmapped) -> Result<(), SyncError> {
-        match self.submit(Some(what))? {
-            Some(ticket) => self.port.complete(&ticket),
-            None => Ok(()),
+        let Some(command) = self.prepared.single(state & TAG, what) else { return Attempt::Untried };
+        match self.port.attempt(command) {
+            // Devices only now: they fill their caches from the TLB.
+            Tried::Done if self.caches.is_empty() => Attempt::Confirmed,
+            Tried::Done => Attempt::Forgotten(self),
+            Tried::Submitted(ticket) => Attempt::Submitted(self, ticket),
+            Tried::Disturbed => Attempt::Untried,
         }
     }
 
-    /// The first half of [`forget`](Self::forget): the commands for the unit are on their way. `None` if there is nothing
-    /// to wait for. If what was unmapped is not known, everything is forgotten.
+    /// Has the commands for the unit on their way, that make it forget what was unmapped; everything, if that is not known.
+    /// `None` if there is nothing to wait for.
     pub(crate) fn submit(&self, what: Option<Unmapped>) -> Result<Option<Ticket>, SyncError> {
         let Some((tag, _)) = self.in_use() else { return Ok(None) };
         self.port.submit(invalidation(tag, self.granule, self.port.features.ranges, what)).map(Some)
     }
 
-    /// The second half: the unit has done it, and so have the devices.
-    pub(crate) fn complete(&self, ticket: &Ticket, what: Option<Unmapped>) -> Result<(), SyncError> {
+    /// Returns when the unit has forgotten what was submitted, and then the devices, in this range if it is known.
+    pub(crate) fn complete(&self, ticket: &Ticket, range: Option<IovaRange>) -> Result<(), SyncError> {
         self.port.complete(ticket)?;
         // Devices only now: they fill their caches from the TLB.
-        self.caches.invalidate(&self.port, what.map(|what| what.range))
+        self.forget_caches(range)
+    }
+
+    /// Makes the devices that cache translations themselves forget a range; everything, if it is not known. The unit has.
+    pub(crate) fn forget_caches(&self, range: Option<IovaRange>) -> Result<(), SyncError> {
+        self.caches.invalidate(&self.port, range)
     }
 
     /// Counts a user in, before its entry is published.

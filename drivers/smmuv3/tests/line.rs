@@ -81,7 +81,11 @@ impl Queue {
             if turn != 0 {
                 thread::yield_now();
             }
-            if turn == 0 { self.line.reserve(1, self) } else { self.line.reserve_again(1, self) }
+            if turn != 0 {
+                return self.line.reserve(1, self);
+            }
+            let undisturbed = self.line.reserve_undisturbed(self).map(|first| (first, Tail::Sync));
+            undisturbed.or_else(|| self.line.reserve(1, self))
         })?;
         self.put(first, COMMAND);
         let mut end = first.plus(1);
@@ -89,7 +93,10 @@ impl Queue {
             self.put(end, SYNC);
             end = end.plus(1);
         }
-        self.line.publish(first, end.since(first), tail, self);
+        match tail {
+            Tail::Sync => self.line.publish_undisturbed(first, self),
+            Tail::Command => self.line.publish(first, end.since(first), tail, self),
+        }
         Some(Ticket { end, tail })
     }
 
