@@ -78,14 +78,13 @@ impl Queue {
     /// What the driver does with one command, but with little patience, since loom follows every turn of a loop.
     fn submit(&self) -> Option<Ticket> {
         let (first, tail) = (0..PATIENCE).find_map(|turn| {
-            if turn != 0 {
-                thread::yield_now();
+            if turn == 0
+                && let Some(first) = self.line.reserve_undisturbed(self)
+            {
+                return Some((first, Tail::Sync));
             }
-            if turn != 0 {
-                return self.line.reserve(1, self);
-            }
-            let undisturbed = self.line.reserve_undisturbed(self).map(|first| (first, Tail::Sync));
-            undisturbed.or_else(|| self.line.reserve(1, self))
+            thread::yield_now();
+            self.line.reserve(1, self)
         })?;
         self.put(first, COMMAND);
         let mut end = first.plus(1);
