@@ -44,6 +44,9 @@ use rules::Completion;
 
 /// How long one machine may take.
 const TIME_LIMIT: Duration = Duration::from_secs(300);
+/// How operations with PASIDs are measured.
+const PASIDS: &str = "  PASIDs are permitted in the unit's tables, to a device that knows nothing of it; page requests are those of an\n  \
+     endpoint that the harness makes. Without instructions: QEMU's unit has neither.";
 /// What makes a machine count instructions: one nanosecond of its time for each, whether it sleeps or not. One CPU is
 /// enough, and the last word counts.
 const COUNTING: [&str; 4] = ["-icount", "shift=0,sleep=off", "-smp", "1"];
@@ -117,6 +120,9 @@ pub fn command(workspace: &Workspace, arch: Option<Arch>) -> Result<bool> {
     for measured in &all {
         println!("\n{}", paint(Style::Bold, &format!("{}: {}", measured.machine, measured.about)));
         print!("{}", ui::table(&table(measured)));
+        if measured.rows.iter().any(|row| row.operation.has_pasids()) {
+            println!("{}", paint(Style::Dim, PASIDS));
+        }
         if !measured.memory.is_empty() {
             print!("\n{}", ui::table(&host::table(&measured.memory)));
         }

@@ -67,6 +67,11 @@ impl Operation {
         self.is_asked_for() && machine == "x86_64-first"
     }
 
+    /// Whether it takes PASIDs.
+    pub(super) fn has_pasids(&self) -> bool {
+        matches!(self.needs, Needs::Pasids | Needs::PageRequests)
+    }
+
     /// Linux's instructions on the machine of this name.
     pub(super) fn linux_on(&self, machine: &str) -> Option<u64> {
         let instructions = match machine {
@@ -92,8 +97,8 @@ pub(super) const OPERATIONS: [Operation; 22] = [
     Operation::new("scattered-1g.unmap", "unmap 1 GiB in scattered pieces", 0, 0, 1),
     Operation::new("attach", "attach", 3_411, 4_557, 2),
     Operation::new("detach", "detach", 3_390, 4_536, 2),
-    Operation::sharing("pinned.attach", "attach to an address space", Needs::CpuTables),
-    Operation::sharing("pinned.detach", "end that", Needs::CpuTables),
+    Operation::sharing("pinned.attach", "pinned attach, no pages", Needs::CpuTables),
+    Operation::sharing("pinned.detach", "its unbind", Needs::CpuTables),
     Operation::sharing("notify.page", "notifier, 4 KiB", Needs::CpuTables),
     Operation::sharing("notify.2m", "notifier, 512 pages", Needs::CpuTables),
     Operation::sharing("bind", "bind, with a PASID", Needs::Pasids),
