@@ -16,8 +16,8 @@
 //! Nothing here is retried by comparing and exchanging. A reservation fails only if the ring is full, or if another one
 //! is taking notice that there is room again, which happens once per limit.
 
-use crate::OutOfMemory;
 use crate::word::Word;
+use crate::{Hal, OutOfMemory};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -63,6 +63,41 @@ pub struct Run {
     pub weight: u64,
 }
 
+/// Who tells the consumer of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Publisher {
+    /// Its producer did.
+    Own,
+    /// Another CPU will, or did a moment ago: that of the publisher, or of a batch ahead.
+    Other,
+}
+
+/// When who left a batch to another CPU looks whether it is done, in nanoseconds.
+const SOON_NS: u64 = 500;
+
+/// How long he then leaves the ring to that CPU, in nanoseconds, and at most in turns of a loop.
+const LEFT_TO_OTHERS_NS: u64 = 10_000;
+const LEFT_TO_OTHERS_TURNS: u32 = 4096;
+
+/// Leaves the ring for a moment to the CPU that publishes the caller's batch with its own, unless the consumer takes its
+/// time. Nothing is held meanwhile, and interrupts may come.
+///
+/// If the consumer is done at once, what takes time is to move the words that both write from one CPU's cache to the
+/// other's, several for each submission. The other CPU has them all now, and does more alone than the two by turns: with
+/// a consumer that does nothing, two CPUs get through four times as much.
+#[cold]
+pub fn leave_to_others<H: Hal>(hal: &H, is_done: impl FnOnce() -> bool) {
+    let start = hal.now_ns();
+    let pass = |time_ns: u64| {
+        let turns = (0..LEFT_TO_OTHERS_TURNS).take_while(|_| hal.now_ns().saturating_sub(start) < time_ns);
+        turns.for_each(|_| hal.relax());
+    };
+    pass(SOON_NS);
+    if is_done() {
+        pass(LEFT_TO_OTHERS_NS);
+    }
+}
+
 /// How the consumer is told of what was published: a closure, or what has to be inlined.
 pub trait Bell {
     /// Tells of a run.
@@ -104,6 +139,14 @@ impl Gate {
     const fn is_closed(self) -> bool {
         !self.limit.has_reached(self.next)
     }
+}
+
+/// A reservation beyond the limit, which keeps the ring closed until it is [settled](Producers::settle).
+#[derive(Debug)]
+#[must_use = "the ring is closed until it is settled"]
+pub struct Overrun {
+    before: Gate,
+    count: u32,
 }
 
 /// The words that every submission changes, in one cache line, and in that of no others: moving a line from CPU to CPU
@@ -185,9 +228,30 @@ impl<W: Word, B> Producers<W, B> {
     /// without waiting for anything, and keeps interrupts off its CPU until then.
     #[inline]
     pub fn reserve(&self, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
+        match self.reserve_known(count) {
+            Ok(first) => Some(first),
+            Err(overrun) => self.settle(overrun, consumed),
+        }
+    }
+
+    /// [`reserve`](Self::reserve) as far as the room goes that is known; for callers that have the rest out of the way.
+    ///
+    /// # Errors
+    ///
+    /// It does not go so far. The overrun has to be [settled](Self::settle) at once.
+    #[inline]
+    pub fn reserve_known(&self, count: u32) -> Result<Position, Overrun> {
         // No look before: the line would be fetched to be read, and once more to be written.
         let before = Gate::of(self.line.gate.fetch_add(u64::from(count) << 32, Ordering::AcqRel));
-        if before.fits(count) { Some(before.next) } else { self.reserve_beyond(before, count, consumed) }
+        if before.fits(count) { Ok(before.next) } else { Err(Overrun { before, count }) }
+    }
+
+    /// Takes the places that were meant by [`reserve_known`](Self::reserve_known), if there is room by now; see
+    /// [`reserve`](Self::reserve).
+    #[cold]
+    pub fn settle(&self, overrun: Overrun, consumed: impl Fn() -> Position) -> Option<Position> {
+        let Overrun { before, count } = overrun;
+        if before.is_closed() { None } else { self.open(before, count, consumed()) }
     }
 
     /// [`reserve`](Self::reserve) for who was refused: takes a look first, so that those who wait for room do not close
@@ -198,13 +262,6 @@ impl<W: Word, B> Producers<W, B> {
             return None;
         }
         self.reserve(count, consumed)
-    }
-
-    /// The rest of [`reserve`](Self::reserve) where the room that was known is used up.
-    #[cold]
-    #[inline(never)]
-    fn reserve_beyond(&self, before: Gate, count: u32, consumed: impl Fn() -> Position) -> Option<Position> {
-        if before.is_closed() { None } else { self.open(before, count, consumed()) }
     }
 
     /// Opens the ring again, with the limit that `consumed` allows, and takes `count` places if there is room now. The
@@ -232,13 +289,13 @@ impl<W: Word, B> Producers<W, B> {
     /// A CPU that publishes goes on as long as others finish batches meanwhile: at most the ring's capacity, before
     /// they have to wait for the consumer.
     #[inline]
-    pub fn publish(&self, first: Position, count: u32, weight: u32, ring: impl FnMut(Run)) {
-        self.publish_with(first, count, weight, ring);
+    pub fn publish(&self, first: Position, count: u32, weight: u32, ring: impl FnMut(Run)) -> Publisher {
+        self.publish_with(first, count, weight, ring)
     }
 
     /// [`publish`](Self::publish) with a bell of another kind.
     #[inline(always)]
-    pub fn publish_with(&self, first: Position, count: u32, weight: u32, mut bell: impl Bell) {
+    pub fn publish_with(&self, first: Position, count: u32, weight: u32, mut bell: impl Bell) -> Publisher {
         let Line { gate, calls, published, .. } = &self.line;
         let run = Run { tail: first.plus(count), batches: 1, weight: weight.into() };
         let others = calls.fetch_add(LOOK, Ordering::AcqRel);
@@ -255,19 +312,31 @@ impl<W: Word, B> Producers<W, B> {
         if seen != LOOK {
             self.attend(seen.wrapping_sub(LOOK), run.tail, bell);
         }
+        Publisher::Own
     }
 
     /// The rest of [`publish`](Self::publish) where others have reserved or published at the same time. The call to look
     /// at the marks is made; before it there were `others`.
     #[cold]
     #[inline(never)]
-    fn publish_in_company(&self, first: Position, count: u32, weight: u32, others: u64, bell: impl Bell) {
+    fn publish_in_company(
+        &self,
+        first: Position,
+        count: u32,
+        weight: u32,
+        others: u64,
+        bell: impl Bell,
+    ) -> Publisher {
         self.mark(first, count, weight);
-        if others == 0 {
-            self.attend(LOOK, self.published(), bell);
+        let attended = if others == 0 {
+            Some(self.attend(LOOK, self.published(), bell))
         } else {
             // Whoever is at it may have looked already.
-            self.call(LOOK, bell);
+            self.call(LOOK, bell)
+        };
+        match attended {
+            Some(so_far) if so_far.has_reached(first.plus(count)) => Publisher::Own,
+            _ => Publisher::Other,
         }
     }
 
@@ -302,16 +371,16 @@ impl<W: Word, B> Producers<W, B> {
 
     /// Makes a call, and attends to it unless somebody else does.
     #[inline(never)]
-    fn call(&self, what: u64, bell: impl Bell) {
-        if self.line.calls.fetch_add(what, Ordering::AcqRel) == 0 {
-            self.attend(what, self.published(), bell);
-        }
+    fn call(&self, what: u64, bell: impl Bell) -> Option<Position> {
+        let alone = self.line.calls.fetch_add(what, Ordering::AcqRel) == 0;
+        alone.then(|| self.attend(what, self.published(), bell))
     }
 
     /// Attends to the calls that were `seen`, and to those that are made meanwhile, from the place up to which all is
-    /// published. Each is attended to by a look at the marks that begins after it was made.
+    /// published; returns how far that is afterwards. Each is attended to by a look at the marks that begins after it was
+    /// made.
     #[inline(never)]
-    fn attend(&self, mut seen: u64, mut so_far: Position, mut bell: impl Bell) {
+    fn attend(&self, mut seen: u64, mut so_far: Position, mut bell: impl Bell) -> Position {
         let Line { calls, published, .. } = &self.line;
         loop {
             let run = self.finished_from(so_far);
@@ -322,7 +391,7 @@ impl<W: Word, B> Producers<W, B> {
             }
             seen = calls.fetch_add(seen.wrapping_neg(), Ordering::AcqRel).wrapping_sub(seen);
             if seen == 0 {
-                return;
+                return so_far;
             }
         }
     }

@@ -7,8 +7,11 @@ use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64 as LoomU64;
 use loom::thread;
 use portcullis_hal::checked::CheckedWord;
-use portcullis_hal::producers::{Position, Producers, Run};
+use portcullis_hal::host::HostHal;
+use portcullis_hal::producers::{Position, Producers, Publisher, Run, leave_to_others};
+use portcullis_hal::{FrameOrder, Hal, InterruptMask, OutOfMemory, PhysAddr};
 use std::cell::Cell;
+use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A ring in memory, and a consumer that reads it as the doorbell rings. A slot holds its place's number plus one.
@@ -283,13 +286,85 @@ fn an_unfinished_batch_holds_up_those_behind_it_and_its_producer_publishes_them(
     let consumed = || Position::new(0);
     let [one, two, three] = [2, 3, 4].map(|count| producers.reserve(count, consumed).unwrap());
     let mut rung = Vec::new();
-    producers.publish(two, 3, 20, |run| rung.push(run));
-    producers.publish(three, 4, 30, |run| rung.push(run));
+    assert_eq!(producers.publish(two, 3, 20, |run| rung.push(run)), Publisher::Other);
+    assert_eq!(producers.publish(three, 4, 30, |run| rung.push(run)), Publisher::Other);
     assert_eq!(rung, []);
-    producers.publish(one, 2, 10, |run| rung.push(run));
+    assert_eq!(producers.publish(one, 2, 10, |run| rung.push(run)), Publisher::Own);
     assert_eq!(rung, [Run { tail: Position::new(9), batches: 3, weight: 60 }]);
     producers.ring_again(|run| rung.push(run));
     assert_eq!(rung[1..], [Run { tail: Position::new(9), batches: 0, weight: 0 }]);
+}
+
+#[test]
+fn who_is_alone_publishes_his_own_and_who_comes_meanwhile_leaves_his_to_him() {
+    let producers = Producers::<AtomicU64>::new(16).unwrap();
+    let consumed = || Position::new(0);
+    let first = producers.reserve(2, consumed).unwrap();
+    let mut rung = Vec::new();
+    let publisher = producers.publish(first, 2, 1, |run| {
+        if rung.is_empty() {
+            let second = producers.reserve(1, consumed).unwrap();
+            assert_eq!(producers.publish(second, 1, 1, |_| unreachable!()), Publisher::Other);
+        }
+        rung.push(run.tail.get());
+    });
+    assert_eq!((publisher, rung), (Publisher::Own, vec![2, 3]));
+}
+
+/// A clock that goes on by a step with each turn of a loop.
+#[derive(Clone)]
+struct Clock {
+    host: HostHal,
+    step_ns: u64,
+    turns: std::sync::Arc<AtomicU64>,
+}
+
+// SAFETY: all but the time is `HostHal`.
+unsafe impl Hal for Clock {
+    fn alloc_frames(&self, order: FrameOrder) -> Result<PhysAddr, OutOfMemory> {
+        self.host.alloc_frames(order)
+    }
+    unsafe fn free_frames(&self, base: PhysAddr, order: FrameOrder) {
+        // SAFETY: the caller's promise.
+        unsafe { self.host.free_frames(base, order) }
+    }
+    fn phys_to_virt(&self, phys: PhysAddr) -> NonNull<u8> {
+        self.host.phys_to_virt(phys)
+    }
+    fn clean_cache(&self, start: NonNull<u8>, len: usize) {
+        self.host.clean_cache(start, len);
+    }
+    fn now_ns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed) * self.step_ns
+    }
+    fn relax(&self) {
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+    fn mask_interrupts(&self) -> InterruptMask {
+        self.host.mask_interrupts()
+    }
+    fn restore_interrupts(&self, mask: InterruptMask) {
+        self.host.restore_interrupts(mask);
+    }
+}
+
+#[test]
+fn a_ring_is_left_to_others_for_a_moment_only_while_the_consumer_is_fast_and_never_for_long() {
+    // After how many turns it was asked, and after how many it ended.
+    let left = |step_ns, done| {
+        let clock = Clock { host: HostHal::new(), step_ns, turns: std::sync::Arc::default() };
+        let turns = || clock.turns.load(Ordering::Relaxed);
+        let mut asked = 0;
+        leave_to_others(&clock, || {
+            asked = turns();
+            done
+        });
+        (asked, turns())
+    };
+    assert_eq!(left(100, false), (5, 5));
+    assert_eq!(left(100, true), (5, 100));
+    // A clock that stands still.
+    assert_eq!(left(0, true), (4096, 2 * 4096));
 }
 
 #[test]
