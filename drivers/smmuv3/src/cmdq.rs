@@ -29,12 +29,9 @@ use crate::spec::cmd::{COMMAND_WORDS, CommandError};
 use crate::spec::registers::{self, CmdqCons};
 use crate::wait::Wait;
 use core::sync::atomic::{AtomicU32, Ordering};
-use portcullis_hal::producers::Position;
+use portcullis_hal::producers::{self, Position, Publisher};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
-
-/// How many turns of a spin loop pass before a submitter that met another one looks for its completion.
-const TURNS_LEFT_TO_OTHERS: u32 = 64;
 
 /// The ring, its line and its indices.
 pub(crate) struct CommandQueue<H: Hal> {
@@ -75,6 +72,7 @@ pub(crate) struct Batch {
     first: Position,
     end: Position,
     tail: Tail,
+    publisher: Publisher,
     /// How many commands had failed before.
     failures_before: u64,
 }
@@ -83,7 +81,7 @@ impl Batch {
     /// A batch that shares a sync, before which nothing had failed.
     #[cfg(test)]
     pub(crate) fn new(first: Position, end: Position) -> Self {
-        Self { first, end, tail: Tail::Command, failures_before: 0 }
+        Self { first, end, tail: Tail::Command, publisher: Publisher::Own, failures_before: 0 }
     }
 
     /// The position of the first command.
@@ -265,7 +263,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let end = first.plus(2);
         queue.ring.write_two(first.get().into(), [command.0, queue.sync(end).0]);
         barrier::publish_to_device();
-        queue.line.publish_undisturbed(first, self);
+        let publisher = queue.line.publish_undisturbed(first, self);
         self.hal().restore_interrupts(mask);
         if self.has_passed(end) {
             barrier::after_completion();
@@ -273,7 +271,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
                 return Tried::Done;
             }
         }
-        Tried::Submitted(Ticket(Some(Batch { first, end, tail: Tail::Sync, failures_before })))
+        Tried::Submitted(Ticket(Some(Batch { first, end, tail: Tail::Sync, publisher, failures_before })))
     }
 
     /// Whether the unit has just passed a sync of the caller's, by its own word, that ends at `end`.
@@ -326,7 +324,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         while commands.len() != 0 {
             last = self.enqueue(&mut commands, piece)?;
         }
-        Ok(Ticket(Some(Batch { end: last.end, tail: last.tail, ..first })))
+        Ok(Ticket(Some(Batch { end: last.end, tail: last.tail, publisher: last.publisher, ..first })))
     }
 
     /// Puts the next commands, `most` at most, into the ring when there is room for all of them.
@@ -370,8 +368,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         let count = commands.len().min(most);
         let (first, tail) = queue.line.reserve(count as u32, self)?;
         let end = queue.fill(first, commands.take(count), tail);
-        queue.line.publish(first, end.since(first), tail, self);
-        Some(Batch { first, end, tail, failures_before })
+        let publisher = queue.line.publish(first, end.since(first), tail, self);
+        Some(Batch { first, end, tail, publisher, failures_before })
     }
 
     /// Waits until the unit has completed a sync behind the commands of `ticket`.
@@ -383,14 +381,14 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     pub(crate) fn complete(&self, ticket: &Ticket) -> Result<(), SyncError> {
         let Some(batch) = &ticket.0 else { return Ok(()) };
         let queue = &self.commands;
-        if batch.tail == Tail::Command {
-            // Whoever publishes has the words of the line in its caches. Left alone for a while, it does more than the two
-            // could by turns.
-            for _ in 0..TURNS_LEFT_TO_OTHERS {
-                self.hal().relax();
-            }
+        let own_sync = (batch.tail == Tail::Sync).then_some(batch.end);
+        if batch.publisher == Publisher::Other {
+            producers::leave_to_others(self.hal(), || {
+                let sync = own_sync.or_else(|| queue.line.sync_behind(batch.end));
+                sync.is_some_and(|end| self.has_passed(end))
+            });
         }
-        let mut sync = (batch.tail == Tail::Sync).then_some(batch.end);
+        let mut sync = own_sync;
         let mut wait = Wait::new();
         let passed = loop {
             sync = sync.or_else(|| queue.line.sync_behind(batch.end));

@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::OutOfMemory;
-use portcullis_hal::producers::{Bell, Position, Producers, Run};
+use portcullis_hal::producers::{Bell, Position, Producers, Publisher, Run};
 use portcullis_hal::word::Word;
 
 /// What a batch ends with.
@@ -50,12 +50,10 @@ pub(crate) struct Totals {
 
 /// The line. All methods but the queries are called with interrupts masked.
 pub(crate) struct Line<W = AtomicU64> {
-    producers: Producers<W>,
-    book: Book<W>,
+    producers: Producers<W, Book<W>>,
 }
 
 /// What only whoever publishes writes.
-#[repr(align(128))]
 struct Book<W> {
     /// How many slots the consumer was told of: all before the position with the low bits of this number.
     told: W,
@@ -99,7 +97,12 @@ impl<W: Word> Line<W> {
     pub(crate) fn new(slots: u32) -> Result<Self, OutOfMemory> {
         let zero = || W::new(0);
         let book = Book { told: zero(), synced: zero(), owed: zero(), doorbells: zero(), surplus: zero() };
-        Ok(Self { producers: Producers::new(slots)?, book })
+        Ok(Self { producers: Producers::with_book(slots, book)? })
+    }
+
+    #[inline]
+    fn book(&self) -> &Book<W> {
+        self.producers.book()
     }
 
     /// How many slots one batch can have.
@@ -135,21 +138,27 @@ impl<W: Word> Line<W> {
 
     /// Publishes what was [reserved](Self::reserve_undisturbed) so, as [`publish`](Self::publish) does.
     #[inline(always)]
-    pub(crate) fn publish_undisturbed(&self, first: Position, consumer: &impl Consumer) {
+    pub(crate) fn publish_undisturbed(&self, first: Position, consumer: &impl Consumer) -> Publisher {
         let weight = Tail::Sync.weight();
-        self.producers.publish_with(first, 1 + weight, weight, Attendant { line: self, consumer });
+        self.producers.publish_with(first, 1 + weight, weight, Attendant { line: self, consumer })
     }
 
     /// Publishes a reserved batch of `slots` slots, which are filled, or leaves that to whoever is publishing or has an
     /// unfinished batch ahead.
     #[inline(never)]
-    pub(crate) fn publish(&self, first: Position, slots: u32, tail: Tail, consumer: &impl Consumer) {
-        self.producers.publish_with(first, slots, tail.weight(), Attendant { line: self, consumer });
+    pub(crate) fn publish(
+        &self,
+        first: Position,
+        slots: u32,
+        tail: Tail,
+        consumer: &impl Consumer,
+    ) -> Publisher {
+        self.producers.publish_with(first, slots, tail.weight(), Attendant { line: self, consumer })
     }
 
     /// The position behind a sync that covers all before `end`. It is published, or about to be.
     pub(crate) fn sync_behind(&self, end: Position) -> Option<Position> {
-        let synced = Book::position(&self.book.synced, Ordering::Acquire);
+        let synced = Book::position(&self.book().synced, Ordering::Acquire);
         (synced != end && synced.has_reached(end)).then_some(synced)
     }
 
@@ -166,7 +175,7 @@ impl<W: Word> Line<W> {
     /// Tells the consumer of what was published, with a sync behind it. Called by whoever publishes.
     #[inline(always)]
     fn attend(&self, run: Run, consumer: &impl Consumer) {
-        let book = &self.book;
+        let book = self.book();
         let synced = Book::position(&book.synced, Ordering::Relaxed);
         let mut owed = book.owed.load(Ordering::Relaxed) != 0;
         if run.batches != 0 && !synced.has_reached(run.tail) {
@@ -197,7 +206,7 @@ impl<W: Word> Line<W> {
     /// Puts a sync behind what has none, if there is room. Called by whoever publishes.
     #[cold]
     fn add_sync(&self, consumer: &impl Consumer) -> bool {
-        let book = &self.book;
+        let book = self.book();
         let Some(at) = self.producers.reserve_again(1, || consumer.consumed()) else { return false };
         consumer.put_sync(at);
         book.owed.store(0, Ordering::Relaxed);
@@ -210,11 +219,11 @@ impl<W: Word> Line<W> {
 
     pub(crate) fn totals(&self) -> Totals {
         let get = |word: &W| word.load(Ordering::Relaxed);
-        let syncs = get(&self.book.doorbells).wrapping_add(get(&self.book.surplus));
+        let syncs = get(&self.book().doorbells).wrapping_add(get(&self.book().surplus));
         Totals {
-            commands: get(&self.book.told).saturating_sub(syncs),
+            commands: get(&self.book().told).saturating_sub(syncs),
             syncs,
-            doorbells: get(&self.book.doorbells),
+            doorbells: get(&self.book().doorbells),
         }
     }
 }

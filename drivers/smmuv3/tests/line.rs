@@ -92,10 +92,10 @@ impl Queue {
             self.put(end, SYNC);
             end = end.plus(1);
         }
-        match tail {
+        let _ = match tail {
             Tail::Sync => self.line.publish_undisturbed(first, self),
             Tail::Command => self.line.publish(first, end.since(first), tail, self),
-        }
+        };
         Some(Ticket { end, tail })
     }
 
