@@ -9,8 +9,8 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portcullis_hal::atomic128::AtomicU128;
 use portcullis_hal::{
-    Frames, Gather, Hal, HarvestError, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, NoTables, PhysAddr,
-    Progress, ResizeError, SyncError, SyncProof, Translated, UnmapError, Usage,
+    Frames, Gather, Hal, HarvestError, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
+    OutOfMemory, PhysAddr, Progress, ResizeError, SyncError, SyncProof, Translated, UnmapError, Usage,
 };
 
 /// Frames that are leaked when the value is dropped after hardware got to know them, since nobody can say that it has
@@ -64,23 +64,29 @@ pub(crate) fn quanta<H: Hal>(frames: &Frames<H>) -> &[AtomicU128] {
     unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), words.len() / 2) }
 }
 
-/// Published frames as words, or as rows of words. Where they are is looked up once.
-pub(crate) struct Words<H: Hal, T = AtomicU64> {
+/// Published frames, seen as words or as something made of words. Where they are is looked up once.
+pub(crate) struct Words<H: Hal, T: ?Sized = [AtomicU64]> {
     frames: Published<H>,
-    words: NonNull<[T]>,
+    view: NonNull<T>,
 }
 
-// SAFETY: the words are `T`, which only are shared, in frames that belong to the value; `Published` is both for any
-// `Hal`.
-unsafe impl<H: Hal, T: Sync> Send for Words<H, T> {}
+// SAFETY: the view is only shared, and leads to frames that belong to the value; `Published` is both for any `Hal`.
+unsafe impl<H: Hal, T: Sync + ?Sized> Send for Words<H, T> {}
 // SAFETY: as above.
-unsafe impl<H: Hal, T: Sync> Sync for Words<H, T> {}
+unsafe impl<H: Hal, T: Sync + ?Sized> Sync for Words<H, T> {}
 
-impl<H: Hal, T> Words<H, T> {
-    /// The words that `view` makes of those of the frames.
-    pub(crate) fn new(frames: Frames<H>, view: for<'a> fn(&'a [AtomicU64]) -> &'a [T]) -> Self {
-        let words = NonNull::from(view(frames.words()));
-        Self { frames: Published::new(frames), words }
+impl<H: Hal, T: ?Sized> Words<H, T> {
+    /// What `view` makes of the words of the frames.
+    ///
+    /// # Errors
+    ///
+    /// There are not as many as it takes.
+    pub(crate) fn new(
+        frames: Frames<H>,
+        view: for<'a> fn(&'a [AtomicU64]) -> Option<&'a T>,
+    ) -> Result<Self, OutOfMemory> {
+        let view = NonNull::from(view(frames.words()).ok_or(OutOfMemory)?);
+        Ok(Self { frames: Published::new(frames), view })
     }
 
     pub(crate) fn phys(&self) -> PhysAddr {
@@ -93,14 +99,14 @@ impl<H: Hal, T> Words<H, T> {
     }
 }
 
-impl<H: Hal, T> Deref for Words<H, T> {
-    type Target = [T];
+impl<H: Hal, T: ?Sized> Deref for Words<H, T> {
+    type Target = T;
 
     #[inline]
-    fn deref(&self) -> &[T] {
+    fn deref(&self) -> &T {
         // SAFETY: a view of the frames for as long as they live, which is as long as self, since a `Hal` shows allocated
         // frames always at the same place.
-        unsafe { self.words.as_ref() }
+        unsafe { self.view.as_ref() }
     }
 }
 

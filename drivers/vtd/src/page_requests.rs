@@ -71,7 +71,7 @@ impl<H: Hal> PageRequests<H> {
             return Ok(None);
         }
         let order = order.min(FrameOrder::new(MAX_PQS).unwrap_or(FrameOrder::SINGLE));
-        let records = Words::new(reachable_frames(hal, features, order)?, |words| words);
+        let records = Words::new(reachable_frames(hal, features, order)?, |words| Some(words))?;
         Ok(Some(Self {
             records,
             pqs: order.get(),

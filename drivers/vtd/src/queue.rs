@@ -16,9 +16,9 @@ use crate::ring::Ring;
 use crate::spec::registers::IQT;
 use core::iter::{Copied, Once};
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::producers::{Bell, Position, Producers, Run};
+use portcullis_hal::producers::{self, Bell, Overrun, Position, Producers, Publisher, Run};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Frames, Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
+use portcullis_hal::{Frames, Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
 /// How long an answer may take before the fault status is looked at, in nanoseconds.
 const ATTEND_NS: u64 = 20_000;
@@ -26,10 +26,13 @@ const ATTEND_NS: u64 = 20_000;
 /// Which word of the status memory says what was drained: in a line of its own.
 const DRAINED: usize = 8;
 
+/// The words that the hardware writes: the place up to which it has come, and what was drained.
+type Status = [AtomicU64; DRAINED + 1];
+
 /// A unit's invalidation queue.
 pub(crate) struct Queue<H: Hal> {
     pub(crate) descriptors: Descriptors<H>,
-    status: Words<H>,
+    status: Words<H, Status>,
     /// What writes the status word.
     wait: Descriptor,
     pub(crate) ring: Ring,
@@ -100,15 +103,16 @@ pub(crate) struct Ticket {
     pub(crate) end: Position,
     /// How many errors there were before.
     pub(crate) errors: u32,
+    publisher: Publisher,
 }
 
 impl<H: Hal> Queue<H> {
     /// A queue in `slots`, as many as the ring says, with its status word in `status`; the hardware does not know them
     /// yet.
     pub(crate) fn new(ring: Ring, slots: Frames<H>, status: Frames<H>) -> Result<Self, OutOfMemory> {
-        let status = Words::new(status, |words| words);
+        let status = Words::new(status, |words| words.first_chunk())?;
         Ok(Self {
-            descriptors: Descriptors(Words::new(slots, |words| words.as_chunks().0)),
+            descriptors: Descriptors(Words::new(slots, |words| Some(words.as_chunks().0))?),
             wait: Descriptor::wait(status.phys()),
             status,
             ring,
@@ -145,41 +149,48 @@ impl<H: Hal> Queue<H> {
 
     /// The token of the latest drain that has completed.
     pub(crate) fn drained(&self) -> u32 {
-        self.status.get(DRAINED).map_or(0, |word| word.load(Ordering::Acquire) as u32)
+        let [.., drained] = &*self.status;
+        drained.load(Ordering::Acquire) as u32
     }
 
     /// Up to where the hardware has come, by the status word.
     #[inline]
     pub(crate) fn done(&self) -> Position {
-        let word = self.status.first().map_or(0, |word| word.load(Ordering::Acquire));
-        Position::new(word as u32)
+        let [done, ..] = &*self.status;
+        Position::new(done.load(Ordering::Acquire) as u32)
     }
 
     /// Puts a batch in the queue and returns when it has completed; see [`submit`](Self::submit) and
     /// [`wait`](Self::wait).
-    #[inline]
+    #[inline(always)]
     pub(crate) fn run<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
         batch: impl Batch,
     ) -> Result<(), SyncError> {
         let size = batch.size();
-        match self.try_submit(registers, batch.clone(), size) {
-            Some(ticket) if self.is_done(ticket) => Ok(()),
-            Some(ticket) => self.wait_longer(registers, ticket),
-            None => self.run_when_there_is_room(registers, batch, size),
+        let mask = registers.hal().mask_interrupts();
+        match self.producers.reserve_known(size.places) {
+            Ok(first) => {
+                let ticket = self.submit_at(registers, first, batch, size);
+                registers.hal().restore_interrupts(mask);
+                self.wait(registers, ticket)
+            }
+            Err(overrun) => self.run_beyond(registers, batch, overrun, mask),
         }
     }
 
+    /// The rest of [`run`](Self::run) where the room that was known is used up.
     #[cold]
     #[inline(never)]
-    fn run_when_there_is_room<M: Mmio>(
+    fn run_beyond<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
         batch: impl Batch,
-        size: Size,
+        overrun: Overrun,
+        mask: InterruptMask,
     ) -> Result<(), SyncError> {
-        let ticket = self.submit_when_there_is_room(registers, batch, size)?;
+        let ticket = self.submit_beyond(registers, batch, overrun, mask)?;
         self.wait(registers, ticket)
     }
 
@@ -192,7 +203,32 @@ impl<H: Hal> Queue<H> {
         batch: impl Batch,
     ) -> Result<Ticket, Timeout> {
         let size = batch.size();
-        match self.try_submit(registers, batch.clone(), size) {
+        let mask = registers.hal().mask_interrupts();
+        match self.producers.reserve_known(size.places) {
+            Ok(first) => {
+                let ticket = self.submit_at(registers, first, batch, size);
+                registers.hal().restore_interrupts(mask);
+                Ok(ticket)
+            }
+            Err(overrun) => self.submit_beyond(registers, batch, overrun, mask),
+        }
+    }
+
+    /// The rest of [`submit`](Self::submit) where the room that was known is used up. Interrupts are masked, and will be as
+    /// `mask` says.
+    #[cold]
+    fn submit_beyond<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        batch: impl Batch,
+        overrun: Overrun,
+        mask: InterruptMask,
+    ) -> Result<Ticket, Timeout> {
+        let size = batch.size();
+        let first = self.producers.settle(overrun, || self.done());
+        let ticket = first.map(|first| self.submit_at(registers, first, batch.clone(), size));
+        registers.hal().restore_interrupts(mask);
+        match ticket {
             Some(ticket) => Ok(ticket),
             None => self.submit_when_there_is_room(registers, batch, size),
         }
@@ -228,24 +264,6 @@ impl<H: Hal> Queue<H> {
         self.producers.capacity().saturating_sub(self.producers.published().since(self.done()))
     }
 
-    #[inline(always)]
-    fn try_submit<M: Mmio>(
-        &self,
-        registers: &Registers<H, M>,
-        batch: impl Batch,
-        size: Size,
-    ) -> Option<Ticket> {
-        // As a critical section would, but without a result that may be nothing on the way of every unmap.
-        let mask = registers.hal().mask_interrupts();
-        let Some(first) = self.producers.reserve(size.places, || self.done()) else {
-            registers.hal().restore_interrupts(mask);
-            return None;
-        };
-        let ticket = self.submit_at(registers, first, batch, size);
-        registers.hal().restore_interrupts(mask);
-        Some(ticket)
-    }
-
     /// Submits a batch at a place that is reserved for it.
     #[inline(always)]
     fn submit_at<M: Mmio>(
@@ -257,12 +275,12 @@ impl<H: Hal> Queue<H> {
     ) -> Ticket {
         let errors = self.errors.count();
         self.fill(first, batch);
-        self.hand_over(registers, first, size);
-        Ticket { first, end: first.plus(size.places), errors }
+        let publisher = self.hand_over(registers, first, size);
+        Ticket { first, end: first.plus(size.places), errors, publisher }
     }
 
     /// Writes a batch to its slots, with its fences and the wait descriptor behind it.
-    #[inline]
+    #[inline(always)]
     fn fill<B: Batch>(&self, first: Position, batch: B) {
         let slots = self.descriptors.slots();
         let mut place = first;
@@ -296,9 +314,14 @@ impl<H: Hal> Queue<H> {
 
     /// Gives a batch whose slots are written to the hardware, or to the CPU that is about to ring.
     #[inline]
-    pub(crate) fn hand_over<M: Mmio>(&self, registers: &Registers<H, M>, first: Position, size: Size) {
+    pub(crate) fn hand_over<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        first: Position,
+        size: Size,
+    ) -> Publisher {
         let Size { places, invalidations } = size;
-        self.producers.publish_with(first, places, invalidations, Doorbell { queue: self, registers });
+        self.producers.publish_with(first, places, invalidations, Doorbell { queue: self, registers })
     }
 
     /// To be called by the producer whose turn it is.
@@ -314,14 +337,14 @@ impl<H: Hal> Queue<H> {
     /// # Errors
     ///
     /// [`SyncError::Timeout`], and [`SyncError::Faulted`] if the hardware refused a descriptor of this batch.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn wait<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        if self.is_done(ticket) { Ok(()) } else { self.wait_longer(registers, ticket) }
+        if self.is_done(&ticket) { Ok(()) } else { self.wait_longer(registers, ticket) }
     }
 
     /// Whether the batch has completed, and there was no error meanwhile.
     #[inline]
-    fn is_done(&self, ticket: Ticket) -> bool {
+    fn is_done(&self, ticket: &Ticket) -> bool {
         let is_done = self.done().has_reached(ticket.end);
         barrier::after_completion();
         is_done && self.errors.count() == ticket.errors
@@ -330,6 +353,9 @@ impl<H: Hal> Queue<H> {
     #[cold]
     #[inline(never)]
     fn wait_longer<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
+        if ticket.publisher == Publisher::Other {
+            producers::leave_to_others(registers.hal(), || self.done().has_reached(ticket.end));
+        }
         self.wait_until_done(registers, ticket.end)?;
         barrier::after_completion();
         if self.errors.count() != ticket.errors && self.errors.concern(registers.hal(), &ticket) {
@@ -427,7 +453,7 @@ impl Batch for RangeInvalidation {
 type Slot = [AtomicU64; 4];
 
 /// The slots of the ring, a power of two. Their upper halves are zero from the beginning, and nobody writes to them.
-pub(crate) struct Descriptors<H: Hal>(Words<H, Slot>);
+pub(crate) struct Descriptors<H: Hal>(Words<H, [Slot]>);
 
 impl<H: Hal> Descriptors<H> {
     #[inline]

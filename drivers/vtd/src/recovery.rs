@@ -177,7 +177,7 @@ impl<H: Hal> Queue<H> {
             if let Some(place) = self.producers.reserve_again(1, || head) {
                 self.errors.waits_dropped.store(false, Ordering::Relaxed);
                 self.put_wait(place);
-                self.hand_over(registers, place, Size::WAIT);
+                let _ = self.hand_over(registers, place, Size::WAIT);
                 return;
             }
         }

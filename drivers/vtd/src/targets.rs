@@ -373,7 +373,9 @@ impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
         if let Some(target) = list.only()
             && let Some(descriptor) = target.exactly(range, changed)
         {
-            return target.unit.run(iter::once(descriptor));
+            let result = target.unit.run(iter::once(descriptor));
+            // Asked before the list is put back, which the compiler does not look through.
+            return if result.is_ok() { Ok(()) } else { result };
         }
         list.invalidate(Some(range), changed)
     }

@@ -174,7 +174,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Submits a batch and waits for it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn run(&self, batch: impl Batch) -> Result<(), SyncError> {
         if self.is_faulted() {
             return Err(SyncError::Faulted);
