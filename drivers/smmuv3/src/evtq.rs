@@ -35,6 +35,13 @@ pub(crate) enum Found<const WORDS: usize> {
     Overflow,
 }
 
+/// Whether records were lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    None,
+    Some,
+}
+
 /// What was given up of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Skipped<const WORDS: usize> {
@@ -43,7 +50,7 @@ pub(crate) enum Skipped<const WORDS: usize> {
     /// All that was there.
     All,
     /// What was there before this record, which is taken.
-    UpTo([u64; WORDS]),
+    UpTo([u64; WORDS], Lost),
 }
 
 impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
@@ -115,18 +122,22 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
                 return Skipped::Nothing;
             }
             barrier::after_completion();
+            let mut lost = if prod.overflow() == consumer.acknowledged { Lost::None } else { Lost::Some };
             consumer.acknowledged = prod.overflow();
             let mut found = None;
             while found.is_none() && consumer.position != consumer.produced {
                 let record = self.ring.read(consumer.position);
                 consumer.position = consumer.position.wrapping_add(1);
-                found = Some(record).filter(&wanted);
+                match wanted(&record) {
+                    true => found = Some(record),
+                    false => lost = Lost::Some,
+                }
             }
             self.release(block, &consumer);
             match found {
                 Some(record) => {
                     note(&record);
-                    Skipped::UpTo(record)
+                    Skipped::UpTo(record, lost)
                 }
                 None => Skipped::All,
             }

@@ -2,7 +2,7 @@
 
 use crate::attach::{Attachments, stream};
 use crate::command::{Command, PageAction, StallAction};
-use crate::evtq::{Found, Skipped};
+use crate::evtq::{Found, Lost, Skipped};
 use crate::fault;
 use crate::port::{Health, Port, count};
 use crate::record::{stalls, translates};
@@ -29,13 +29,6 @@ const SKIPS: usize = 64;
 /// How often a drain is repeated that met an overflow, and how often an answer is given to a unit that refuses it.
 const ATTEMPTS: usize = 4;
 
-/// Whether records were lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Overflow {
-    None,
-    Seen,
-}
-
 impl<H: Hal, M: Mmio> Port<H, M> {
     /// Reports what the event queue holds: all of it up to a queueful, and beyond that no more than its stalls, each of
     /// which has to be answered. A device that faults without end takes the CPU for a bounded time.
@@ -47,16 +40,20 @@ impl<H: Hal, M: Mmio> Port<H, M> {
                 None => return,
             }
         }
-        let mut lost = false;
+        let mut lost = Lost::None;
         for _ in 0..SKIPS + self.stalls.most() {
             match self.events.skip(&self.block, |raw| stall(raw).is_some(), |raw| self.stalls.note(raw)) {
                 Skipped::Nothing => break,
-                Skipped::All => {}
-                Skipped::UpTo(raw) => report(self.event(raw)),
+                Skipped::All => lost = Lost::Some,
+                Skipped::UpTo(raw, before) => {
+                    if before == Lost::Some {
+                        lost = Lost::Some;
+                    }
+                    report(self.event(raw));
+                }
             }
-            lost = true;
         }
-        if lost {
+        if lost == Lost::Some {
             self.report_lost_events(report);
         }
     }
@@ -82,12 +79,12 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 
     /// Reports what the PRI queue holds.
     pub(crate) fn handle_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) {
-        let _overflow = self.read_page_requests(report);
+        let _lost = self.read_page_requests(report);
     }
 
-    fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) -> Overflow {
-        let Some(requests) = &self.page_requests else { return Overflow::None };
-        let mut overflow = Overflow::None;
+    fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) -> Lost {
+        let Some(requests) = &self.page_requests else { return Lost::None };
+        let mut lost = Lost::None;
         let mut tell = |found| match found {
             Found::Record(raw) => {
                 count(&self.counters.page_requests);
@@ -95,14 +92,14 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             }
             Found::Overflow => {
                 count(&self.counters.overflows);
-                overflow = Overflow::Seen;
+                lost = Lost::Some;
                 report(UnitEvent::PageRequestOverflow);
             }
         };
         for _ in 0..requests.size().entries() * QUEUEFULS {
             match requests.next(&self.block, |_| ()) {
                 Some(found) => tell(found),
-                None => return overflow,
+                None => return lost,
             }
         }
         for _ in 0..SKIPS {
@@ -111,7 +108,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             }
             tell(Found::Overflow);
         }
-        overflow
+        lost
     }
 
     /// Gives answers to the unit, as many as fit its queue [together](CommandQueue::piece), and waits until it has taken
@@ -148,10 +145,10 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     /// Ends all that a stream has stalled. Its entry is not valid any more, or aborts, and the unit has confirmed that:
     /// no further event of a stall comes, and those before are in the queue (4.7.2.1, 4.7.3).
     pub(crate) fn end_stalls(&self, stream: StreamId) -> Result<(), SyncError> {
-        self.execute(&[Command::stall_term(stream)])?;
         let of_stream = |raw: &_| stall(raw).filter(|stall| stall.stream == stream).map(|_| ended(*raw));
+        // Before the command: the unit may use the tags again as soon as it has it.
         self.events.amend(&self.block, of_stream, || self.stalls.forget(stream));
-        Ok(())
+        self.execute(&[Command::stall_term(stream)])
     }
 
     /// Carries a drain out. A device's answer to its invalidation pushes the page requests ahead of it. Of a stream that
@@ -165,7 +162,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         for _ in 0..ATTEMPTS {
             self.execute(commands)?;
             self.handle_events(report);
-            if self.read_page_requests(report) == Overflow::None {
+            if self.read_page_requests(report) == Lost::None {
                 return Ok(());
             }
         }
