@@ -48,6 +48,8 @@ impl World {
             Act::AttachPasid | Act::DetachPasid => self.change_pasid(op, &mut prng),
             Act::Resize => self.resize(op, &mut prng),
             Act::Harvest => self.harvest(op, &mut prng),
+            Act::Ask => self.ask(op, &mut prng),
+            Act::Answer => self.answer(op, &mut prng),
             Act::Restart => self.restart(op.with[0] as usize % self.units.len(), &mut prng),
         };
         self.relent(op.trouble);

@@ -25,6 +25,8 @@ pub(crate) struct Allowed {
     pub(crate) aborted: bool,
     /// It may fault without a record.
     pub(crate) silent: bool,
+    /// It may be stalled instead of ending with a fault.
+    pub(crate) stalls: bool,
 }
 
 impl Allowed {
@@ -50,6 +52,7 @@ impl Allowed {
         self.codes |= other.codes;
         self.aborted |= other.aborted;
         self.silent |= other.silent;
+        self.stalls |= other.stalls;
         self
     }
 
@@ -64,6 +67,7 @@ impl Allowed {
             Outcome::Fault(code) => self.codes >> code & 1 == 1,
             Outcome::Aborted => self.aborted,
             Outcome::Silent(_) => self.silent,
+            Outcome::Stalled(code) => self.stalls && self.codes >> code & 1 == 1,
             _ => false,
         }
     }
@@ -100,6 +104,8 @@ pub(crate) struct Board {
     interrupted: Mutex<Option<String>>,
     /// Faults that probes caused, by unit.
     pub(crate) caused: Mutex<Vec<(usize, Caused)>>,
+    /// Probes that were stalled, by unit: stream and address.
+    pub(crate) stalled: Mutex<Vec<(usize, (u32, u64))>>,
     probed: AtomicU64,
     now: AtomicU64,
     /// How long a spin takes, in nanoseconds.
@@ -160,6 +166,9 @@ impl Board {
         let unit = &units[probe.unit];
         let outcomes = if self.roll(3) {
             let outcome = unit.dma(probe.request, Mode::Any).outcome;
+            if let Outcome::Stalled(_) = outcome {
+                lock(&self.stalled).push((probe.unit, (probe.request.requester, probe.request.address)));
+            }
             if let Outcome::Fault(code) = outcome {
                 let caused = (probe.request.requester, probe.request.address, code);
                 lock(&self.caused).push((probe.unit, caused));
@@ -172,10 +181,10 @@ impl Board {
             let text = || format!("meanwhile {:x?} ended in {outcome:x?}", probe.request);
             match outcome {
                 Outcome::Done(_) if probe.allowed.admits(outcome) => {}
-                Outcome::Fault(_) | Outcome::Aborted if probe.allowed.arrives() => {
+                Outcome::Fault(_) | Outcome::Aborted | Outcome::Stalled(_) if probe.allowed.arrives() => {
                     lock(&self.interrupted).get_or_insert_with(text);
                 }
-                Outcome::Fault(_) | Outcome::Aborted => {}
+                Outcome::Fault(_) | Outcome::Aborted | Outcome::Stalled(_) => {}
                 _ => lock(&self.wrong).push(format!("{}, allowed is {:x?}", text(), probe.allowed)),
             }
         }
@@ -228,6 +237,7 @@ impl Kernel {
             wrong: Mutex::default(),
             interrupted: Mutex::default(),
             caused: Mutex::default(),
+            stalled: Mutex::default(),
             probed: AtomicU64::new(0),
             now: AtomicU64::new(0),
             spin_ns: AtomicU64::new(100),

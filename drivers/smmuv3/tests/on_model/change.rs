@@ -193,7 +193,7 @@ impl World {
         self.kernel.0.host.fail_never();
         let outage = self.units[unit].suspect || self.units[unit].down;
         if !outage {
-            self.drain(unit)?;
+            self.answer_all(unit)?;
         }
         self.units[unit].pace(0);
         self.stop(unit);
@@ -252,7 +252,7 @@ impl World {
         for unit in 0..self.units.len() {
             let outage = self.units[unit].suspect || self.units[unit].down;
             if !outage {
-                self.drain(unit)?;
+                self.answer_all(unit)?;
             }
             self.stop(unit);
         }

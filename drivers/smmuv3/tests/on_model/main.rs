@@ -4,6 +4,7 @@
 //! `PORTCULLIS_OPERATIONS` sets how many operations are done in all, `PORTCULLIS_FIRST` the first seed.
 
 mod acts;
+mod asking;
 mod board;
 mod change;
 mod coverage;

@@ -28,6 +28,8 @@ pub(crate) enum Act {
     DetachPasid,
     Resize,
     Harvest,
+    Ask,
+    Answer,
 }
 
 /// What goes wrong meanwhile.
@@ -55,7 +57,7 @@ pub(crate) struct Op {
     pub(crate) seed: u64,
 }
 
-const WEIGHTS: [(Act, u64); 22] = [
+const WEIGHTS: [(Act, u64); 24] = [
     (Act::Map, 240),
     (Act::Unmap, 130),
     (Act::UnmapLater, 90),
@@ -78,6 +80,8 @@ const WEIGHTS: [(Act, u64); 22] = [
     (Act::DetachPasid, 25),
     (Act::Resize, 70),
     (Act::Harvest, 50),
+    (Act::Ask, 40),
+    (Act::Answer, 25),
 ];
 
 /// Whether a seed's sequence has failures of the hardware in it. In the others nothing may leak.
@@ -118,7 +122,7 @@ fn trouble(prng: &mut Prng, act: Act, troubled: bool) -> Trouble {
         87..90 if waits && troubled => Trouble::Unreadable(nth(prng, 4), 6),
         90..94 if waits && troubled => Trouble::Hang,
         // Three failures in a row are borne.
-        94..104 if waits => Trouble::Unreadable(nth(prng, 4), 1 + nth(prng, 3)),
+        94..104 if waits || act == Act::Answer => Trouble::Unreadable(nth(prng, 4), 1 + nth(prng, 3)),
         _ => Trouble::None,
     }
 }

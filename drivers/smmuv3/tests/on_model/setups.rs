@@ -4,10 +4,12 @@ use crate::board::{Caused, Kernel, Registers};
 use crate::ram::lock;
 use crate::space::Driver;
 use portcullis_hal::{EndpointId, FixedMapping, MsiMessage, PhysAddr};
-use portcullis_iommu::{Unit as _, UnitEvent};
+use portcullis_iommu::{PageRequest, PageRequestKind, Unit as _, UnitEvent};
 use portcullis_model::core::{Prng, Schedule};
+use portcullis_model::device::points as habits;
 use portcullis_model::smmuv3::{Config, Smmu, points};
 use portcullis_smmuv3::{Coherency, InitError, Interrupts, Options, Setup, SyncSignal};
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 /// What a unit has told its interrupt handler.
@@ -15,7 +17,7 @@ use std::sync::{Arc, Mutex};
 pub(crate) struct Told {
     /// Each with the number of records that were lost by then.
     pub(crate) events: Vec<(UnitEvent, u64)>,
-    /// How many of all were faults.
+    /// How many of all were faults or stalls.
     faults: u64,
 }
 
@@ -24,23 +26,31 @@ pub(crate) type Inbox = Arc<Mutex<Told>>;
 
 /// Handles a unit's interrupts.
 pub(crate) fn handle(driver: &Driver, model: &Smmu, inbox: &Inbox) {
-    driver.handle_interrupt(&mut |event| {
-        let mut told = lock(inbox);
-        let lost = match event {
-            UnitEvent::Overflow => {
-                // Those that the unit had no room for, and those that the handler gave up, being late.
-                let records = model.coverage().table().into_iter().filter(|(class, ..)| *class == "event");
-                let all: u64 = records.map(|(.., count)| count).sum();
-                all + model.coverage().of("error", "EVENTQ_ABT_ERR") - told.faults
-            }
-            UnitEvent::Fault(_) => {
-                told.faults += 1;
-                0
-            }
-            _ => 0,
-        };
-        told.events.push((event, lost));
-    });
+    driver.handle_interrupt(&mut |event| tell(model, inbox, event));
+}
+
+/// Takes what a unit tells.
+pub(crate) fn tell(model: &Smmu, inbox: &Inbox, event: UnitEvent) {
+    let mut told = lock(inbox);
+    let stall = |request: &PageRequest| matches!(request.kind, PageRequestKind::Stall(_));
+    let lost = match &event {
+        UnitEvent::Overflow => {
+            // Those that the unit had no room for, and those that the handler gave up, being late.
+            let records = model.coverage().table().into_iter().filter(|(class, ..)| *class == "event");
+            let all: u64 = records.map(|(.., count)| count).sum();
+            all + model.coverage().of("error", "EVENTQ_ABT_ERR") - told.faults
+        }
+        UnitEvent::Fault(_) => {
+            told.faults += 1;
+            0
+        }
+        UnitEvent::PageRequest(request) if stall(request) => {
+            told.faults += 1;
+            0
+        }
+        _ => 0,
+    };
+    told.events.push((event, lost));
 }
 
 /// One unit, its driver, and what is known of both.
@@ -58,6 +68,8 @@ pub(crate) struct Unit {
     pub(crate) caused: Vec<Caused>,
     /// Faults of an earlier life, that may be reported still.
     pub(crate) bygone: Vec<Caused>,
+    /// Streams and addresses of accesses that were stalled: what comes of them may be reported as a fault.
+    pub(crate) stalled: BTreeSet<(u32, u64)>,
     /// Reports were lost.
     pub(crate) lost: bool,
     /// How many records were lost when that was last reported, and how often it was with that many.
@@ -122,6 +134,7 @@ impl Unit {
             down: false,
             caused: Vec::new(),
             bygone: Vec::new(),
+            stalled: BTreeSet::new(),
             lost: false,
             losses: (0, 0),
         };
@@ -139,6 +152,8 @@ impl Unit {
             schedule.odds(points::CMDQ_PAUSE, 1, 4).odds(points::CMDQ_SINGLE, 1, 2);
             schedule.odds(points::SYNC_LATE, 1, 3).odds(points::UPDATE_LATE, 1, 3);
             schedule.odds(points::EVENT_LATE, 1, 3);
+            schedule.odds(points::STALL_EARLY_RETRY, 1, 16).odds(points::STALL_SUPPRESS, 1, 4);
+            schedule.odds(habits::REQUEST_HELD, 1, 8);
         }
         if kind % 4 == 2 {
             schedule.odds(points::EVENTQ_ABORT, 1, 16).odds(points::MSI_ABORT, 1, 8);

@@ -1,5 +1,6 @@
 //! Random permissions, PASIDs, and devices that cache translations.
 
+use crate::asking::{ASKING, CREDITS};
 use crate::plan::{Act, Op, Trouble};
 use crate::space::Kind;
 use crate::world::{Finding, World, request};
@@ -11,7 +12,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// PASIDs: neighbours, on both sides of second-level tables, the last ones.
-const PASIDS: [u32; 8] = [1, 2, 63, 64, 1023, 1024, 0x3_0001, 0xf_ffff];
+pub(crate) const PASIDS: [u32; 8] = [1, 2, 63, 64, 1023, 1024, 0x3_0001, 0xf_ffff];
 
 /// What a stream's translation of requests without a PASID does not go with.
 pub(crate) fn missing(kind: Option<Kind>, permissions: &Permissions) -> Missing {
@@ -44,12 +45,19 @@ impl World {
         let hardware = self.units[unit].model.config().clone();
         let most = if hardware.stage1 { hardware.ssid_bits } else { 0 };
         let pasid_bits = [0, 1, 6, 8, 11, most, most][prng.below(7) as usize];
-        let requests = if prng.chance(1, 2) { Requests::TRANSLATION } else { Requests::empty() };
+        let requests = match prng.below(8) {
+            0..2 => Requests::empty(),
+            2..4 => Requests::TRANSLATION,
+            number => ASKING[number as usize % 2],
+        };
         let new = Permissions { pasid_bits, requests };
         let endpoints: Vec<EndpointId> = sids.iter().map(|&sid| EndpointId::new(sid)).collect();
         let mut lacks = Missing::empty();
         lacks.set(Missing::PASID, pasid_bits > most);
         lacks.set(Missing::ATS, requests.contains(Requests::TRANSLATION) && !hardware.ats);
+        lacks.set(Missing::PRI, requests.contains(Requests::PAGE) && !(hardware.pri && hardware.ats));
+        let stalls = hardware.stage1 && hardware.stall_model == 0 && most > 0 && pasid_bits > 0;
+        lacks.set(Missing::STALL, requests.contains(Requests::STALL) && !stalls);
         let (mut in_use, mut grants) = (false, false);
         for &sid in &sids {
             let stream = self.stream(unit, sid).clone();
@@ -59,6 +67,7 @@ impl World {
             grants |=
                 pasid_bits > stream.permissions.pasid_bits || !stream.permissions.requests.contains(requests);
         }
+        self.quiesce(unit, &sids)?;
         let space = self.stream(unit, sids[0]).space;
         let used = self.passage(unit, &sids, space, prng);
         self.warm(&used, prng)?;
@@ -92,6 +101,11 @@ impl World {
                 self.count("out of memory");
             }
             result => return Err(format!("permitting {new:?} ended in {result:?}, lacking is {lacks}")),
+        }
+        for &sid in &sids {
+            if self.stream(unit, sid).permissions.requests.contains(Requests::PAGE) {
+                self.device(unit, sid).set_pri(Some(CREDITS));
+            }
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! The state of a run, and what must be true of it at rest.
 
+use crate::asking::answered;
 use crate::board::{Allowed, Handler, Kernel, Probe};
 use crate::ram::lock;
 use crate::setups::{Unit, config, handle, overridden};
 use crate::space::{Kind, Space};
 use portcullis_hal::{Access, EndpointId};
-use portcullis_iommu::{Permissions, Stage, UnitEvent};
+use portcullis_iommu::{PageRequest, Permissions, Requests, Stage, UnitEvent};
 use portcullis_model::core::{Mode, Outcome, Prng, Request, Schedule};
 use portcullis_model::device::Device;
 use portcullis_model::smmuv3::code;
@@ -48,6 +49,8 @@ pub(crate) struct World {
     pub(crate) streams: BTreeMap<(usize, u32), Stream>,
     /// The devices behind the streams.
     pub(crate) atcs: BTreeMap<(usize, u32), Arc<Device>>,
+    /// Requests that want an answer, with their units.
+    pub(crate) asked: Vec<(usize, PageRequest)>,
     pub(crate) output_bits: u8,
     pub(crate) coherent: bool,
     /// Something may be lost for ever, because hardware was made to fail.
@@ -70,7 +73,10 @@ impl World {
         let kernel = Kernel::new(hardware.coherent);
         kernel.0.begin(prng.next_u64());
         let count = if seed % 4 == 1 { 2 } else { 1 };
-        let units: Vec<Unit> = (0..count).map(|_| Unit::new(seed, &kernel, &mut prng)).collect();
+        let mut units: Vec<Unit> = (0..count).map(|_| Unit::new(seed, &kernel, &mut prng)).collect();
+        for unit in &mut units {
+            unit.options.page_request_queue_log2 = prng.below(6) as u8;
+        }
         *lock(&kernel.0.units) = units.iter().map(|unit| unit.model.clone()).collect();
         *lock(&kernel.0.handlers) = vec![None; count];
         let mask = (1_u64 << hardware.sid_bits.min(25)) as u32 - 1;
@@ -96,6 +102,7 @@ impl World {
             units,
             atcs,
             spaces: Vec::new(),
+            asked: Vec::new(),
             devices,
             streams,
             output_bits: hardware.oas,
@@ -158,6 +165,7 @@ impl World {
         for (_, device) in self.atcs.iter().filter(|((at, _), _)| *at == unit) {
             device.reset();
         }
+        self.asked.retain(|(at, _)| *at != unit);
         let bygone = std::mem::take(&mut self.units[unit].caused);
         self.units[unit].bygone.extend(bygone);
     }
@@ -226,6 +234,7 @@ impl World {
         if pasid.is_some() && plain == Some(Kind::Blocked) && stream.pasids.is_empty() {
             allowed = allowed.or(&Allowed::fault(&[code::C_BAD_STREAMID, code::C_BAD_STE]));
         }
+        allowed.stalls = stream.permissions.requests.contains(Requests::STALL);
         for &space in &stream.residue {
             allowed = allowed.or(&Allowed::refused()).or(&of(space));
         }
@@ -284,6 +293,11 @@ impl World {
         for unit in &self.units {
             if let Some(violation) = unit.model.take_violations().first() {
                 return Err(format!("the driver broke a rule: {violation:?}"));
+            }
+        }
+        for (place, device) in &self.atcs {
+            if let Some(violation) = device.take_violations().first() {
+                return Err(format!("the driver broke a rule towards {place:x?}: {violation:?}"));
             }
         }
         let touched = std::mem::take(&mut self.touched);
@@ -361,6 +375,9 @@ impl World {
         for (unit, caused) in std::mem::take(&mut *lock(&self.kernel.0.caused)) {
             self.units[unit].caused.push(caused);
         }
+        for (unit, stalled) in std::mem::take(&mut *lock(&self.kernel.0.stalled)) {
+            self.units[unit].stalled.insert(stalled);
+        }
         for at in 0..self.units.len() {
             let events = std::mem::take(&mut lock(&self.units[at].inbox).events);
             for (event, losses) in events {
@@ -377,7 +394,10 @@ impl World {
                             let at = list.iter().position(same)?;
                             Some(list.swap_remove(at))
                         });
-                        if found.take(1).count() == 0 {
+                        let ended = |(stream, at): &(u32, u64)| {
+                            *stream == sid && record.address.is_none_or(|address| address.get() == *at)
+                        };
+                        if found.take(1).count() == 0 && !unit.stalled.iter().any(ended) {
                             return Err(format!("unit {at} reports a fault that nobody caused: {record:x?}"));
                         }
                         self.count(format!("reported {}", record.name));
@@ -394,6 +414,13 @@ impl World {
                         }
                         self.count("reported overflow");
                     }
+                    UnitEvent::PageRequest(request) => {
+                        if answered(&request).is_some() {
+                            self.asked.push((at, request));
+                        }
+                        self.count("reported a page request");
+                    }
+                    UnitEvent::PageRequestOverflow => self.count("reported an overflow of page requests"),
                     UnitEvent::QueueError => self.count("reported queue error"),
                     UnitEvent::UnitError { name, value } if name.starts_with("MSI_") => {
                         let _ = value;
@@ -435,8 +462,10 @@ impl World {
         };
         let allowed = self.allowed_as(at, request.requester, request.pasid, request.address, kind);
         let outcome = self.units[at].model.dma(request, mode).outcome;
-        if let Outcome::Fault(code) = outcome {
-            self.units[at].caused.push((request.requester, request.address, code));
+        match outcome {
+            Outcome::Fault(code) => self.units[at].caused.push((request.requester, request.address, code)),
+            Outcome::Stalled(_) => drop(self.units[at].stalled.insert((request.requester, request.address))),
+            _ => {}
         }
         if !allowed.admits(outcome) {
             return Err(format!(
