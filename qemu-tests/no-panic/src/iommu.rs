@@ -8,7 +8,7 @@ use core::hint::black_box;
 use core::ops::ControlFlow;
 use portcullis_hal::{
     Arc, Attributes, EndpointId, FixedMapping, FrameOrder, Frames, Gather, Iova, IovaRange, Mapped, Mapping,
-    Pasid, PhysAddr, PhysRange, TableFormat, TableRoot, TableWrites, Usage, unsize_arc,
+    Pasid, PhysAddr, PhysRange, QueuedMaps, TableFormat, TableRoot, TableWrites, Usage, unsize_arc,
 };
 use portcullis_iommu::{
     Abilities, Answered, Device, DeviceDescription, DeviceId, Domain, DomainSpec, Fault, FaultHandler,
@@ -160,6 +160,15 @@ fn memory(domain: &Arc<dyn Domain>) {
         show(&error);
     }
     black_box((mapping().range(), mapping().mapping()));
+    let mut queue = QueuedMaps::new();
+    // SAFETY: the program never runs.
+    match unsafe { domain.map_queued(&[*mapping().mapping()], &mut queue) } {
+        Ok(()) => match domain.send_maps(&mut queue) {
+            Ok(()) => debug(&queue.is_empty()),
+            Err(error) => show(&error),
+        },
+        Err(error) => show(&error),
+    }
     let mut gather = Gather::new();
     leaves(&**domain, &mut gather);
     for _ in 0..black_box(2) {
