@@ -151,6 +151,20 @@ impl<H: Hal, T: Transport> Attachments<H, T> {
         restored
     }
 
+    /// Has the device take notice of an endpoint that is not attached, and leave it so. What it does not know it does
+    /// not let through either.
+    pub(crate) fn cut_off(&self, endpoint: EndpointId) -> Result<(), AttachError> {
+        let call = |request| {
+            let result = self.link.call(&request, Priority::Blocking);
+            result.map_err(|error| AttachError::from(MoveError { endpoint, error }))
+        };
+        match call(self.attach_request(endpoint, &Kind::Blocked)) {
+            Ok(()) => call(Request::Detach { domain: self.link.limits.blocked, endpoint }),
+            Err(AttachError::UnknownEndpoint(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Blocks all of `endpoints`; tries all of them, whatever happens.
     fn block_all(&self, endpoints: &[EndpointId]) -> Result<(), AttachError> {
         let mut result = Ok(());

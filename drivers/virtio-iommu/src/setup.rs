@@ -9,9 +9,10 @@ use crate::ring::RingSize;
 use crate::spec::{DeviceStatus, Features, HostDomain, config};
 use crate::transport::{NotTaken, QueueIndex, Transport};
 use crate::unit::VirtioIommu;
+use alloc::vec::Vec;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Arc, Hal, Iova, IovaRange, OutOfMemory};
-use portcullis_iommu::IdPool;
+use portcullis_hal::{Arc, EndpointId, Hal, Iova, IovaRange, OutOfMemory, list};
+use portcullis_iommu::{AttachError, IdPool};
 use thiserror::Error;
 
 /// Choices for setting up a unit; the default suits most.
@@ -78,6 +79,14 @@ pub enum InitError {
     /// The device failed while it was set up.
     #[error("the device is not running: its status is {0:?}")]
     NotRunning(DeviceStatus),
+    /// An endpoint that may be open since before the reset stays so.
+    #[error("endpoint {endpoint} cannot be cut off: {error}")]
+    NotCutOff {
+        /// The endpoint.
+        endpoint: EndpointId,
+        /// What the device says.
+        error: AttachError,
+    },
     /// No memory for the queues.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),
@@ -92,6 +101,7 @@ pub struct Setup<H: Hal, T: Transport> {
     options: Options,
     limits: Limits,
     domains: (u32, u32),
+    cut_off: Vec<EndpointId>,
 }
 
 impl<H: Hal, T: Transport> Setup<H, T> {
@@ -106,16 +116,28 @@ impl<H: Hal, T: Transport> Setup<H, T> {
         reset(&hal, &transport, options.timeout_ns)?;
         let transport = Claimed::new(transport);
         let (limits, domains) = negotiate(&*transport)?;
-        Ok(Self { hal, transport, options, limits, domains })
+        Ok(Self { hal, transport, options, limits, domains, cut_off: Vec::new() })
+    }
+
+    /// Has [`enable`](Self::enable) cut these endpoints off by requests, too, since not every device does so when it is
+    /// reset: QEMU's leaves an endpoint that a predecessor passed through open until its next attachment. Until then
+    /// whoever takes a device over has to keep them from mastering the bus. Endpoints that the device does not know are
+    /// none of its business.
+    ///
+    /// # Errors
+    ///
+    /// No memory for the list.
+    pub fn cut_off(&mut self, endpoints: &[EndpointId]) -> Result<(), OutOfMemory> {
+        endpoints.iter().try_for_each(|&endpoint| list::push(&mut self.cut_off, endpoint))
     }
 
     /// Sets up the queues and starts the device.
     ///
     /// # Errors
     ///
-    /// There is no memory, or the device does not take the queues.
+    /// There is no memory, the device does not take the queues, or does not cut an endpoint off.
     pub fn enable(self) -> Result<VirtioIommu<H, T>, InitError> {
-        let Self { hal, transport, options, limits, domains } = self;
+        let Self { hal, transport, options, limits, domains, cut_off } = self;
         let requests =
             queue_size(&*transport, QueueIndex::Requests, options.request_queue, RequestQueue::<H>::LEAST)?;
         let events = queue_size(&*transport, QueueIndex::Events, options.event_queue, 1)?;
@@ -136,7 +158,11 @@ impl<H: Hal, T: Transport> Setup<H, T> {
         if link.hal.critical(|| link.events.lock().publish()) {
             link.transport.notify(QueueIndex::Events);
         }
-        Ok(VirtioIommu::new(Arc::try_new(Attachments::new(Arc::try_new(link)?))?))
+        let attachments = Attachments::new(Arc::try_new(link)?);
+        for endpoint in cut_off {
+            attachments.cut_off(endpoint).map_err(|error| InitError::NotCutOff { endpoint, error })?;
+        }
+        Ok(VirtioIommu::new(Arc::try_new(attachments)?))
     }
 }
 

@@ -2,7 +2,7 @@
 mod support;
 
 use portcullis_hal::{Gather, MapError, PAGE_SIZE, SyncError};
-use portcullis_iommu::{AttachError, DomainSpec, Unit, UnitEvent};
+use portcullis_iommu::{AttachError, DomainSpec, FaultReason, Unit, UnitEvent};
 use portcullis_virtio_iommu::spec::{DeviceStatus, Features};
 use portcullis_virtio_iommu::{InitError, MsixVector, NotTaken, Options, Setup, Vectors};
 use support::*;
@@ -100,6 +100,33 @@ fn a_device_that_was_claimed_and_does_not_get_running_is_told_so_and_denies_all_
         fake.state().queue_sizes = sizes;
         setup_error(&fake);
         assert_eq!(given_up(&fake), (0x80, None), "{sizes:?}");
+    }
+}
+
+#[test]
+fn what_a_predecessor_left_open_is_cut_off_before_the_unit_can_be_used() {
+    let cut_off = |fake: &Fake, endpoints: &[u32]| {
+        fake.state().lingering = [7, 9].into();
+        let mut setup = Setup::new(fake.hal.clone(), fake.clone(), options()).unwrap();
+        setup.cut_off(&endpoints.iter().map(|id| endpoint(*id)).collect::<Vec<_>>()).unwrap();
+        setup.enable()
+    };
+    let fake = Fake::new();
+    let unit = cut_off(&fake, &[7, 0x100, 8]).unwrap();
+    let attach = |endpoint| Req::Attach { domain: 5, endpoint, flags: 0 };
+    let detach = |endpoint| Req::Detach { domain: 5, endpoint };
+    assert_eq!(fake.take_requests(), [attach(7), detach(7), attach(0x100), attach(8), detach(8)]);
+    assert_eq!((fake.dma(7, 0x1000, true), fake.dma(9, 0x1000, true)), (None, Some(0x1000)));
+    let events = events(&unit);
+    let [UnitEvent::Fault(fault)] = events.as_slice() else { panic!("{events:?}") };
+    assert_eq!(fault.reason, FaultReason::Unattached, "it is not blocked, but not attached");
+    drop(unit);
+    for refused in [attach(8), detach(8)] {
+        let fake = Fake::new();
+        fake.script(move |req| if *req == refused { Answer::Status(INVAL) } else { Answer::Right });
+        let error = InitError::NotCutOff { endpoint: endpoint(8), error: AttachError::Refused };
+        assert_eq!(cut_off(&fake, &[7, 8]).err(), Some(error));
+        assert_eq!(fake.hal.frames_in_use(), 0);
     }
 }
 

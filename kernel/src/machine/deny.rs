@@ -1,6 +1,6 @@
 //! Deny by default: a device that nobody attached reaches nothing, from the first moment.
 
-use super::{Bus, Machine};
+use super::{Bus, Machine, Start};
 use crate::devices::edu::{BUFFER_SIZE, Completion, Direction, Edu, ID};
 use crate::job::{Outcome, await_fault, drain_faults, holds, pattern};
 use crate::memory::KernelHal;
@@ -49,13 +49,20 @@ impl Canary {
 }
 
 /// Between the units' first register write and the start of translation.
-pub(super) fn while_closed(bus: &Bus, edus: &[Edu], prepared: &Prepared, canary: &Canary) -> Outcome {
+pub(super) fn while_closed(
+    bus: &Bus,
+    edus: &[Edu],
+    prepared: &Prepared,
+    start: Start,
+    canary: &Canary,
+) -> Outcome {
     let edu = edus.first().ok_or("no edu device")?;
     let index = bus.functions.iter().position(|function| (function.vendor, function.device) == ID);
     let index = index.ok_or("no edu device")?;
     // A unit that aborts by itself is tried with a device that masters the bus. VT-d denies nothing before it
     // translates; there it is the bus-master bit that does.
-    if prepared.aborts() {
+    let abort = prepared.abort(start);
+    if abort {
         portcullis_pci::enable_bus_master(&bus.config, &bus.functions, index);
     }
     let outcome = canary.attack(edu);
@@ -65,8 +72,7 @@ pub(super) fn while_closed(bus: &Bus, edus: &[Edu], prepared: &Prepared, canary:
         }
     }
     outcome?;
-    let how =
-        if prepared.aborts() { "the unit aborts everything" } else { "no device may master the bus yet" };
+    let how = if abort { "the unit aborts everything" } else { "no device may master the bus yet" };
     Ok(format!("{how}; the canary is unchanged"))
 }
 

@@ -155,7 +155,7 @@ impl Machine {
         }
         // Where firmware or reset leaves the bus open, the units close it before anything else.
         let prepared = units::prepare(&topology, &bus)?;
-        report.check("deny.closed", deny::while_closed(&bus, edus, &prepared, &canary));
+        report.check("deny.closed", deny::while_closed(&bus, edus, &prepared, start, &canary));
         let units = prepared.enable(&IOMMU, &bus)?;
         describe_units();
         let devices = register_devices(&topology, &bus, &units)?;

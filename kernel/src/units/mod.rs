@@ -2,7 +2,7 @@
 
 mod virtio;
 
-use crate::machine::{self, Bus, KernelIommu};
+use crate::machine::{self, Bus, KernelIommu, Start};
 use crate::memory::KernelHal;
 use crate::report::words;
 use alloc::format;
@@ -79,6 +79,14 @@ pub(crate) fn prepare(topology: &Topology, bus: &Bus) -> Result<Prepared, String
         if let Some((_, unit)) = unit {
             unit.reserve_direct(&[endpoint], &mappings)?;
             info!("{} keeps {} reserved regions", function.id, mappings.len());
+        }
+    }
+    for (index, unit) in &mut prepared {
+        if let PreparedUnit::Virtio(unit) = unit {
+            let ids = bus.functions.iter().filter_map(|function| topology.unit_of(function.id));
+            let endpoints: Vec<_> =
+                ids.filter(|(covering, _)| covering == index).map(|(_, endpoint)| endpoint).collect();
+            unit.cut_off(&endpoints)?;
         }
     }
     Ok(Prepared(prepared))
@@ -163,9 +171,14 @@ impl Enabled {
 }
 
 impl Prepared {
-    /// Whether all units abort by themselves what devices try before they are enabled.
-    pub(crate) fn aborts(&self) -> bool {
-        self.0.iter().all(|(_, unit)| !matches!(unit, PreparedUnit::Vtd(..)))
+    /// Whether all units abort by themselves what devices try before they are enabled. QEMU's virtio-iommu lets through
+    /// what a predecessor passed through, until it is enabled and told otherwise.
+    pub(crate) fn abort(&self, start: Start) -> bool {
+        self.0.iter().all(|(_, unit)| match unit {
+            PreparedUnit::Smmu(..) => true,
+            PreparedUnit::Vtd(_) => false,
+            PreparedUnit::Virtio(_) => start == Start::AsFound,
+        })
     }
 
     /// Turns translation on and connects the units' interrupts; everything is denied.

@@ -10,7 +10,7 @@ use alloc::string::String;
 use log::info;
 use portcullis_arch::{interrupts, paging};
 use portcullis_firmware::{Interrupt, Topology, VirtioTransport};
-use portcullis_hal::{Arc, Iova, OutOfMemory, PhysRange, RequesterId};
+use portcullis_hal::{Arc, EndpointId, Iova, OutOfMemory, PhysRange, RequesterId};
 use portcullis_iommu::{Unit, UnitId};
 use portcullis_pci::MsixTable;
 use portcullis_virtio_iommu::{
@@ -59,6 +59,14 @@ impl Prepared {
                 let setup = Setup::new(KernelHal, transport, Options::default());
                 Ok(Self::Mmio(setup.map_err(words)?, interrupt))
             }
+        }
+    }
+
+    /// Endpoints that a predecessor may have left open.
+    pub(super) fn cut_off(&mut self, endpoints: &[EndpointId]) -> Result<(), String> {
+        match self {
+            Self::Pci(setup, _) => setup.cut_off(endpoints).map_err(words),
+            Self::Mmio(setup, _) => setup.cut_off(endpoints).map_err(words),
         }
     }
 

@@ -16,7 +16,7 @@ use portcullis_virtio_iommu::spec::DeviceStatus;
 use portcullis_virtio_iommu::{
     NotTaken, Options, QueueIndex, QueueLayout, Setup, Transport, Vectors, VirtioIommu,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard};
 
@@ -82,6 +82,8 @@ pub(crate) struct State {
     /// By endpoint: the domain.
     pub endpoints: BTreeMap<u32, u32>,
     pub domains: BTreeMap<u32, FakeDomain>,
+    /// Endpoints that a predecessor passed through, and that the device forgets to close before they are attached.
+    pub lingering: BTreeSet<u32>,
     pub requests: Vec<Req>,
     /// What PROBE says of every endpoint.
     pub properties: Vec<u8>,
@@ -132,6 +134,7 @@ impl Fake {
             queues: Default::default(),
             endpoints: BTreeMap::new(),
             domains: BTreeMap::new(),
+            lingering: BTreeSet::new(),
             requests: Vec::new(),
             properties: Vec::new(),
             notifications: 0,
@@ -342,7 +345,7 @@ impl Fake {
         let refused = {
             let state = self.state();
             match state.endpoints.get(&endpoint) {
-                None if state.config[36] == 1 => return Some(address),
+                None if state.config[36] == 1 || state.lingering.contains(&endpoint) => return Some(address),
                 None => 1,
                 Some(domain) => {
                     let domain = &state.domains[domain];
@@ -397,6 +400,7 @@ impl State {
                     return INVAL;
                 }
                 self.endpoints.insert(endpoint, domain);
+                self.lingering.remove(&endpoint);
                 OK
             }
             Req::Detach { domain, endpoint } => {
