@@ -35,7 +35,7 @@ pub enum Tag {
 
 impl Tag {
     /// The tag where the first word of a TLB invalidation has it, in bits 63:32.
-    pub(crate) fn bits(self) -> u64 {
+    pub fn bits(self) -> u64 {
         const ASID: u64 = Tlbi0::new().with_asid(1).into_bits();
         const VMID: u64 = Tlbi0::new().with_vmid(1).into_bits();
         match self {
