@@ -111,8 +111,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         lost
     }
 
-    /// Gives answers to the unit, as many as fit its queue [together](crate::cmdq::CommandQueue::piece), and waits until
-    /// it has taken them. One that it refused it gets again, alone: none is taken twice.
+    /// Gives answers to the unit, as many as fit its queue together, and waits until it has taken them. Those that it
+    /// refused it gets again, and no others: none is taken twice.
     fn send_answers(&self, answers: &[Answer]) -> Result<(), SyncError> {
         let mut list = Few::of(Answer::NONE, answers.iter().copied());
         for _ in 0..ATTEMPTS {
