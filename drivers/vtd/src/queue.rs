@@ -339,12 +339,17 @@ impl<H: Hal> Queue<H> {
     /// [`SyncError::Timeout`], and [`SyncError::Faulted`] if the hardware refused a descriptor of this batch.
     #[inline(always)]
     pub(crate) fn wait<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        if self.is_done(&ticket) { Ok(()) } else { self.wait_longer(registers, ticket) }
+        if self.is_done(ticket) {
+            return Ok(());
+        }
+        // Word by word: as a whole it would go through memory, also where nobody waits longer.
+        let Ticket { first, end, errors, publisher } = ticket;
+        self.wait_longer(registers, first, end, errors, publisher)
     }
 
     /// Whether the batch has completed, and there was no error meanwhile.
     #[inline]
-    fn is_done(&self, ticket: &Ticket) -> bool {
+    fn is_done(&self, ticket: Ticket) -> bool {
         let is_done = self.done().has_reached(ticket.end);
         barrier::after_completion();
         is_done && self.errors.count() == ticket.errors
@@ -352,7 +357,15 @@ impl<H: Hal> Queue<H> {
 
     #[cold]
     #[inline(never)]
-    fn wait_longer<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
+    fn wait_longer<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        first: Position,
+        end: Position,
+        errors: u32,
+        publisher: Publisher,
+    ) -> Result<(), SyncError> {
+        let ticket = Ticket { first, end, errors, publisher };
         if ticket.publisher == Publisher::Other {
             producers::leave_to_others(registers.hal(), || self.done().has_reached(ticket.end));
         }

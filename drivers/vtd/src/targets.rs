@@ -373,9 +373,7 @@ impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
         if let Some(target) = list.only()
             && let Some(descriptor) = target.exactly(range, changed)
         {
-            let result = target.unit.run(iter::once(descriptor));
-            // Asked before the list is put back, which the compiler does not look through.
-            return if result.is_ok() { Ok(()) } else { result };
+            return target.unit.run(iter::once(descriptor));
         }
         list.invalidate(Some(range), changed)
     }
