@@ -1,5 +1,5 @@
-//! How many submissions per second threads get through one queue: the drivers' `throughput` benchmarks, which run on
-//! this machine against a unit that completes everything at once.
+//! How many submissions per second threads get through one queue: the benchmark `throughput` of `qemu-tests/operations`,
+//! which runs on this machine against units that complete everything at once.
 //!
 //! Unlike counts of instructions these numbers differ between machines, and between runs on a busy one.
 
@@ -10,9 +10,10 @@ use anyhow::{Context, Result, bail};
 use crate::ui;
 use crate::workspace::Workspace;
 
-/// The packages with such a benchmark, and what their queue is called.
-const QUEUES: [(&str, &str); 2] =
-    [("portcullis-vtd", "VT-d invalidation queue"), ("portcullis-smmuv3", "SMMUv3 command queue")];
+const PACKAGE: &str = "portcullis-operations";
+
+/// What the benchmark calls the queues, and what they are called here.
+const QUEUES: [(&str, &str); 2] = [("vtd", "VT-d invalidation queue"), ("smmuv3", "SMMUv3 command queue")];
 
 /// What so many threads achieve together: medians.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,10 +28,11 @@ pub(super) struct Sample {
 }
 
 impl Sample {
-    /// Reads `throughput threads=N per_second=N retries_ppm=N doorbells_ppm=N`; `None` for any other line.
-    fn parse(line: &str) -> Option<Self> {
+    /// Reads `throughput queue=Q threads=N per_second=N retries_ppm=N doorbells_ppm=N`; `None` for any other line, or
+    /// another queue's.
+    fn parse(line: &str, queue: &str) -> Option<Self> {
         let mut words = line.split(' ');
-        if words.next() != Some("throughput") {
+        if words.next() != Some("throughput") || words.next()?.strip_prefix("queue=") != Some(queue) {
             return None;
         }
         let mut field = |name: &str| words.next()?.strip_prefix(name)?.strip_prefix('=')?.parse().ok();
@@ -81,23 +83,23 @@ impl Throughput {
     }
 }
 
-/// Builds and runs the benchmarks, one after the other.
+/// Builds and runs the benchmark.
 pub(super) fn measure(workspace: &Workspace) -> Result<Vec<Throughput>> {
-    QUEUES.iter().map(|&(package, queue)| measure_one(workspace, package, queue)).collect()
-}
-
-fn measure_one(workspace: &Workspace, package: &str, queue: &'static str) -> Result<Throughput> {
-    ui::say(&format!("measuring the throughput of the {queue}"));
+    ui::say("measuring the throughput of the queues");
     let mut command = workspace.cargo();
-    command.args(["bench", "--quiet", "--package", package, "--bench", "throughput"]);
+    command.args(["bench", "--quiet", "--package", PACKAGE, "--bench", "throughput"]);
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.context("cannot run cargo")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    let samples: Vec<_> = text.lines().filter_map(Sample::parse).collect();
-    if !output.status.success() || samples.is_empty() {
-        bail!("the benchmark of {package} ended with {} and {} results", output.status, samples.len());
+    let of_queue = |(key, queue)| {
+        let samples = text.lines().filter_map(|line| Sample::parse(line, key)).collect();
+        Throughput { queue, samples }
+    };
+    let queues: Vec<_> = QUEUES.into_iter().map(of_queue).collect();
+    if !output.status.success() || queues.iter().any(|queue| queue.samples.is_empty()) {
+        bail!("the benchmark of {PACKAGE} ended with {} and {queues:?}", output.status);
     }
-    Ok(Throughput { queue, samples })
+    Ok(queues)
 }
 
 #[cfg(test)]
@@ -110,10 +112,13 @@ mod tests {
 
     #[test]
     fn what_the_benchmarks_print_is_read_and_nothing_else() {
-        let line = "throughput threads=4 per_second=1781581 retries_ppm=7873 doorbells_ppm=999956";
-        assert_eq!(Sample::parse(line), Some(sample(4, 1_781_581)));
-        for other in ["", "running 0 tests", "throughput threads=4", "throughput threads=x per_second=1"] {
-            assert_eq!(Sample::parse(other), None);
+        let line = "throughput queue=vtd threads=4 per_second=1781581 retries_ppm=7873 doorbells_ppm=999956";
+        assert_eq!(Sample::parse(line, "vtd"), Some(sample(4, 1_781_581)));
+        assert_eq!(Sample::parse(line, "smmuv3"), None);
+        let others =
+            ["", "running 0 tests", "throughput queue=vtd threads=4", "throughput queue=vtd threads=x"];
+        for other in others {
+            assert_eq!(Sample::parse(other, "vtd"), None);
         }
     }
 

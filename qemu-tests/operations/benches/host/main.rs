@@ -6,14 +6,11 @@
 //! has caches, which a count of instructions does not; the clean of a cache line costs nothing here, and what else the
 //! host does disturbs it. `memory machine=M of=W tables=N heap=N` are bytes in frames, which units read, and on the heap.
 
-mod memory;
 mod process;
-mod smmu;
-mod virtio;
-mod vtd;
+#[path = "../units/mod.rs"]
+mod units;
 
-use memory::{Memory, Usage};
-use portcullis_hal::{Arc, EndpointId, Granule, Pasid, RequesterId, TableFormat};
+use portcullis_hal::{Arc, EndpointId, Pasid, RequesterId, TableFormat};
 use portcullis_iommu::{
     Device, DeviceDescription, DeviceId, Domain, DomainSpec, Feature, GroupId, Iommu, PagingSpec,
     Permissions, Unit,
@@ -22,6 +19,8 @@ use portcullis_operations::{Bench, Clock, Cost, OnPaper, Rounds, Sharing};
 use process::process;
 use std::error::Error;
 use std::time::Instant;
+use units::memory::{Memory, Usage};
+use units::{Play, Played, VMSA, X86, smmu, virtio, vtd};
 
 const ROUNDS: Rounds = Rounds { many: 20_001, some: 2001, few: 11 };
 
@@ -30,10 +29,9 @@ const FURTHER: u32 = 255;
 const PASID_BITS: u8 = 16;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let smmu = TableFormat::VmsaStage1 { granule: Granule::Size4K, mair: 0xff };
     let machines: [(&str, Play, Option<TableFormat>); 3] = [
-        ("aarch64", smmu::unit, Some(smmu)),
-        ("x86_64-first", vtd::first_stage, Some(TableFormat::X86 { levels: 4 })),
+        ("aarch64", smmu::unit, Some(VMSA)),
+        ("x86_64-first", vtd::first_stage, Some(X86)),
         ("x86_64-second", vtd::second_stage, None),
     ];
     for (machine, play, cpu_tables) in machines {
@@ -46,16 +44,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     // One driver on both machines, whose tables are the host's.
     operations(&["aarch64-virtio", "x86_64-virtio"], virtio::unit)
 }
-
-/// A driver on a unit that is played.
-struct Played {
-    unit: Arc<dyn Unit>,
-    /// Puts a page request of an endpoint's PASID into the unit's queue: for a page to read and write, alone in its group.
-    ask: Box<dyn Fn(u32, Pasid)>,
-}
-
-/// Sets one up.
-type Play = fn(Memory) -> Result<Played, Box<dyn Error>>;
 
 /// The device.
 const ENDPOINT: u32 = 0x20;
@@ -103,7 +91,7 @@ fn operations(machines: &[&str], play: Play) -> Result<(), Box<dyn Error>> {
 /// Measures what shared address spaces cost, of a device that knows nothing of its permissions.
 fn sharing(machine: &str, play: Play, format: TableFormat) -> Result<(), Box<dyn Error>> {
     let memory = Memory::new();
-    let Played { unit, ask } = play(memory)?;
+    let Played { unit, ask, .. } = play(memory)?;
     let (iommu, device) = registry(memory, unit)?;
     let mm = process(memory, format)?;
     let sharing = Sharing::new(&iommu, &device, mm.clone(), clock(), ROUNDS)?;

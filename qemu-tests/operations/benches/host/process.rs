@@ -1,6 +1,6 @@
 //! A process without memory.
 
-use crate::memory::Memory;
+use crate::units::memory::Memory;
 use portcullis_hal::{
     Arc, FaultOutcome, FrameOrder, Hal, Mm, MmFault, MmNotifier, OutOfMemory, SubscribeError, TableFormat,
     TableRoot, TableWrites, unsize_arc,

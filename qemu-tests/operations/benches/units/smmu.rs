@@ -1,11 +1,12 @@
 //! An SMMUv3 that has carried out every command when the write of the doorbell returns.
 
-use crate::Played;
-use crate::memory::Memory;
+use super::Played;
+use super::memory::Memory;
 use portcullis_hal::{Mmio, Pasid};
 use portcullis_smmuv3::{Options, Setup};
+use std::cell::Cell;
 use std::error::Error;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 const IDR0: usize = 0x00;
 const IDR1: usize = 0x04;
@@ -35,7 +36,9 @@ pub(crate) fn unit(memory: Memory) -> Result<Played, Box<dyn Error>> {
         smmu.write32(offset, value);
     }
     let driver = Setup::new(memory, smmu, Options::default())?.enable()?;
-    Ok(Played { unit: driver.unit()?, ask: Box::new(|endpoint, pasid| smmu.ask(endpoint, pasid)) })
+    let ask = |endpoint, pasid| smmu.ask(endpoint, pasid);
+    let tries = || LOOKS.load(Ordering::Relaxed);
+    Ok(Played { unit: driver.unit()?, ask: Box::new(ask), tries: Box::new(tries) })
 }
 
 impl Smmu {
@@ -53,10 +56,26 @@ impl Smmu {
     }
 }
 
+/// Looks at CMDQ_CONS by threads that have counted theirs.
+static LOOKS: AtomicU64 = AtomicU64::new(0);
+
+thread_local! {
+    /// Those of this thread that it has not counted yet.
+    static OWN_LOOKS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Counts the looks of this thread at CMDQ_CONS.
+pub(crate) fn count_looks() {
+    LOOKS.fetch_add(OWN_LOOKS.take(), Ordering::Relaxed);
+}
+
 #[expect(unsafe_code, reason = "registers of hardware that is not there")]
 // SAFETY: nothing acts on memory.
 unsafe impl Mmio for &Smmu {
     fn read32(&self, offset: usize) -> u32 {
+        if offset == CMDQ_CONS {
+            OWN_LOOKS.set(OWN_LOOKS.get() + 1);
+        }
         self.registers.get(offset / 4).map_or(0, |register| register.load(Ordering::Acquire))
     }
 

@@ -1,8 +1,9 @@
 //! A VT-d unit that has carried out every descriptor when the write of the tail returns.
 
-use crate::Played;
-use crate::memory::Memory;
+use super::Played;
+use super::memory::Memory;
 use portcullis_hal::{Mmio, Pasid};
+use portcullis_iommu::Unit;
 use portcullis_vtd::{Options, Setup};
 use std::error::Error;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -48,7 +49,10 @@ fn unit(memory: Memory, ecap: u64) -> Result<Played, Box<dyn Error>> {
     unit.write64(CAP, 0x81d2_008c_222f_0606);
     unit.write64(ECAP, ecap);
     let driver = Setup::new(memory, unit, Options::new(HOST_BITS))?.enable()?;
-    Ok(Played { unit: driver.unit()?, ask: Box::new(|endpoint, pasid| unit.ask(endpoint, pasid)) })
+    let ask = |endpoint, pasid| unit.ask(endpoint, pasid);
+    let played = driver.unit()?;
+    let tries = move || driver.stats().syncs + driver.queue_retries();
+    Ok(Played { unit: played, ask: Box::new(ask), tries: Box::new(tries) })
 }
 
 impl NullUnit {

@@ -118,6 +118,11 @@ unsafe impl Hal for Memory {
         self.0.start.elapsed().as_nanos() as u64
     }
 
+    fn relax(&self) {
+        // There may be more threads that wait for each other than processors.
+        std::thread::yield_now();
+    }
+
     fn mask_interrupts(&self) -> InterruptMask {
         InterruptMask(0)
     }

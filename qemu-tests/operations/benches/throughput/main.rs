@@ -1,0 +1,143 @@
+//! How many submissions per second threads get through one queue, against a unit that has done everything at once.
+//!
+//! A submission is a strict invalidation of a domain's translations: a command, a sync, and the wait for it. Each thread
+//! has a domain and a device of its own; the queue is what they share. Between two looks that fail, a thread gives its
+//! processor away, as there may be more threads than processors here, other than in a kernel.
+//!
+//! What counts is processor time: seconds are those that the threads ran, divided by the processors that they can have at
+//! once, so that what else the host does only adds noise.
+//!
+//! Prints a line per queue and number of threads, the median of several rounds:
+//! `throughput queue=Q threads=N per_second=N retries_ppm=N doorbells_ppm=N`, the last two per million submissions.
+
+#[path = "../units/mod.rs"]
+mod units;
+
+use portcullis_hal::{
+    Arc, EndpointId, FrameOrder, Gather, Hal, SharedTable, TableFormat, TableRoot, TableWrites,
+};
+use portcullis_iommu::{Domain, DomainSpec, Unit};
+use std::error::Error;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+use units::memory::Memory;
+use units::{Play, Played, VMSA, X86, smmu, vtd};
+
+const THREADS: [usize; 4] = [1, 2, 4, 8];
+const ROUNDS: usize = 9;
+const ROUND: Duration = Duration::from_millis(100);
+
+/// What one round gave.
+#[derive(Clone, Copy)]
+struct Round {
+    submissions: u64,
+    /// How long the threads ran, in nanoseconds, all together.
+    ran_ns: u64,
+    /// How many could run at once.
+    processors: u64,
+    retries: u64,
+    doorbells: u64,
+}
+
+impl Round {
+    fn per_second(&self) -> u64 {
+        (self.submissions as f64 * self.processors as f64 * 1e9 / self.ran_ns.max(1) as f64) as u64
+    }
+
+    fn per_million(&self, count: u64) -> u64 {
+        count.saturating_mul(1_000_000) / self.submissions.max(1)
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let queues: [(&str, Play, TableFormat); 2] =
+        [("vtd", vtd::first_stage, X86), ("smmuv3", smmu::unit, VMSA)];
+    for (queue, play, format) in queues {
+        for threads in THREADS {
+            let memory = Memory::new();
+            let played = play(memory)?;
+            let domains = (0..threads).map(|number| domain(&*played.unit, memory, format, number as u32));
+            let domains = domains.collect::<Result<Vec<_>, _>>()?;
+            let mut rounds: Vec<Round> = (0..ROUNDS).map(|_| round(&played, &domains)).collect();
+            rounds.sort_by_key(Round::per_second);
+            let median = rounds[ROUNDS / 2];
+            println!(
+                "throughput queue={queue} threads={threads} per_second={} retries_ppm={} doorbells_ppm={}",
+                median.per_second(),
+                median.per_million(median.retries),
+                median.per_million(median.doorbells)
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A domain with tables of somebody else, so that a sync is an invalidation and nothing besides.
+#[expect(unsafe_code, reason = "shares tables that nobody walks")]
+fn domain(
+    unit: &dyn Unit,
+    memory: Memory,
+    format: TableFormat,
+    endpoint: u32,
+) -> Result<Arc<dyn Domain>, Box<dyn Error>> {
+    let root = memory.alloc_frames(FrameOrder::SINGLE)?;
+    let root = TableRoot { root, format, input_bits: 47, output_bits: 39, writes: TableWrites::Cleaned };
+    // SAFETY: the tables are empty and stay for ever.
+    let domain = unit.new_domain(&DomainSpec::Shared(unsafe { SharedTable::new(root) }))?;
+    unit.attach(&[EndpointId::new(endpoint)], &domain)?;
+    Ok(domain)
+}
+
+/// How long this thread has run so far, in nanoseconds.
+fn ran_ns() -> u64 {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+    let ran = text.split(' ').next().and_then(|number| number.parse().ok());
+    ran.unwrap_or_else(|| panic!("the kernel keeps no account of this thread's time: {text:?}"))
+}
+
+/// Lets threads submit on a unit for the length of a round.
+fn round(played: &Played, domains: &[Arc<dyn Domain>]) -> Round {
+    let (stats, tries) = (played.unit.stats(), (played.tries)());
+    let stop = AtomicBool::new(false);
+    let start = Barrier::new(domains.len() + 1);
+    let (submissions, ran_ns) = thread::scope(|scope| {
+        let submitters: Vec<_> = domains
+            .iter()
+            .map(|domain| {
+                let (stop, start) = (&stop, &start);
+                scope.spawn(move || {
+                    let mut gather = Gather::new();
+                    let mut submissions = 0_u64;
+                    start.wait();
+                    let begun = ran_ns();
+                    while !stop.load(Ordering::Relaxed) {
+                        if let Err(error) = domain.sync(&mut gather) {
+                            panic!("a submission failed: {error}");
+                        }
+                        submissions += 1;
+                    }
+                    smmu::count_looks();
+                    (submissions, ran_ns() - begun)
+                })
+            })
+            .collect();
+        start.wait();
+        thread::sleep(ROUND);
+        stop.store(true, Ordering::Relaxed);
+        submitters.into_iter().fold((0, 0), |(submissions, ran), submitter| {
+            let (more, longer) = submitter.join().unwrap_or((0, 0));
+            (submissions + more, ran + longer)
+        })
+    });
+    let now = played.unit.stats();
+    let processors = thread::available_parallelism().map_or(1, |count| count.get()).min(domains.len()) as u64;
+    Round {
+        submissions,
+        ran_ns,
+        processors,
+        retries: ((played.tries)() - tries).saturating_sub(submissions),
+        doorbells: now.doorbells - stats.doorbells,
+    }
+}
