@@ -8,24 +8,42 @@ use anyhow::{Context, Result};
 use crate::ui::{self, Style, paint};
 use crate::workspace::Workspace;
 
-/// Operations of one round of a suite, and of one seed.
-const ROUND: u64 = 100_000;
-const SEED: u64 = 1000;
+/// Seeds of one round of a suite.
+const SEEDS: u64 = 100;
 
 /// A suite that takes its first seed and its length from the environment, and shrinks what fails.
 struct Suite {
     package: &'static str,
     test: &'static str,
+    /// Operations of one seed.
+    length: u64,
 }
 
-const SUITES: [Suite; 2] = [
+const SUITES: [Suite; 5] = [
     Suite {
         package: "portcullis-smmuv3",
         test: "run::what_is_mapped_arrives_and_what_is_not_never_does_whatever_the_unit_caches",
+        length: 1000,
+    },
+    Suite {
+        package: "portcullis-smmuv3",
+        test: "sva::with_page_requests_devices_reach_what_their_processes_may_and_every_request_has_one_answer",
+        length: 400,
+    },
+    Suite {
+        package: "portcullis-smmuv3",
+        test: "sva::with_stalls_devices_reach_what_their_processes_may_and_every_stall_has_one_answer",
+        length: 400,
     },
     Suite {
         package: "portcullis-vtd",
         test: "after_every_operation_devices_reach_what_is_mapped_and_nothing_else",
+        length: 1000,
+    },
+    Suite {
+        package: "portcullis-vtd",
+        test: "sva::devices_reach_what_their_processes_may_and_every_request_has_one_answer",
+        length: 400,
     },
 ];
 
@@ -43,29 +61,31 @@ pub fn command(workspace: &Workspace, minutes: u64, seed: Option<u64>) -> Result
     let mut totals = [0; SUITES.len()];
     let mut round = 0;
     while round == 0 || started.elapsed() < limit {
-        let seed = first.wrapping_add(round * (ROUND / SEED));
+        let seed = first.wrapping_add(round * SEEDS);
         for (suite, total) in SUITES.iter().zip(&mut totals) {
             if !suite.run(workspace, seed)? {
                 return Ok(false);
             }
-            *total += ROUND;
+            *total += SEEDS * suite.length;
         }
         round += 1;
     }
     for (suite, total) in SUITES.iter().zip(totals) {
-        println!("{}: {total} operations", suite.package);
+        println!("{}, {}: {total} operations", suite.package, suite.test);
     }
     miri(workspace)
 }
 
 impl Suite {
     fn run(&self, workspace: &Workspace, seed: u64) -> Result<bool> {
-        let last = seed + ROUND / SEED - 1;
+        let last = seed + SEEDS - 1;
         ui::say(&format!("{}: seeds {seed} to {last}", self.package));
         let mut command = workspace.cargo();
         command.args(["test", "--quiet", "--package", self.package, "--test", "on_model", "--"]);
         command.args([self.test, "--exact", "--nocapture"]);
-        command.env("PORTCULLIS_FIRST", seed.to_string()).env("PORTCULLIS_OPERATIONS", ROUND.to_string());
+        command
+            .env("PORTCULLIS_FIRST", seed.to_string())
+            .env("PORTCULLIS_OPERATIONS", (SEEDS * self.length).to_string());
         let output = command.stdin(Stdio::null()).output().context("cannot start cargo")?;
         let text = String::from_utf8_lossy(&output.stdout);
         // A name that matches nothing is a success to cargo.

@@ -1,6 +1,6 @@
 //! Shared virtual addresses, with page requests, by the common layer: random processes on a model.
 //!
-//! A back end's test brings a [`Machine`], a modelled unit with its driver under the common layer, and [`run`]s it.
+//! A back end's test brings a [`Machine`], a modelled unit with its driver under the common layer, to a [`Suite`].
 //!
 //! | file | what |
 //! |---|---|
@@ -15,6 +15,7 @@ mod world;
 pub use machine::{Function, Machine};
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 /// How often what was done, and what came of it.
 #[derive(Debug, Default)]
@@ -30,12 +31,8 @@ impl Counts {
         *self.0.entry(what).or_default() += count;
     }
 
-    /// Prints all of them.
-    ///
-    /// # Panics
-    ///
-    /// One is below its minimum.
-    pub fn check(&self, minima: &[(&str, u64)]) {
+    /// Prints all of them, and fails if one is below its minimum.
+    fn check(&self, minima: &[(&str, u64)]) {
         for (what, count) in &self.0 {
             println!("{what:<30} {count:>8}");
         }
@@ -45,13 +42,53 @@ impl Counts {
     }
 }
 
-/// Does random operations on a new machine, and then ends everything.
+/// Runs of random operations, each on a new machine.
 ///
-/// # Panics
-///
-/// A device reached what it must not, a request has no answer or several, or something is left over.
-pub fn run(machine: &impl Machine, seed: u64, length: usize, counts: &mut Counts) {
-    let mut world = world::World::new(machine, seed, counts);
-    (0..length).for_each(|_| world.step());
-    world.finish();
+/// `PORTCULLIS_SEED` and `PORTCULLIS_LENGTH` run one seed; `PORTCULLIS_FIRST` and `PORTCULLIS_OPERATIONS` begin elsewhere
+/// and take longer.
+#[derive(Clone, Copy, Debug)]
+pub struct Suite<'a> {
+    /// Operations of a run.
+    pub length: u64,
+    /// How many runs.
+    pub runs: u64,
+    /// What all of them together have to exercise.
+    pub minima: &'a [(&'static str, u64)],
+}
+
+fn environment(name: &str) -> Option<u64> {
+    std::env::var(name).ok().and_then(|text| text.parse().ok())
+}
+
+impl Suite<'_> {
+    /// Runs them all; `machine` makes the one of a seed.
+    ///
+    /// # Panics
+    ///
+    /// A device reached what it must not, a request has no answer or several, something is left over, or a count is below
+    /// its minimum.
+    pub fn run<M: Machine>(&self, machine: impl Fn(u64) -> M) {
+        let mut counts = Counts::default();
+        let mut one = |seed, length| {
+            println!("seed {seed}");
+            let machine = machine(seed);
+            let mut world = world::World::new(&machine, seed, &mut counts);
+            (0..length).for_each(|_| world.step());
+            world.finish();
+            machine.count(&mut counts);
+        };
+        if let Some(seed) = environment("PORTCULLIS_SEED") {
+            return one(seed, environment("PORTCULLIS_LENGTH").unwrap_or(self.length));
+        }
+        let runs =
+            environment("PORTCULLIS_OPERATIONS").map_or(self.runs, |wanted| wanted.div_ceil(self.length));
+        let first = environment("PORTCULLIS_FIRST").unwrap_or_default();
+        let started = Instant::now();
+        (first..first + runs).for_each(|seed| one(seed, self.length));
+        let (operations, seconds) = (runs * self.length, started.elapsed().as_secs_f64());
+        println!("{operations} operations in {seconds:.1} s, {:.0} per second", operations as f64 / seconds);
+        if runs >= self.runs {
+            counts.check(self.minima);
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What a back end brings, and the devices as the common layer switches them.
 
+use crate::Counts;
 use portcullis_hal::{Arc, Hal};
 use portcullis_iommu::{ControlError, Device, DeviceControl, Iommu, Permissions, Requests};
 use portcullis_model::core::{Outcome, Request, Response};
@@ -73,6 +74,9 @@ pub trait Machine {
 
     /// What the driver did wrong since the last call.
     fn take_wrong(&self) -> Vec<String>;
+
+    /// Adds what the hardware alone can tell of the run.
+    fn count(&self, _counts: &mut Counts) {}
 }
 
 /// The model of a device, as the common layer switches it.

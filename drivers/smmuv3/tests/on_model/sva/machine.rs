@@ -92,17 +92,6 @@ impl Machine {
     }
 }
 
-impl Machine {
-    /// Adds what became of stalls and page requests in the unit.
-    pub(crate) fn count(&self, counts: &mut Counts) {
-        let coverage = self.unit.model.coverage();
-        for name in STALLS {
-            counts.many(name, coverage.of("stall", name));
-        }
-        counts.many("overflow", coverage.of("pri", "overflow"));
-    }
-}
-
 impl Drop for Machine {
     fn drop(&mut self) {
         // It holds the common layer, which holds the kernel's services.
@@ -177,5 +166,13 @@ impl portcullis_sva_suite::Machine for Machine {
         let mut wrong: Vec<_> = violations.iter().map(|violation| format!("{violation:?}")).collect();
         wrong.extend(self.kernel.0.take_wrong());
         wrong
+    }
+
+    fn count(&self, counts: &mut Counts) {
+        let coverage = self.unit.model.coverage();
+        for name in STALLS {
+            counts.many(name, coverage.of("stall", name));
+        }
+        counts.many("overflow", coverage.of("pri", "overflow"));
     }
 }

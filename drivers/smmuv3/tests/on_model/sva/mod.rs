@@ -1,15 +1,12 @@
 //! Shared virtual addresses, with page requests and with stalls, by the common layer: random processes on the model.
-//!
-//! `PORTCULLIS_SEED` runs one seed, of `PORTCULLIS_LENGTH` operations.
 
 mod machine;
 
-use crate::run::environment;
 use machine::{Faults, Machine};
-use portcullis_sva_suite::{Counts, run};
+use portcullis_sva_suite::Suite;
 
 /// Operations of a run, and runs.
-const LENGTH: usize = 400;
+const LENGTH: u64 = 400;
 const RUNS: u64 = 12;
 
 /// What all runs together have to exercise, with either kind of faults: a third of what they do, or less.
@@ -58,28 +55,17 @@ const STALLS: [(&str, u64); 9] = [
     ("went through early", 10),
 ];
 
-fn runs(faults: Faults, minima: &[(&str, u64)]) {
-    let mut counts = Counts::default();
-    if let Some(seed) = environment("PORTCULLIS_SEED") {
-        let length = environment("PORTCULLIS_LENGTH").map_or(LENGTH, |length| length as usize);
-        run(&Machine::new(seed, faults), seed, length, &mut counts);
-        return;
-    }
-    for seed in 0..RUNS {
-        println!("seed {seed}");
-        let machine = Machine::new(seed, faults);
-        run(&machine, seed, LENGTH, &mut counts);
-        machine.count(&mut counts);
-    }
-    counts.check(&[&MINIMA, minima].concat());
+fn run(faults: Faults, more: &[(&'static str, u64)]) {
+    let minima = [&MINIMA, more].concat();
+    Suite { length: LENGTH, runs: RUNS, minima: &minima }.run(|seed| Machine::new(seed, faults));
 }
 
 #[test]
 fn with_page_requests_devices_reach_what_their_processes_may_and_every_request_has_one_answer() {
-    runs(Faults::Pri, &PAGE_REQUESTS);
+    run(Faults::Pri, &PAGE_REQUESTS);
 }
 
 #[test]
 fn with_stalls_devices_reach_what_their_processes_may_and_every_stall_has_one_answer() {
-    runs(Faults::Stall, &STALLS);
+    run(Faults::Stall, &STALLS);
 }

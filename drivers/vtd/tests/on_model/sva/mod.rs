@@ -1,14 +1,12 @@
 //! Shared virtual addresses, with page requests, by the common layer: random processes on the model.
-//!
-//! `PORTCULLIS_SEED` runs one seed.
 
 mod machine;
 
 use machine::Machine;
-use portcullis_sva_suite::{Counts, run};
+use portcullis_sva_suite::Suite;
 
 /// Operations of a run, and runs.
-const LENGTH: usize = 400;
+const LENGTH: u64 = 400;
 const RUNS: u64 = 60;
 
 /// What all runs together have to exercise.
@@ -48,15 +46,5 @@ const MINIMA: [(&str, u64); 31] = [
 
 #[test]
 fn devices_reach_what_their_processes_may_and_every_request_has_one_answer() {
-    let mut counts = Counts::default();
-    if let Some(seed) = crate::environment("PORTCULLIS_SEED") {
-        let length = crate::environment("PORTCULLIS_LENGTH").unwrap_or(LENGTH);
-        run(&Machine::new(seed as u64), seed as u64, length, &mut counts);
-        return;
-    }
-    for seed in 0..RUNS {
-        println!("seed {seed}");
-        run(&Machine::new(seed), seed, LENGTH, &mut counts);
-    }
-    counts.check(&MINIMA);
+    Suite { length: LENGTH, runs: RUNS, minima: &MINIMA }.run(Machine::new);
 }
