@@ -5,12 +5,13 @@
 
 use portcullis_hal::host::HostHal;
 use portcullis_hal::host::scarce::{Heap, ScarceHal, exempt};
-use portcullis_hal::{EndpointId, Iova, Mmio, Pasid, PhysAddr, SharedTable, TableWrites};
+use portcullis_hal::{EndpointId, Iova, Mmio, Pasid, PhysAddr, SharedTable, TableRoot, TableWrites};
 use portcullis_iommu::Unit;
 use portcullis_iommu::host::fail_nth::{Failed, Machine, check};
 use portcullis_model::core::{Abort, Memory, Outcome, Request, Schedule};
+use portcullis_model::device::{Device, Job};
 use portcullis_model::smmuv3::{Config, Smmu};
-use portcullis_pgtable::{Config as TableConfig, PageTable, VmsaStage2};
+use portcullis_pgtable::{Config as TableConfig, PageTable, VmsaStage1, VmsaStage2};
 use portcullis_smmuv3::{InitError, Options, Setup};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -59,8 +60,11 @@ unsafe impl Mmio for Registers {
 struct Board {
     hal: ScarceHal,
     model: Arc<Smmu>,
+    /// A device that asks for pages.
+    device: Arc<Device>,
     /// Tables that are not the driver's.
     foreign: PageTable<HostHal, VmsaStage2<12>>,
+    process: PageTable<HostHal, VmsaStage1<12>>,
 }
 
 impl Machine for Board {
@@ -68,9 +72,11 @@ impl Machine for Board {
         let hal = ScarceHal::new();
         let ram = Arc::new(Ram(hal.host().clone()));
         let model = Arc::new(Smmu::new(Config::full(), ram, Arc::new(Schedule::new(1))));
-        let unit = model.clone();
+        let device = Arc::new(Device::new(0x10, model.clone(), Arc::new(Schedule::new(1)), false));
+        let (unit, answering) = (model.clone(), device.clone());
         hal.on_relax(move || {
             unit.step();
+            answering.step();
         });
         let config = TableConfig {
             input_bits: 40,
@@ -80,7 +86,8 @@ impl Machine for Board {
         };
         // Made of frames that are not counted.
         let foreign = PageTable::new(hal.host(), VmsaStage2::new(), config).unwrap();
-        Self { hal, model, foreign }
+        let process = PageTable::new(hal.host(), VmsaStage1::new(), config).unwrap();
+        Self { hal, model, device, foreign, process }
     }
 
     fn hal(&self) -> &ScarceHal {
@@ -109,6 +116,24 @@ impl Machine for Board {
     fn foreign(&self) -> Option<SharedTable> {
         // SAFETY: the table lives as long as the machine, and nothing is mapped in it.
         Some(unsafe { SharedTable::new(self.foreign.root()) })
+    }
+
+    fn address_space(&self) -> Option<TableRoot> {
+        Some(self.process.root())
+    }
+
+    fn ask(&self, pasid: Pasid, pages: u64) {
+        self.device.set_pasid(Some(6));
+        self.device.set_ats(true);
+        self.device.set_pri(Some(8));
+        let jobs: Vec<_> =
+            (0..pages).map(|page| Job::read(0x10_0000 + (page << 12)).with_pasid(pasid.get())).collect();
+        self.device.request_pages(&jobs).unwrap();
+    }
+
+    fn unanswered(&self) -> usize {
+        self.device.step();
+        self.device.unanswered()
     }
 }
 

@@ -5,12 +5,13 @@
 
 use portcullis_hal::host::HostHal;
 use portcullis_hal::host::scarce::{Heap, ScarceHal, exempt, unfailing};
-use portcullis_hal::{EndpointId, Iova, Mmio, Pasid, PhysAddr, SharedTable, TableWrites};
+use portcullis_hal::{EndpointId, Iova, Mmio, Pasid, PhysAddr, SharedTable, TableRoot, TableWrites};
 use portcullis_iommu::Unit;
 use portcullis_iommu::host::fail_nth::{Failed, Machine, check};
 use portcullis_model::core::{Abort, Memory, Outcome, Request, Schedule};
+use portcullis_model::device::{Device, Job};
 use portcullis_model::vtd::{Config, Vtd};
-use portcullis_pgtable::{Config as TableConfig, Levels, PageTable, VtdSecondStage};
+use portcullis_pgtable::{AccessedDirty, Config as TableConfig, Levels, PageTable, VtdSecondStage, X86};
 use portcullis_vtd::{InitError, Options, Setup};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -59,8 +60,11 @@ unsafe impl Mmio for Registers {
 struct Board {
     hal: ScarceHal,
     model: Arc<Vtd>,
+    /// A device that asks for pages.
+    device: Arc<Device>,
     /// Tables that are not the driver's.
     foreign: PageTable<HostHal, VtdSecondStage>,
+    process: PageTable<HostHal, X86>,
 }
 
 impl Machine for Board {
@@ -68,8 +72,12 @@ impl Machine for Board {
         let hal = ScarceHal::new();
         let ram = Arc::new(Ram(hal.host().clone()));
         let model = Arc::new(Vtd::new(Config::full(), ram, Arc::new(Schedule::new(1))));
-        let unit = model.clone();
-        hal.on_relax(move || unit.step());
+        let device = Arc::new(Device::new(0x10, model.clone(), Arc::new(Schedule::new(1)), true));
+        let (unit, answering) = (model.clone(), device.clone());
+        hal.on_relax(move || {
+            unit.step();
+            answering.step();
+        });
         let config = TableConfig {
             input_bits: 48,
             output_bits: 40,
@@ -78,7 +86,9 @@ impl Machine for Board {
         };
         // Made of frames that are not counted.
         let foreign = PageTable::new(hal.host(), VtdSecondStage::new(Levels::Four), config).unwrap();
-        Self { hal, model, foreign }
+        let process = X86::new(Levels::Four, AccessedDirty::Preset);
+        let process = PageTable::new(hal.host(), process, config).unwrap();
+        Self { hal, model, device, foreign, process }
     }
 
     fn hal(&self) -> &ScarceHal {
@@ -109,6 +119,24 @@ impl Machine for Board {
     fn foreign(&self) -> Option<SharedTable> {
         // SAFETY: the table lives as long as the machine, and nothing is mapped in it.
         Some(unsafe { SharedTable::new(self.foreign.root()) })
+    }
+
+    fn address_space(&self) -> Option<TableRoot> {
+        Some(self.process.root())
+    }
+
+    fn ask(&self, pasid: Pasid, pages: u64) {
+        self.device.set_pasid(Some(6));
+        self.device.set_ats(true);
+        self.device.set_pri(Some(8));
+        let jobs: Vec<_> =
+            (0..pages).map(|page| Job::read(0x10_0000 + (page << 12)).with_pasid(pasid.get())).collect();
+        self.device.request_pages(&jobs).unwrap();
+    }
+
+    fn unanswered(&self) -> usize {
+        self.device.step();
+        self.device.unanswered()
     }
 }
 

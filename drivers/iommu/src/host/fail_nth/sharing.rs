@@ -1,0 +1,251 @@
+//! Address spaces that devices share, and their page faults.
+
+use super::{Act, Bed, Failed, Lack, Machine, Row, Seen, exempt, pasid, row, unfailing};
+use crate::{
+    AttachError, BindError, Bond, ControlError, Device, DeviceControl, DeviceDescription, DeviceId,
+    DomainError, EnableError, ExitHandler, FaultGroup, FaultModels, Feature, FeatureError, GroupId, Handled,
+    PageFaultError, PageFaultHandler, PageFaultWork, PageResponse, PageRights, PasidError, Permissions,
+    PinnedRange, Requests, UnitId,
+};
+use alloc::boxed::Box;
+use alloc::format;
+use alloc::string::ToString;
+use alloc::vec::Vec;
+use portcullis_hal::host::scarce::ScarceHal;
+use portcullis_hal::{
+    Access, Arc, FaultOutcome, Mm, MmFault, MmNotifier, Pasid, PinError, RequesterId, SubscribeError,
+    TableRoot, list, unsize_arc,
+};
+use spin::Mutex;
+
+impl From<BindError> for Failed {
+    fn from(error: BindError) -> Self {
+        match error {
+            BindError::OutOfMemory(_)
+            | BindError::Pasid(PasidError::OutOfMemory(_))
+            | BindError::Domain(DomainError::OutOfMemory(_))
+            | BindError::Attach(AttachError::OutOfMemory(_))
+            | BindError::Pin(PinError::OutOfMemory(_)) => Self::OutOfMemory,
+            other => Self::Otherwise(other.to_string()),
+        }
+    }
+}
+
+impl From<FeatureError> for Failed {
+    fn from(error: FeatureError) -> Self {
+        match error {
+            FeatureError::Switch(EnableError::Unit(AttachError::OutOfMemory(_))) => Self::OutOfMemory,
+            other => Self::Otherwise(other.to_string()),
+        }
+    }
+}
+
+impl From<PageFaultError> for Failed {
+    fn from(error: PageFaultError) -> Self {
+        match error {
+            PageFaultError::OutOfMemory(_) => Self::OutOfMemory,
+            other => Self::Otherwise(other.to_string()),
+        }
+    }
+}
+
+/// A process with the machine's tables.
+struct Process {
+    root: TableRoot,
+    notifiers: Mutex<Vec<Arc<dyn MmNotifier>>>,
+}
+
+// SAFETY: the tables live as long as the machine, and nothing is mapped in them.
+#[expect(unsafe_code, reason = "vouches for tables")]
+unsafe impl Mm for Process {
+    fn root(&self) -> TableRoot {
+        self.root
+    }
+
+    fn subscribe(&self, notifier: Arc<dyn MmNotifier>) -> Result<(), SubscribeError> {
+        Ok(list::push(&mut self.notifiers.lock(), notifier)?)
+    }
+
+    fn unsubscribe(&self, notifier: &Arc<dyn MmNotifier>) {
+        self.notifiers.lock().retain(|other| !Arc::ptr_eq(other, notifier));
+    }
+
+    fn handle_fault(&self, _: MmFault) -> FaultOutcome {
+        FaultOutcome::Resolved
+    }
+
+    fn pin(&self, _: u64, _: u64, _: Access) -> Result<(), PinError> {
+        Ok(())
+    }
+}
+
+/// A driver that has nothing to quiesce, and a handler that has every page.
+struct Driver;
+
+impl ExitHandler for Driver {
+    fn exit(&self, _: &Device, _: Option<Pasid>) {}
+}
+
+impl PageFaultHandler for Driver {
+    fn handle(&self, group: FaultGroup) -> Handled {
+        Handled::Now(group, PageResponse::Success)
+    }
+}
+
+/// A device that does what it is told; the machine's is told otherwise.
+struct Obedient(Permissions);
+
+impl DeviceControl for Obedient {
+    fn offers(&self) -> Permissions {
+        self.0
+    }
+    fn enable_pasids(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+    fn disable_pasids(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+    fn enable_page_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+    fn stop_page_requests(&self) {}
+    fn await_page_answers(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+    fn enable_translation_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+    fn disable_translation_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+}
+
+/// Registers two devices.
+fn registered<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+    bed.iommu.add_unit(bed.unit.clone())?;
+    for (endpoint, at) in bed.endpoints.into_iter().zip(0_u16..2) {
+        bed.iommu.add_device(DeviceDescription {
+            id: id(at),
+            unit: UnitId(0),
+            endpoints: alloc::vec![endpoint],
+            group: GroupId(u32::from(at)),
+            reserved: Vec::new(),
+        })?;
+    }
+    Ok(())
+}
+
+fn id(at: u16) -> DeviceId {
+    DeviceId::Pci(RequesterId::from_bdf(0, 8 + at))
+}
+
+fn device<M: Machine>(bed: &Bed<M>, at: u16) -> Result<Arc<Device>, Failed> {
+    bed.iommu.device(id(at)).ok_or_else(|| Failed::Otherwise("no device".to_string()))
+}
+
+fn process<M: Machine>(bed: &Bed<M>) -> Result<Arc<dyn Mm>, Failed> {
+    let root = bed.machine.address_space().ok_or_else(|| Failed::Otherwise("no tables".to_string()))?;
+    let process = Process { root, notifiers: Mutex::new(Vec::new()) };
+    Ok(unsize_arc!(Arc::try_new(process)? => dyn Mm))
+}
+
+fn driver() -> Result<Arc<dyn ExitHandler>, Failed> {
+    Ok(unsize_arc!(Arc::try_new(Driver)? => dyn ExitHandler))
+}
+
+fn enable<M: Machine>(bed: &Bed<M>, at: u16, requests: Requests) -> Result<(), Failed> {
+    let root = bed.machine.address_space().ok_or_else(|| Failed::Otherwise("no tables".to_string()))?;
+    let control = Obedient(Permissions { pasid_bits: 6, requests });
+    Ok(bed.iommu.enable_feature(&*device(bed, at)?, &control, Feature::Sva, &root)?)
+}
+
+fn bind<'a, M: Machine>(bed: &'a Bed<M>, at: u16, mm: &Arc<dyn Mm>) -> Result<Bond<'a, ScarceHal>, Failed> {
+    let (device, driver) = (device(bed, at)?, unfailing(driver)?);
+    Ok(bed.iommu.bind(&device, mm, PageRights::empty(), driver)?)
+}
+
+fn handle_with_driver<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+    let handler = unfailing(|| Arc::try_new(Driver))?;
+    let handler = unsize_arc!(handler => dyn PageFaultHandler);
+    let device = device(bed, 0)?;
+    Ok(bed.iommu.set_page_fault_handler(&device, Some(pasid()?), handler, PageRights::empty())?)
+}
+
+/// What concerns address spaces and page faults, for each way in which the unit recovers faults.
+pub(super) fn rows<M: Machine>(bed: &Bed<M>) -> Vec<Row<M>> {
+    if bed.machine.address_space().is_none() {
+        return Vec::new();
+    }
+    let models = [
+        ("page requests", FaultModels::PRI, Requests::TRANSLATION | Requests::PAGE),
+        ("stalls", FaultModels::STALL, Requests::STALL),
+    ];
+    let has = |model: &FaultModels| bed.unit.info().fault_models.contains(*model);
+    let mut rows = Vec::from([row("attach pinned", Seen::No, registered, attach_pinned)]);
+    for (name, _, requests) in models.into_iter().filter(|(_, model, _)| has(model)) {
+        rows.extend(binds(name, requests));
+    }
+    if has(&FaultModels::PRI) {
+        rows.push(Row {
+            lack: Lack::Absorbed,
+            ..row("page faults: a group", Seen::No, attached, page_faults)
+        });
+    }
+    rows
+}
+
+fn binds<M: Machine>(name: &str, requests: Requests) -> Vec<Row<M>> {
+    let enabled = move |bed: &Bed<M>| {
+        registered(bed)?;
+        enable(bed, 0, requests)?;
+        enable(bed, 1, requests)
+    };
+    let enabled = || -> Act<M> { Box::new(enabled) };
+    // What comes first is given memory.
+    let after = |other: u16| -> Act<M> {
+        Box::new(move |bed| {
+            let mm = unfailing(|| process(bed))?;
+            let _first = unfailing(|| bind(bed, other, &mm))?;
+            bind(bed, 0, &mm).map(drop)
+        })
+    };
+    Vec::from([
+        row(&format!("enable, {name}"), Seen::No, registered, move |bed| enable(bed, 0, requests)),
+        row(&format!("bind, {name}"), Seen::No, enabled(), |bed| {
+            let mm = unfailing(|| process(bed))?;
+            // It ends at once, for which nothing is allocated.
+            bind(bed, 0, &mm).map(drop)
+        }),
+        row(&format!("bind once more, {name}"), Seen::No, enabled(), after(0)),
+        row(&format!("bind after another device, {name}"), Seen::No, enabled(), after(1)),
+        row(&format!("page fault handler, {name}"), Seen::No, enabled(), handle_with_driver),
+    ])
+}
+
+fn attach_pinned<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+    let (mm, driver) = (unfailing(|| process(bed))?, unfailing(driver)?);
+    let range = |first| PinnedRange { first, last: first + 0xfff, access: Access::READ };
+    let ranges = [range(0x1000), range(0x5000)];
+    Ok(bed.iommu.attach_pinned(&device(bed, 0)?, &mm, &ranges, driver).map(drop)?)
+}
+
+/// A device that asks for pages, with a handler.
+fn attached<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+    registered(bed)?;
+    enable(bed, 0, Requests::TRANSLATION | Requests::PAGE)?;
+    bed.iommu.attach_pasid(&*device(bed, 0)?, pasid()?, &bed.paging()?.new)?;
+    handle_with_driver(bed)
+}
+
+/// The device asks for three pages, and gets its answer in any case: without memory, it asks again for those that were
+/// left out.
+fn page_faults<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+    let pasid = pasid()?;
+    exempt(|| bed.machine.ask(pasid, 3));
+    bed.iommu.handle_interrupt(UnitId(0));
+    let work = bed.iommu.handle_page_faults();
+    match exempt(|| bed.machine.unanswered()) {
+        0 if work == PageFaultWork::Done => Ok(()),
+        waiting => Err(Failed::Otherwise(format!("{waiting} groups wait for an answer"))),
+    }
+}
