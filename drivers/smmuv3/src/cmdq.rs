@@ -50,6 +50,11 @@ pub(crate) struct CommandQueue<H: Hal> {
 pub(crate) struct Ticket(Option<Batch>);
 
 impl Ticket {
+    /// There is nothing to wait for any more.
+    pub(crate) const DONE: Self = Self(None);
+}
+
+impl Ticket {
     /// What is waited for.
     pub(crate) fn batch(&self) -> Option<&Batch> {
         self.0.as_ref()

@@ -2,7 +2,7 @@
 
 use crate::atc::Caches;
 use crate::cmdq::{Ticket, Tried};
-use crate::command::Tag;
+use crate::command::{Command, Tag};
 use crate::descriptors::Place;
 use crate::domain::{Attempt, SmmuDomain};
 use crate::entry::{Stage2, context_descriptor, stage_2};
@@ -167,6 +167,13 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     /// `None` if there is nothing to wait for.
     pub(crate) fn submit(&self, what: Option<Unmapped>) -> Result<Option<Ticket>, SyncError> {
         let Some((tag, _)) = self.in_use() else { return Ok(None) };
+        if what.is_none() {
+            match self.port.attempt(Command::tlbi_tag(tag)) {
+                Tried::Done => return Ok(Some(Ticket::DONE)),
+                Tried::Submitted(ticket) => return Ok(Some(ticket)),
+                Tried::Disturbed => {}
+            }
+        }
         self.port.submit(invalidation(tag, self.granule, self.port.features.ranges, what)).map(Some)
     }
 
