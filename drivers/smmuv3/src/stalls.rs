@@ -78,7 +78,7 @@ impl Stalls {
         hal.critical(|| {
             let mut open = self.open.lock();
             let at = open.iter().position(|other| *other == stall);
-            at.map(|at| open.swap_remove(at)).is_some()
+            at.and_then(|at| list::remove(&mut open, at)).is_some()
         })
     }
 
