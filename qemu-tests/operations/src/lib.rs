@@ -16,8 +16,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Display;
 use portcullis_hal::{
-    Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, PhysAddr, PhysRange, SyncError,
-    SyncProof, UnmapError,
+    Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, PhysAddr, PhysRange, QueuedMaps,
+    SyncError, SyncProof, UnmapError,
 };
 use portcullis_iommu::{Device, Domain, DomainSpec, Iommu, PagingSpec};
 
@@ -86,6 +86,7 @@ impl<'a, H: Hal, C: Fn() -> u64> Bench<'a, H, C> {
         // A page between the one measured and the end of its table keeps that table in use.
         self.map(&[mapping(0, PAGE, MEMORY)]).map_err(words)?;
         self.pair(result, "page", many, &[mapping(PAGE, PAGE, MEMORY)])?;
+        self.queued(result, many, &[mapping(PAGE, PAGE, MEMORY)])?;
         self.pair(result, "leaf-2m", many, &[mapping(GIB, TWO_MIB, MEMORY)])?;
         // Memory that begins a page too late leaves only small pages.
         self.pair(result, "pages-2m", some, &[mapping(2 * GIB, TWO_MIB, MEMORY + PAGE)])?;
@@ -93,6 +94,32 @@ impl<'a, H: Hal, C: Fn() -> u64> Bench<'a, H, C> {
         self.pair(result, "scattered-1g", few, &scattered(3 * GIB, GIB))?;
         self.iommu.detach(self.device).map_err(words)?;
         Ok(self.domain.info().stage.map_or_else(String::new, |stage| stage.to_string()))
+    }
+
+    /// Measures a map call that is queued, and sending it.
+    #[expect(unsafe_code, reason = "maps memory by its address")]
+    fn queued(
+        &self,
+        result: &mut dyn FnMut(&str, Cost),
+        rounds: usize,
+        list: &[Mapping],
+    ) -> Result<(), String> {
+        let range = hull(list)?;
+        let (mut queue, mut gather) = (QueuedMaps::new(), Gather::new());
+        let (mut maps, mut sends) = (Samples::new(rounds), Samples::new(rounds));
+        for _ in 0..rounds {
+            // SAFETY: the device does no DMA (contract of `new`).
+            let map = || unsafe { self.domain.map_queued(list, &mut queue) };
+            maps.of(&self.meter, map).map_err(words)?;
+            sends.of(&self.meter, || self.domain.send_maps(&mut queue)).map_err(words)?;
+            self.expect(list, Expect::Mapped)?;
+            let (bytes, synced) = self.unmap(range, &mut gather);
+            bytes.map_err(words)?;
+            drop(synced.map_err(words)?);
+        }
+        result("queued.map", maps.cost());
+        result("queued.send", sends.cost());
+        Ok(())
     }
 
     /// Measures attaching and detaching, as [`mappings`](Self::mappings) does.

@@ -46,6 +46,11 @@ impl Operation {
         self.key.ends_with(".unmap") || self.key.starts_with("notify")
     }
 
+    /// Whether it leaves the unit alone.
+    pub(super) fn is_silent(&self) -> bool {
+        self.key == "queued.map"
+    }
+
     /// Whether the benchmark's job counts it on the machine of this name.
     pub(super) fn is_counted_on(&self, machine: &str) -> bool {
         match self.needs {
@@ -84,9 +89,11 @@ impl Operation {
 }
 
 /// All of them, in the order of the table. Zero: not measured.
-pub(super) const OPERATIONS: [Operation; 22] = [
+pub(super) const OPERATIONS: [Operation; 24] = [
     Operation::new("page.map", "map 4 KiB", 763, 518, 4),
     Operation::new("page.unmap", "unmap 4 KiB, strict", 1138, 1160, 4),
+    Operation::new("queued.map", "map 4 KiB, queued", 0, 0, 1),
+    Operation::new("queued.send", "send that", 0, 0, 1),
     Operation::new("leaf-2m.map", "map 2 MiB leaf", 689, 448, 4),
     Operation::new("leaf-2m.unmap", "unmap 2 MiB leaf, strict", 1028, 1096, 4),
     Operation::new("pages-2m.map", "map 2 MiB as 512 x 4 KiB", 16_834, 9_221, 3),

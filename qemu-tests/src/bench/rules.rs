@@ -52,6 +52,9 @@ pub(super) fn problems(
         numbers(cost) == numbers(counted),
         format!("the counting kernel has {counted:?}, the other {cost:?}"),
     );
+    if operation.is_silent() {
+        require(cost.doorbells == 0, format!("{} doorbells, not none", cost.doorbells));
+    }
     if operation.is_strict() {
         let Counts { polls, reads, writes, .. } = *counts;
         require(cost.doorbells == 1, format!("{} doorbells, not one", cost.doorbells));
@@ -83,6 +86,18 @@ mod tests {
         let unmap = OPERATIONS.iter().find(|operation| operation.is_strict()).unwrap();
         let counted = Cost { counts: Some(counts), ..cost };
         problems(unmap, &Guest { cost, counts }, &again, &counted, completion).len()
+    }
+
+    #[test]
+    fn what_is_queued_rings_no_doorbell() {
+        let queued = OPERATIONS.iter().find(|operation| operation.is_silent()).unwrap();
+        let judge = |doorbells| {
+            let cost = Cost { doorbells, ..cost() };
+            let guest = Guest { cost, counts: Counts::default() };
+            let counted = Cost { counts: Some(Counts::default()), ..cost };
+            problems(queued, &guest, &cost, &counted, Completion::Memory).len()
+        };
+        assert_eq!([0, 1].map(judge), [0, 1]);
     }
 
     #[test]
