@@ -6,7 +6,7 @@
 
 use crate::format::{Format, Kind, low_bits};
 use crate::map::{LONG_RUN, fill};
-use crate::table::{AnyTable, PageTable};
+use crate::table::AnyTable;
 use crate::tree::{Below, Cut, Place, Walk};
 use crate::walk::{Step, recount};
 use core::sync::atomic::Ordering;
@@ -15,6 +15,19 @@ use portcullis_hal::{Gather, Hal, Iova, IovaRange, MapError, Mapping, OutOfMemor
 /// The number of levels for which the compiler makes code of its own: what most tables have.
 pub(crate) const SHORT_LEVELS: u8 = TOP as u8 + 1;
 const TOP: u32 = 3;
+
+/// The short way in tables of one format.
+#[derive(Debug)]
+pub(crate) struct Short<H: Hal> {
+    pub(crate) map: fn(&AnyTable<H>, &[Mapping]) -> Result<(), MapError>,
+    pub(crate) unmap: fn(&AnyTable<H>, IovaRange, &mut Gather) -> Result<u64, UnmapError>,
+}
+
+impl<H: Hal> Short<H> {
+    pub(crate) const fn of<F: Format>() -> Self {
+        Self { map: AnyTable::map_one::<F>, unmap: AnyTable::unmap_one::<F> }
+    }
+}
 
 /// How a call goes on.
 enum Way<'t, H: Hal> {
@@ -28,19 +41,19 @@ enum Way<'t, H: Hal> {
     Long,
 }
 
-impl<H: Hal, F: Format> PageTable<H, F> {
+impl<H: Hal> AnyTable<H> {
     /// Maps a list, by the short way if it is one page or one leaf of the next size.
     #[inline(never)]
-    pub(crate) fn map_one(&self, list: &[Mapping]) -> Result<(), MapError> {
+    pub(crate) fn map_one<F: Format>(&self, list: &[Mapping]) -> Result<(), MapError> {
         let way = match list {
             [mapping] => {
                 let extent = mapping.memory.last().get().wrapping_sub(mapping.memory.start().get());
                 if extent == low_bits(F::SCHEME.level_shift(0)) {
-                    self.map_leaf(mapping, 0)
+                    self.map_leaf::<F>(mapping, 0)
                 } else if extent == low_bits(F::SCHEME.level_shift(1))
                     && self.page_sizes & F::SCHEME.level_size(1) != 0
                 {
-                    self.map_leaf(mapping, 1)
+                    self.map_leaf::<F>(mapping, 1)
                 } else {
                     Way::Long
                 }
@@ -49,14 +62,14 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         };
         match way {
             Way::Done => Ok(()),
-            Way::Count(walk) => self.mapped_slowly(list, walk),
+            Way::Count(walk) => self.mapped_slowly::<F>(list, walk),
             Way::Table(_) | Way::Long => self.map_pieces(list),
         }
     }
 
     /// Maps a piece that is as long as a leaf at `level`.
     #[inline(always)]
-    fn map_leaf(&self, mapping: &Mapping, level: u32) -> Way<'_, H> {
+    fn map_leaf<F: Format>(&self, mapping: &Mapping, level: u32) -> Way<'_, H> {
         let Some(attribute_bits) = self.seals.get(mapping.attributes) else {
             return Way::Long;
         };
@@ -86,7 +99,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// Completes the mapping of a page that is yet to be counted. See [`unmapped_slowly`](Self::unmapped_slowly).
     #[cold]
     #[inline(never)]
-    fn mapped_slowly(&self, list: &[Mapping], walk: Walk<'_, H>) -> Result<(), MapError> {
+    fn mapped_slowly<F: Format>(&self, list: &[Mapping], walk: Walk<'_, H>) -> Result<(), MapError> {
         if let [mapping] = list
             && let Some(found) = walk.find::<F>(mapping.iova.get(), 0, TOP)
         {
@@ -99,18 +112,22 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
     /// Unmaps a range, by the short way if it is one page, one leaf of the next size, or all that a table of pages maps.
     #[inline(never)]
-    pub(crate) fn unmap_one(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+    pub(crate) fn unmap_one<F: Format>(
+        &self,
+        range: IovaRange,
+        gather: &mut Gather,
+    ) -> Result<u64, UnmapError> {
         let extent = range.last().get().wrapping_sub(range.start().get());
         let way = if extent == low_bits(F::SCHEME.level_shift(0)) {
-            self.unmap_leaf(range, gather, 0)
+            self.unmap_leaf::<F>(range, gather, 0)
         } else if extent == low_bits(F::SCHEME.level_shift(1)) {
-            self.unmap_leaf(range, gather, 1)
+            self.unmap_leaf::<F>(range, gather, 1)
         } else {
             Way::Long
         };
         match way {
             Way::Done => Ok(extent.wrapping_add(1)),
-            Way::Count(walk) => self.unmapped_slowly(range, gather, walk),
+            Way::Count(walk) => self.unmapped_slowly::<F>(range, gather, walk),
             Way::Table(place) => self.unmap_table(range.start(), gather, place),
             Way::Long => self.unmap_all(range, gather),
         }
@@ -118,7 +135,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
 
     /// Unmaps a range that is as long as a leaf at `level`, if it is a leaf.
     #[inline(always)]
-    fn unmap_leaf(&self, range: IovaRange, gather: &mut Gather, level: u32) -> Way<'_, H> {
+    fn unmap_leaf<F: Format>(&self, range: IovaRange, gather: &mut Gather, level: u32) -> Way<'_, H> {
         let (iova, shift) = (range.start().get(), F::SCHEME.level_shift(level));
         if iova & low_bits(shift) != 0 || iova >= self.short_end {
             return Way::Long;
@@ -148,7 +165,7 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// way of all calls.
     #[cold]
     #[inline(never)]
-    fn unmapped_slowly(
+    fn unmapped_slowly<F: Format>(
         &self,
         range: IovaRange,
         gather: &mut Gather,
@@ -166,14 +183,14 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     /// Unmaps all of the table in a slot at level 1, which maps from `iova` on, by cutting it off.
     #[inline(never)]
     fn unmap_table(&self, iova: Iova, gather: &mut Gather, place: Place<'_, H>) -> Result<u64, UnmapError> {
-        let range = IovaRange::block(iova, F::SCHEME.level_size(1));
+        let range = IovaRange::block(iova, self.scheme().level_size(1));
         let Cut::Done(tally) = place.cut(1, gather) else {
             drop(place);
             return self.unmap_all(range, gather);
         };
         drop(place);
         barrier::publish_to_device();
-        gather.record(range, F::SCHEME.level_shift(tally.smallest_level()) as u8);
+        gather.record(range, self.scheme().level_shift(tally.smallest_level()) as u8);
         Ok(tally.bytes)
     }
 }

@@ -1,7 +1,7 @@
 //! The page table as its users see it.
 
 use crate::format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Scheme, low_bits};
-use crate::single::SHORT_LEVELS;
+use crate::single::{SHORT_LEVELS, Short};
 use crate::tree::{Traits, Tree};
 use crate::walk::{Cursor, Stop};
 use core::marker::PhantomData;
@@ -39,6 +39,7 @@ pub struct PageTable<H: Hal, F: Format> {
 pub struct AnyTable<H: Hal> {
     pub(crate) tree: Tree<H>,
     format: TableFormat,
+    short: Short<H>,
     pub(crate) page_sizes: u64,
     /// The bytes of the smallest run of pages that gets the contiguous hint; `u64::MAX` if none does.
     pub(crate) shortest_run: u64,
@@ -60,48 +61,31 @@ impl<H: Hal, F: Format> PageTable<H, F> {
             replacement: format.replacement(),
             accessed_dirty: format.accessed_dirty(),
         };
-        let any = AnyTable::new(hal, traits, format.table_format(geometry), geometry, config)?;
+        let any =
+            AnyTable::new(hal, traits, Short::of::<F>(), format.table_format(geometry), geometry, config)?;
         Ok(Self { any, format: PhantomData })
     }
 
-    /// Maps all pieces of `list`, or none of them, with the largest pages that alignment and
-    /// [`page_sizes`](AnyTable::page_sizes) permit.
-    ///
-    /// When the call returns, the mapping is visible to a walker that looks because of a later store or register
-    /// write of this CPU. When it fails, no walker has seen any part of it; tables that were installed for it
-    /// stay, empty, until a [`trim`](AnyTable::trim). A place whose table was left empty by earlier unmaps is filled
-    /// with the smaller pages of that table. Runs of pages get the contiguous hint where their size is among the
-    /// sizes; they are then mapped and unmapped as a whole, as one page is.
-    ///
-    /// # Errors
-    ///
-    /// [`Misaligned`](MapError::Misaligned), [`OutOfRange`](MapError::OutOfRange) (the address beyond the
-    /// aperture, or the memory beyond the output width), [`Attributes`](MapError::Attributes),
-    /// [`Overlap`](MapError::Overlap) with what is mapped or within the list, and
-    /// [`OutOfMemory`](MapError::OutOfMemory).
+    /// As [`AnyTable::map`], with the format known.
+    #[inline]
     pub fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
-        self.map_one(list)
+        self.any.map_one::<F>(list)
     }
 
-    /// Takes out what is mapped in `range` and returns how many bytes that was. Not all of the range needs to
-    /// be mapped.
-    ///
-    /// The addresses taken out and the smallest page among them are recorded in `gather`. Tables that lie wholly
-    /// in the range move to [`Gather::tables`]; they are free again after the sync. The caller has claimed the
-    /// gather for this table, and invalidates.
-    ///
-    /// # Errors
-    ///
-    /// [`Misaligned`](UnmapError::Misaligned), [`OutOfRange`](UnmapError::OutOfRange), and
-    /// [`Partial`](UnmapError::Partial) if a larger page, or a run under the contiguous hint, reaches out of the range.
-    /// Nothing has changed then; [`split_ends`](AnyTable::split_ends) makes way for such a range.
+    /// As [`AnyTable::unmap`], with the format known.
+    #[inline]
     pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
-        self.unmap_one(range, gather)
+        self.any.unmap_one::<F>(range, gather)
     }
 
-    /// Gives the table up without freeing it, because hardware may still walk it.
+    /// As [`AnyTable::quarantine`].
     pub fn quarantine(self) {
-        core::mem::forget(self);
+        self.any.quarantine();
+    }
+
+    /// The table, for those who hold tables of several formats.
+    pub fn into_any(self) -> AnyTable<H> {
+        self.any
     }
 }
 
@@ -124,6 +108,7 @@ impl<H: Hal> AnyTable<H> {
     fn new(
         hal: &H,
         traits: Traits,
+        short: Short<H>,
         format: TableFormat,
         geometry: Geometry,
         config: Config,
@@ -145,6 +130,7 @@ impl<H: Hal> AnyTable<H> {
         Ok(Self {
             tree: Tree::new(hal, traits, geometry, config.writes, PhysAddr::new(last_phys))?,
             format,
+            short,
             page_sizes,
             shortest_run: if runs { run } else { u64::MAX },
             last_iova,
@@ -183,6 +169,41 @@ impl<H: Hal> AnyTable<H> {
         self.page_sizes
     }
 
+    /// Maps all pieces of `list`, or none of them, with the largest pages that alignment and
+    /// [`page_sizes`](Self::page_sizes) permit.
+    ///
+    /// When the call returns, the mapping is visible to a walker that looks because of a later store or register
+    /// write of this CPU. When it fails, no walker has seen any part of it; tables that were installed for it
+    /// stay, empty, until a [`trim`](Self::trim). A place whose table was left empty by earlier unmaps is filled
+    /// with the smaller pages of that table. Runs of pages get the contiguous hint where their size is among the
+    /// sizes; they are then mapped and unmapped as a whole, as one page is.
+    ///
+    /// # Errors
+    ///
+    /// [`Misaligned`](MapError::Misaligned), [`OutOfRange`](MapError::OutOfRange) (the address beyond the
+    /// aperture, or the memory beyond the output width), [`Attributes`](MapError::Attributes),
+    /// [`Overlap`](MapError::Overlap) with what is mapped or within the list, and
+    /// [`OutOfMemory`](MapError::OutOfMemory).
+    pub fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
+        (self.short.map)(self, list)
+    }
+
+    /// Takes out what is mapped in `range` and returns how many bytes that was. Not all of the range needs to
+    /// be mapped.
+    ///
+    /// The addresses taken out and the smallest page among them are recorded in `gather`. Tables that lie wholly
+    /// in the range move to [`Gather::tables`]; they are free again after the sync. The caller has claimed the
+    /// gather for this table, and invalidates.
+    ///
+    /// # Errors
+    ///
+    /// [`Misaligned`](UnmapError::Misaligned), [`OutOfRange`](UnmapError::OutOfRange), and
+    /// [`Partial`](UnmapError::Partial) if a larger page, or a run under the contiguous hint, reaches out of the range.
+    /// Nothing has changed then; [`split_ends`](Self::split_ends) makes way for such a range.
+    pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+        (self.short.unmap)(self, range, gather)
+    }
+
     /// Where `iova` leads by the tables in memory; hardware may still know an older answer.
     pub fn translate(&self, iova: Iova) -> Option<Translated> {
         if iova.get() > self.last_iova {
@@ -217,6 +238,11 @@ impl<H: Hal> AnyTable<H> {
             gather.record(self.aperture(), self.scheme().granule_shift as u8);
         }
         count
+    }
+
+    /// Gives the table up without freeing it, because hardware may still walk it.
+    pub fn quarantine(self) {
+        core::mem::forget(self);
     }
 }
 

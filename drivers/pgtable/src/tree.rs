@@ -10,7 +10,7 @@
 //!   began later cannot see the link any more. So a table reached in a walk is there until the walk ends,
 //!   even if calls on overlapping ranges race with each other.
 //! - **Formats**: a tree goes by the scheme of the format that it was made with. [`Walk::find`] has the same one as a
-//!   constant: it is called by the [`PageTable`](crate::PageTable) of that format, which owns the tree.
+//!   constant: it is called by the short way of that format, which is chosen together with the scheme.
 
 #![expect(unsafe_code, reason = "tables are memory that hardware reads, reached through physical addresses")]
 

@@ -402,24 +402,20 @@ impl<S: Stage, const GRANULE: u8, D: Descriptors> Format for Vmsa<S, GRANULE, D>
     }
 
     fn geometry(&self, input_bits: u8) -> Result<Geometry, ConfigError> {
-        geometry(input_bits, GRANULE, Self::OUTPUT_BITS, S::CONCATENATED)
+        if !(32..=Self::OUTPUT_BITS).contains(&input_bits) {
+            return Err(ConfigError::InputBits(input_bits));
+        }
+        let (index_bits, stride) = (input_bits - GRANULE, GRANULE - 3);
+        let mut levels = index_bits.div_ceil(stride);
+        let root_bits = index_bits - (levels - 1) * stride;
+        // Two levels are the least the walker handles.
+        if root_bits <= S::CONCATENATED && levels > 2 {
+            levels -= 1;
+        }
+        Ok(Geometry { levels, aperture_bits: input_bits })
     }
 
     fn table_format(&self, geometry: Geometry) -> TableFormat {
         S::table_format(D::LAYOUT, Self::NAME, (LAST_LEVEL + 1).saturating_sub(geometry.levels))
     }
-}
-
-fn geometry(input_bits: u8, granule: u8, widest: u8, concatenated: u8) -> Result<Geometry, ConfigError> {
-    if !(32..=widest).contains(&input_bits) {
-        return Err(ConfigError::InputBits(input_bits));
-    }
-    let (index_bits, stride) = (input_bits - granule, granule - 3);
-    let mut levels = index_bits.div_ceil(stride);
-    let root_bits = index_bits - (levels - 1) * stride;
-    // Two levels are the least the walker handles.
-    if root_bits <= concatenated && levels > 2 {
-        levels -= 1;
-    }
-    Ok(Geometry { levels, aperture_bits: input_bits })
 }

@@ -5,7 +5,7 @@ use crate::command::Scope;
 use crate::entry::missing_for;
 use crate::features::Features;
 use crate::invalidate::Unmapped;
-use crate::tables::{Tables, marks, resize_level};
+use crate::tables::{self, Tables, marks, resize_level};
 use crate::targets::{Target, Targets};
 use core::fmt;
 use core::ops::ControlFlow;
@@ -78,7 +78,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             DomainSpec::Blocked => (Body::Blocked, all(features.output_bits())),
             DomainSpec::Identity(_) => (Body::Identity, all(features.output_bits())),
             DomainSpec::Paging(spec) => {
-                let tables = Tables::new(hal, spec, features)?;
+                let tables = tables::new(hal, spec, features)?;
                 let aperture = tables.aperture();
                 (Body::Tables(tables), aperture)
             }

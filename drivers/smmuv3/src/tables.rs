@@ -1,8 +1,7 @@
 //! The page tables of a paging domain: one of the formats that a unit can walk.
 
 use crate::features::Features;
-use core::ops::Deref;
-use portcullis_hal::{Gather, Granule, Hal, IovaRange, MapError, Mapping, UnmapError};
+use portcullis_hal::{Granule, Hal};
 use portcullis_iommu::{Abilities, DomainError, Missing, PagingSpec, Stage};
 use portcullis_pgtable::{
     AccessedDirty, AnyTable, BbmLevel, Config, ConfigError, PageTable, VmsaStage1, VmsaStage1Lpa2,
@@ -10,123 +9,76 @@ use portcullis_pgtable::{
 };
 
 /// A page table of either stage and any granule.
-pub(crate) enum Tables<H: Hal> {
-    Stage1Granule4K(PageTable<H, VmsaStage1<12>>),
-    Stage1Granule16K(PageTable<H, VmsaStage1<14>>),
-    Stage1Granule64K(PageTable<H, VmsaStage1<16>>),
-    Stage2Granule4K(PageTable<H, VmsaStage2<12>>),
-    Stage2Granule16K(PageTable<H, VmsaStage2<14>>),
-    Stage2Granule64K(PageTable<H, VmsaStage2<16>>),
-    Stage1Granule4KLpa2(PageTable<H, VmsaStage1Lpa2<12>>),
-    Stage1Granule16KLpa2(PageTable<H, VmsaStage1Lpa2<14>>),
-    Stage2Granule4KLpa2(PageTable<H, VmsaStage2Lpa2<12>>),
-    Stage2Granule16KLpa2(PageTable<H, VmsaStage2Lpa2<14>>),
-}
+pub(crate) type Tables<H> = AnyTable<H>;
 
-/// Evaluates an expression on the table, whatever its format.
-macro_rules! on_table {
-    ($tables:expr, $table:ident => $expression:expr) => {
-        match $tables {
-            Tables::Stage1Granule4K($table) => $expression,
-            Tables::Stage1Granule16K($table) => $expression,
-            Tables::Stage1Granule64K($table) => $expression,
-            Tables::Stage2Granule4K($table) => $expression,
-            Tables::Stage2Granule16K($table) => $expression,
-            Tables::Stage2Granule64K($table) => $expression,
-            Tables::Stage1Granule4KLpa2($table) => $expression,
-            Tables::Stage1Granule16KLpa2($table) => $expression,
-            Tables::Stage2Granule4KLpa2($table) => $expression,
-            Tables::Stage2Granule16KLpa2($table) => $expression,
-        }
+/// An empty table as `spec` asks, as far as the unit can walk it.
+pub(crate) fn new<H: Hal>(hal: &H, spec: &PagingSpec, features: &Features) -> Result<Tables<H>, DomainError> {
+    let stage = match spec.stage {
+        Some(stage) => stage,
+        None if features.stage_1 => Stage::Stage1,
+        None => Stage::Stage2,
     };
-}
-
-impl<H: Hal> Tables<H> {
-    /// An empty table as `spec` asks, as far as the unit can walk it.
-    pub(crate) fn new(hal: &H, spec: &PagingSpec, features: &Features) -> Result<Self, DomainError> {
-        let stage = match spec.stage {
-            Some(stage) => stage,
-            None if features.stage_1 => Stage::Stage1,
-            None => Stage::Stage2,
-        };
-        let granule = features.own_granule();
-        let (supported, lack, widest) = match stage {
-            Stage::Stage1 => (features.stage_1, Missing::STAGE_1, features.stage_1_input_bits(granule)),
-            Stage::Stage2 => (features.stage_2, Missing::STAGE_2, features.stage_2_input_bits(granule)),
-        };
-        let unsupported = |missing| Err(DomainError::Unsupported { missing });
-        if !supported {
-            return unsupported(lack);
-        }
-        // Narrower inputs than these save no level.
-        const NARROWEST: u8 = 32;
-        let input_bits = spec.input_bits.map_or(widest, |bits| bits.max(NARROWEST.min(widest)));
-        if input_bits > widest {
-            return unsupported(Missing::INPUT_WIDTH);
-        }
-        let lacks = spec.abilities.missing(features.abilities());
-        if !lacks.is_empty() {
-            return unsupported(lacks);
-        }
-        let level = resize_level(spec.abilities, features);
-        let config = Config {
-            input_bits,
-            output_bits: features.output_bits(),
-            // A run under the contiguous hint is unmapped as a whole, unless it can be split; the others are those
-            // that the format has.
-            page_sizes: match spec.abilities.contains(Abilities::RESIZE) {
-                true => u64::MAX,
-                false => !runs(granule),
-            },
-            writes: features.table_writes(),
-        };
-        let marks = marks(spec.abilities);
-        /// A table of a granule.
-        macro_rules! table {
-            ($kind:ident, $format:ident) => {{
-                let format = $format::new().with_break_before_make(level).with_accessed_dirty(marks);
-                PageTable::new(hal, format, config).map(Self::$kind)
-            }};
-        }
-        // Descriptors with 52-bit addresses, where they make a difference. The 64 KiB granule has no others.
-        let wide = features.lpa2 && input_bits.max(features.output_bits()) > 48;
-        let tables = match (stage, granule) {
-            (Stage::Stage1, Granule::Size4K) if wide => table!(Stage1Granule4KLpa2, VmsaStage1Lpa2),
-            (Stage::Stage1, Granule::Size16K) if wide => table!(Stage1Granule16KLpa2, VmsaStage1Lpa2),
-            (Stage::Stage2, Granule::Size4K) if wide => table!(Stage2Granule4KLpa2, VmsaStage2Lpa2),
-            (Stage::Stage2, Granule::Size16K) if wide => table!(Stage2Granule16KLpa2, VmsaStage2Lpa2),
-            (Stage::Stage1, Granule::Size4K) => table!(Stage1Granule4K, VmsaStage1),
-            (Stage::Stage1, Granule::Size16K) => table!(Stage1Granule16K, VmsaStage1),
-            (Stage::Stage1, Granule::Size64K) => table!(Stage1Granule64K, VmsaStage1),
-            (Stage::Stage2, Granule::Size4K) => table!(Stage2Granule4K, VmsaStage2),
-            (Stage::Stage2, Granule::Size16K) => table!(Stage2Granule16K, VmsaStage2),
-            (Stage::Stage2, Granule::Size64K) => table!(Stage2Granule64K, VmsaStage2),
-        };
-        tables.map_err(|error| match error {
-            ConfigError::OutOfMemory(error) => error.into(),
-            ConfigError::InputBits(_) => DomainError::Unsupported { missing: Missing::INPUT_WIDTH },
-            ConfigError::OutputBits(_) => DomainError::Unsupported { missing: Missing::OUTPUT_WIDTH },
-            ConfigError::Levels(_) | ConfigError::PageSizes(_) => {
-                DomainError::Unsupported { missing: Missing::FORMAT }
-            }
-        })
+    let granule = features.own_granule();
+    let (supported, lack, widest) = match stage {
+        Stage::Stage1 => (features.stage_1, Missing::STAGE_1, features.stage_1_input_bits(granule)),
+        Stage::Stage2 => (features.stage_2, Missing::STAGE_2, features.stage_2_input_bits(granule)),
+    };
+    let unsupported = |missing| Err(DomainError::Unsupported { missing });
+    if !supported {
+        return unsupported(lack);
     }
-
-    pub(crate) fn map(&self, list: &[Mapping]) -> Result<(), MapError> {
-        on_table!(self, table => table.map(list))
+    // Narrower inputs than these save no level.
+    const NARROWEST: u8 = 32;
+    let input_bits = spec.input_bits.map_or(widest, |bits| bits.max(NARROWEST.min(widest)));
+    if input_bits > widest {
+        return unsupported(Missing::INPUT_WIDTH);
     }
-
-    pub(crate) fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
-        on_table!(self, table => table.unmap(range, gather))
+    let lacks = spec.abilities.missing(features.abilities());
+    if !lacks.is_empty() {
+        return unsupported(lacks);
     }
-}
-
-impl<H: Hal> Deref for Tables<H> {
-    type Target = AnyTable<H>;
-
-    fn deref(&self) -> &AnyTable<H> {
-        on_table!(self, table => table)
+    let level = resize_level(spec.abilities, features);
+    let config = Config {
+        input_bits,
+        output_bits: features.output_bits(),
+        // A run under the contiguous hint is unmapped as a whole, unless it can be split; the others are those
+        // that the format has.
+        page_sizes: match spec.abilities.contains(Abilities::RESIZE) {
+            true => u64::MAX,
+            false => !runs(granule),
+        },
+        writes: features.table_writes(),
+    };
+    let marks = marks(spec.abilities);
+    /// A table of a granule.
+    macro_rules! table {
+        ($format:ty) => {{
+            let format = <$format>::new().with_break_before_make(level).with_accessed_dirty(marks);
+            PageTable::new(hal, format, config).map(PageTable::into_any)
+        }};
     }
+    // Descriptors with 52-bit addresses, where they make a difference. The 64 KiB granule has no others.
+    let wide = features.lpa2 && input_bits.max(features.output_bits()) > 48;
+    let tables = match (stage, granule) {
+        (Stage::Stage1, Granule::Size4K) if wide => table!(VmsaStage1Lpa2<12>),
+        (Stage::Stage1, Granule::Size16K) if wide => table!(VmsaStage1Lpa2<14>),
+        (Stage::Stage2, Granule::Size4K) if wide => table!(VmsaStage2Lpa2<12>),
+        (Stage::Stage2, Granule::Size16K) if wide => table!(VmsaStage2Lpa2<14>),
+        (Stage::Stage1, Granule::Size4K) => table!(VmsaStage1<12>),
+        (Stage::Stage1, Granule::Size16K) => table!(VmsaStage1<14>),
+        (Stage::Stage1, Granule::Size64K) => table!(VmsaStage1<16>),
+        (Stage::Stage2, Granule::Size4K) => table!(VmsaStage2<12>),
+        (Stage::Stage2, Granule::Size16K) => table!(VmsaStage2<14>),
+        (Stage::Stage2, Granule::Size64K) => table!(VmsaStage2<16>),
+    };
+    tables.map_err(|error| match error {
+        ConfigError::OutOfMemory(error) => error.into(),
+        ConfigError::InputBits(_) => DomainError::Unsupported { missing: Missing::INPUT_WIDTH },
+        ConfigError::OutputBits(_) => DomainError::Unsupported { missing: Missing::OUTPUT_WIDTH },
+        ConfigError::Levels(_) | ConfigError::PageSizes(_) => {
+            DomainError::Unsupported { missing: Missing::FORMAT }
+        }
+    })
 }
 
 /// The sizes of runs of leaves under the contiguous hint (Arm ARM, D8.7.1).
