@@ -1,7 +1,7 @@
 //! The invalidation queue: batches in, completion by a status word in memory.
 //!
-//! Any number of CPUs submit at once, as [`producers`](portcullis_hal::producers) describes; interrupts are masked from
-//! the reservation of slots until they are published, and never while anything is waited for.
+//! Any number of CPUs submit at once, as [`producers`] describes; interrupts are masked from the reservation of slots until
+//! they are published, and never while anything is waited for.
 //!
 //! Each batch ends with a wait descriptor whose status data is the place behind it. All of them write the same word, in
 //! the order of their places, since each is a fence. So that one word says how far the hardware has come: to whoever
