@@ -1,7 +1,8 @@
 //! Console scripts: `scripts/*.script`, tests written as what one types into the kernel's console.
 //!
 //! ```text
-//! #! arch=x86_64                  every native machine of an architecture; or profile=NAME,NAME; may be repeated
+//! #! arch=x86_64                  every native machine of an architecture; or iommu=native,virtio: every machine with
+//!                                 such an IOMMU; or profile=NAME,NAME; may be repeated
 //! # a remark
 //! > domain new paging             a command
 //! ~ domain                        a line of the answer contains this
@@ -15,6 +16,7 @@
 use std::fs;
 
 use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
 
 use crate::profile::{Arch, Console, Iommu, Profile, Profiles};
 use crate::prompt::Prompt;
@@ -34,6 +36,7 @@ pub struct Script {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Target {
     Arch(Arch),
+    Iommu(Iommu),
     Profile(String),
 }
 
@@ -114,10 +117,18 @@ impl Script {
                             .push(Target::Arch(arch.with_context(|| format!("no architecture {name:?}"))?));
                     }
                 }
+                Some(("iommu", names)) => {
+                    for name in names.split(',') {
+                        let iommu = Iommu::from_str(name, false);
+                        self.targets.push(Target::Iommu(
+                            iommu.map_err(|_| anyhow::anyhow!("no kind of IOMMU is {name:?}"))?,
+                        ));
+                    }
+                }
                 Some(("profile", names)) => {
                     self.targets.extend(names.split(',').map(|name| Target::Profile(name.to_owned())));
                 }
-                _ => bail!("{word:?} is neither arch= nor profile="),
+                _ => bail!("{word:?} is neither arch=, iommu= nor profile="),
             }
         }
         Ok(())
@@ -129,6 +140,7 @@ impl Script {
         for target in &self.targets {
             let some = match target {
                 Target::Arch(arch) => profiles.select(Some(*arch), Iommu::Native),
+                Target::Iommu(iommu) => profiles.select(None, *iommu),
                 Target::Profile(name) => {
                     vec![profiles.named(name).with_context(|| format!("script {}", self.name))?]
                 }
@@ -227,10 +239,9 @@ mod tests {
 
     #[test]
     fn scripts_are_parsed_into_commands_and_expectations() {
-        let text =
-            "#! arch=x86_64,aarch64\n#! profile=x86_64-virtio\n# remark\n\n> help\n~ units\n= ok\n> x\n! y\n";
+        let text = "#! arch=x86_64,aarch64 iommu=virtio\n#! profile=x86_64-virtio\n# remark\n\n> help\n~ units\n= ok\n> x\n! y\n";
         let script = Script::parse("t", text).unwrap();
-        assert_eq!(script.targets.len(), 3);
+        assert_eq!(script.targets.len(), 4);
         assert_eq!(script.steps.len(), 2);
         assert_eq!(script.steps[0].line, 5);
         assert_eq!(
@@ -246,6 +257,7 @@ mod tests {
             ("> help\n", "needs"),
             ("#! arch=x86_64\n", "needs"),
             ("#! arch=sparc\n> help\n", "line 1"),
+            ("#! iommu=none\n> help\n", "line 1"),
             ("#! arch=x86_64\n~ early\n> help\n", "line 2"),
             ("#! arch=x86_64\n> help\nok\n", "line 3"),
             ("#! smp=2\n> help\n", "line 1"),

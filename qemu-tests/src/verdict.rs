@@ -55,6 +55,11 @@ impl Expected {
         Ok(())
     }
 
+    /// Whether a job without this check, or that skips it, does not hold.
+    pub fn demands(&self, check: &str) -> bool {
+        self.required.iter().any(|name| name == check) && !self.optional.contains(check)
+    }
+
     fn is_empty(&self) -> bool {
         self.required.is_empty() && self.optional.is_empty()
     }
