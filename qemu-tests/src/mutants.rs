@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::host_tests::{self, HostRun};
+use crate::pasid;
 use crate::profile::{Arch, Profiles};
 use crate::run::{Judged, Lab};
 use crate::setup::{self, Tools};
@@ -93,6 +94,12 @@ impl Bench {
                 }
                 judge::passed_checks(&judged)
             }
+            Trial::Pasid { .. } => match self.run_pasid(trial)? {
+                pasid::Outcome::Held => Vec::new(),
+                pasid::Outcome::Failed(why) | pasid::Outcome::Skipped(why) => {
+                    bail!("the unmutated build does not hold ({trial}): {why}")
+                }
+            },
             Trial::Host { .. } => {
                 let run = self.run_host(trial)?;
                 if !run.held() {
@@ -112,7 +119,10 @@ impl Bench {
     /// Builds and runs one mutant. The tree is whole again afterwards, whatever happens.
     fn attempt(&self, workspace: &Workspace, mutant: &Mutant) -> Result<Judgement> {
         let trial = mutant.trial()?;
-        let known = self.passing.get(&trial).is_some_and(|passing| passing.contains(&mutant.caught_by));
+        let passing = self.passing.get(&trial);
+        // What a test with PASIDs says is known only when it fails.
+        let known = matches!(trial, Trial::Pasid { .. })
+            || passing.is_some_and(|passing| passing.contains(&mutant.caught_by));
         if !known {
             bail!("`{}` is not among what passes in the unmutated build", mutant.caught_by);
         }
@@ -128,6 +138,11 @@ impl Bench {
                 keep(&fs::read(&judged.outcome.log).unwrap_or_default())?;
                 Ok(judge::kernel(&mutant.caught_by, &judged.outcome, &judged.host))
             }
+            Trial::Pasid { .. } => {
+                let outcome = self.run_pasid(&trial)?;
+                keep(format!("{outcome:?}\n").as_bytes())?;
+                Ok(judge::pasid(&mutant.caught_by, &outcome))
+            }
             Trial::Host { .. } => {
                 let run = self.run_host(&trial)?;
                 keep(run.output.as_bytes())?;
@@ -136,11 +151,25 @@ impl Bench {
         }
     }
 
-    fn run_kernel(&self, trial: &Trial) -> Result<Judged> {
-        let Trial::Kernel { profile, job } = trial else { bail!("{trial} is not a kernel run") };
+    /// The kernel of the tree as it is, for a machine.
+    fn lab(&self, profile: &str) -> Result<Lab> {
         let workspace = self.tree.workspace();
         let arch: Arch = Profiles::load(workspace)?.named(profile)?.arch;
-        let lab = Lab::with_tools(workspace, &self.tools, &[arch])?;
+        Lab::with_tools(workspace, &self.tools, &[arch])
+    }
+
+    fn run_pasid(&self, trial: &Trial) -> Result<pasid::Outcome> {
+        let Trial::Pasid { profile, test } = trial else { bail!("{trial} is no test with PASIDs") };
+        let lab = self.lab(profile)?;
+        let tests = pasid::tests(&lab.profiles)?;
+        let found = tests.into_iter().find(|(machine, other)| machine.name == *profile && other.name == test);
+        let (machine, test) = found.with_context(|| format!("there is no {trial}"))?;
+        test.run(&lab, machine).with_context(|| trial.to_string())
+    }
+
+    fn run_kernel(&self, trial: &Trial) -> Result<Judged> {
+        let Trial::Kernel { profile, job } = trial else { bail!("{trial} is not a kernel run") };
+        let lab = self.lab(profile)?;
         lab.job(lab.profiles.named(profile)?, job, |_| {}).with_context(|| trial.to_string())
     }
 

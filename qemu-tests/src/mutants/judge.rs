@@ -1,6 +1,7 @@
 //! Whether a mutant was caught: by the check that it names, by that one first, and by an orderly failure.
 
 use crate::host_tests::{Ended, HostRun, TestStatus};
+use crate::pasid;
 use crate::protocol::{Check, Status};
 use crate::run::Judged;
 use crate::session::{Exit, Outcome};
@@ -43,6 +44,16 @@ pub fn kernel(caught_by: &str, outcome: &Outcome, host: &[Check]) -> Judgement {
         None => missed("every check passed"),
         Some(check) if check.name == caught_by => Judgement::Caught,
         Some(check) => missed(format!("{} failed first: {}", check.name, check.detail)),
+    }
+}
+
+/// Judges a run of a test with PASIDs: it fails with what was named beforehand.
+pub fn pasid(caught_by: &str, outcome: &pasid::Outcome) -> Judgement {
+    match outcome {
+        pasid::Outcome::Failed(why) if why.contains(caught_by) => Judgement::Caught,
+        pasid::Outcome::Failed(why) => missed(format!("it failed otherwise: {why}")),
+        pasid::Outcome::Held => missed("the test passed"),
+        pasid::Outcome::Skipped(why) => missed(format!("it was skipped: {why}")),
     }
 }
 
@@ -170,6 +181,16 @@ mod tests {
         assert_eq!(kernel("unmap", &clean, &failed), Judgement::Caught);
         let earlier = outcome(&["[FAIL] a: x", "result: 0 passed, 1 failed"], ENDED);
         assert_missed(&kernel("unmap", &earlier, &failed), "a failed first");
+    }
+
+    #[test]
+    fn a_test_with_pasids_has_to_fail_with_the_words_that_were_named() {
+        let failed = |why: &str| pasid::Outcome::Failed(why.to_owned());
+        let judge = |outcome| super::pasid("a write after the exit", &outcome);
+        assert_eq!(judge(failed("a write after the exit: Done(())")), Judgement::Caught);
+        assert_missed(&judge(failed("no bond")), "no bond");
+        assert_missed(&judge(pasid::Outcome::Held), "the test passed");
+        assert_missed(&judge(pasid::Outcome::Skipped("no symbols".to_owned())), "no symbols");
     }
 
     fn host_run(suites: &[&[(&str, TestStatus)]], ended: Ended) -> HostRun {

@@ -21,10 +21,11 @@ pub struct Mutant {
     replace: String,
     #[serde(default)]
     more: Vec<Edit>,
-    /// The check or test that must fail.
+    /// The check or test that must fail; of a test with PASIDs, what it says then.
     pub caught_by: String,
     profile: Option<String>,
     job: Option<String>,
+    pasid: Option<String>,
     package: Option<String>,
     suite: Option<String>,
     /// Host tests that may fail before that one.
@@ -54,6 +55,13 @@ pub enum Trial {
         /// The job.
         job: String,
     },
+    /// A test with PASIDs, ATS and page requests, on a machine.
+    Pasid {
+        /// The machine.
+        profile: String,
+        /// The test, as `cargo xtask test` calls it.
+        test: String,
+    },
     /// The host tests of a package.
     Host {
         /// The package.
@@ -67,6 +75,7 @@ impl fmt::Display for Trial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kernel { profile, job } => write!(f, "job {job} on {profile}"),
+            Self::Pasid { profile, test } => write!(f, "PASID test {test} on {profile}"),
             Self::Host { package, suite: Some(suite) } => write!(f, "host tests {suite} of {package}"),
             Self::Host { package, suite: None } => write!(f, "host tests of {package}"),
         }
@@ -78,14 +87,20 @@ impl Mutant {
     pub fn trial(&self) -> Result<Trial> {
         match (&self.profile, &self.package) {
             (Some(profile), None) if self.also.is_empty() && self.suite.is_none() => {
-                let job = self.job.clone().unwrap_or_else(|| "main".to_owned());
-                Ok(Trial::Kernel { profile: profile.clone(), job })
+                let profile = profile.clone();
+                match (&self.job, &self.pasid) {
+                    (job, None) => {
+                        Ok(Trial::Kernel { profile, job: job.clone().unwrap_or_else(|| "main".to_owned()) })
+                    }
+                    (None, Some(test)) => Ok(Trial::Pasid { profile, test: test.clone() }),
+                    (Some(_), Some(_)) => bail!("mutant {}: either `job` or `pasid`", self.name),
+                }
             }
-            (None, Some(package)) if self.job.is_none() => {
+            (None, Some(package)) if self.job.is_none() && self.pasid.is_none() => {
                 Ok(Trial::Host { package: package.clone(), suite: self.suite.clone() })
             }
             _ => bail!(
-                "mutant {}: either `profile` (and `job`) or `package` (and `suite` and `also`)",
+                "mutant {}: either `profile` (and `job` or `pasid`) or `package` (and `suite` and `also`)",
                 self.name
             ),
         }
@@ -149,12 +164,15 @@ mod tests {
             |tail: &str| parse(&format!("{ONE}{tail}")).map(|list| list[0].trial().unwrap().to_string());
         assert_eq!(trial("profile='aarch64'").unwrap(), "job main on aarch64");
         assert_eq!(trial("profile='aarch64'\njob='sva'").unwrap(), "job sva on aarch64");
+        assert_eq!(trial("profile='x'\npasid='bind'").unwrap(), "PASID test bind on x");
         assert_eq!(trial("package='p'\nalso=['t']").unwrap(), "host tests of p");
         assert_eq!(trial("package='p'\nsuite='order'").unwrap(), "host tests order of p");
         for bad in [
             "",
             "profile='a'\npackage='p'",
             "package='p'\njob='j'",
+            "package='p'\npasid='t'",
+            "profile='a'\njob='j'\npasid='t'",
             "profile='a'\nalso=['t']",
             "profile='a'\nsuite='s'",
         ] {
