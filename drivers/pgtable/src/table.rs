@@ -1,12 +1,10 @@
 //! The page table as its users see it.
 
-use crate::format::{AccessedDirty, Config, ConfigError, Format, Geometry, Kind, Scheme, low_bits};
+use crate::format::{AccessedDirty, Config, ConfigError, Format, Geometry, Scheme, low_bits};
 use crate::single::{SHORT_LEVELS, Short};
 use crate::tree::{Traits, Tree};
-use crate::walk::{Cursor, Stop};
 use core::marker::PhantomData;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::Ordering;
 use portcullis_hal::{
     Access, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, PhysAddr, TableFormat,
     TableRoot, Translated, UnmapError, barrier,
@@ -209,20 +207,13 @@ impl<H: Hal> AnyTable<H> {
         if iova.get() > self.last_iova {
             return None;
         }
-        let walk = self.tree.walk();
-        let mut cursor = Cursor::new(&walk);
-        cursor.seek(iova.get());
-        let leaf = match cursor.sink(0) {
-            Ok(()) => Some(cursor.slot().load(Ordering::Relaxed))
-                .filter(|&entry| self.scheme().kind(entry, 0) == Kind::Leaf),
-            Err(Stop::Leaf(leaf)) => Some(leaf),
-            Err(Stop::Absent | Stop::OutOfMemory) => None,
-        }?;
-        let offset = iova.get() & self.scheme().level_size(cursor.level()).wrapping_sub(1);
+        let scheme = self.scheme();
+        let (leaf, level) = self.tree.walk().leaf(iova.get())?;
+        let offset = iova.get() & scheme.level_size(level).wrapping_sub(1);
         Some(Translated {
-            phys: PhysAddr::new(self.scheme().leaf_address(leaf, cursor.level()).get() | offset),
-            attributes: (self.scheme().attributes)(leaf),
-            size: self.scheme().extent(leaf, cursor.level()),
+            phys: PhysAddr::new(scheme.leaf_address(leaf, level).get() | offset),
+            attributes: (scheme.attributes)(leaf),
+            size: scheme.extent(leaf, level),
         })
     }
 

@@ -360,6 +360,21 @@ impl<'t, H: Hal> Walk<'t, H> {
         Some(table.entry(iova.wrapping_shr(scheme.level_shift(level)) as usize))
     }
 
+    /// The leaf that maps `iova`, and its level. Nothing of the way is remembered, unlike in a
+    /// [`Cursor`](crate::walk::Cursor): for a look at one address that would cost more than the way.
+    pub(crate) fn leaf(&self, iova: u64) -> Option<(u64, u32)> {
+        let (mut level, mut table) = (self.tree.top(), self.root());
+        loop {
+            let index = iova.wrapping_shr(self.tree.scheme.level_shift(level)) as usize;
+            match self.below(table.entry(index), level) {
+                Below::Table(below) => table = below,
+                Below::Leaf(leaf) => return Some((leaf, level)),
+                Below::Absent => return None,
+            }
+            level = level.wrapping_sub(1);
+        }
+    }
+
     /// What `slot`, an entry of a table of this walk at `level`, leads to; a new table if it was empty.
     ///
     /// When a table is returned, the link to it is where the hardware looks for it.
