@@ -248,16 +248,21 @@ impl<H: Hal> Endpoint<H> {
 
     /// The first quantum of its context entry. RID_PASID, in the upper half, is 0.
     pub(crate) fn context(&self) -> u128 {
-        let Permissions { pasid_bits, requests } = self.permissions;
-        let context = Context0::new()
-            .with_present(true)
-            .with_dte(requests.contains(Requests::TRANSLATION))
-            .with_paside(pasid_bits > 0)
-            .with_pre(requests.contains(Requests::PAGE))
-            .with_pdts(self.pasids.pdts.0)
-            .with_pasiddirptr(self.pasids.directory.publish());
-        quantum(context.into_bits(), 0)
+        context_entry(self.permissions, self.pasids.pdts, self.pasids.directory.publish())
     }
+}
+
+/// The first quantum of a context entry, which leads to the directory in the frame of this number. Not generic, so that
+/// it is compiled where the setters are, of which a foreign crate would call each.
+fn context_entry(permissions: Permissions, pdts: Pdts, directory: u64) -> u128 {
+    let context = Context0::new()
+        .with_present(true)
+        .with_dte(permissions.requests.contains(Requests::TRANSLATION))
+        .with_paside(permissions.pasid_bits > 0)
+        .with_pre(permissions.requests.contains(Requests::PAGE))
+        .with_pdts(pdts.0)
+        .with_pasiddirptr(directory);
+    quantum(context.into_bits(), 0)
 }
 
 #[cfg(test)]
