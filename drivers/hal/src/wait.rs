@@ -29,6 +29,8 @@ pub enum Shown {
     Whole,
     /// Bits 31:0.
     LowHalf,
+    /// Bits 63:32, where the wait was for none of the others.
+    HighHalf,
 }
 
 impl fmt::Display for Shown {
@@ -36,6 +38,7 @@ impl fmt::Display for Shown {
         f.write_str(match self {
             Self::Whole => "",
             Self::LowHalf => "[31:0]",
+            Self::HighHalf => "[63:32]",
         })
     }
 }
@@ -43,7 +46,12 @@ impl fmt::Display for Shown {
 impl Timeout {
     /// The register is still `last`.
     pub const fn new(register: &'static str, mask: u64, expected: u64, last: u64) -> Self {
-        let shown = if mask >> 32 == 0 { Shown::Whole } else { Shown::LowHalf };
+        let (shown, shift) = match (mask >> 32, mask as u32) {
+            (0, _) => (Shown::Whole, 0),
+            (_, 0) => (Shown::HighHalf, 32),
+            (_, _) => (Shown::LowHalf, 0),
+        };
+        let [mask, expected, last] = [mask >> shift, expected >> shift, last >> shift];
         Self { register, mask: mask as u32, expected: expected as u32, last: last as u32, shown }
     }
 }
@@ -119,5 +127,7 @@ mod tests {
         assert_eq!(late, Err(Timeout::new("GSTS", 3, 1, 2)));
         let wide = until(&hal, "IQH", u64::MAX, 0x40, 0, || 0x30).unwrap_err();
         assert_eq!(wide.to_string(), "IQH[31:0] & 0xffffffff is still 0x30, not 0x40");
+        let high = until(&hal, "IOTLB_REG", 1 << 63, 0, 0, || 1 << 63 | 5).unwrap_err();
+        assert_eq!(high.to_string(), "IOTLB_REG[63:32] & 0x80000000 is still 0x80000000, not 0x0");
     }
 }

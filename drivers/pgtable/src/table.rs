@@ -4,7 +4,7 @@ use crate::format::{AccessedDirty, Config, ConfigError, Format, Geometry, Scheme
 use crate::single::{SHORT_LEVELS, Short};
 use crate::tree::{Traits, Tree};
 use core::marker::PhantomData;
-use core::ops::{Deref, DerefMut};
+use core::ops::Deref;
 use portcullis_hal::{
     Access, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, MemoryKind, PhysAddr, TableFormat,
     TableRoot, Translated, UnmapError, barrier,
@@ -76,6 +76,11 @@ impl<H: Hal, F: Format> PageTable<H, F> {
         self.any.unmap_one::<F>(range, gather)
     }
 
+    /// As [`AnyTable::trim`].
+    pub fn trim(&mut self, gather: &mut Gather) -> usize {
+        self.any.trim(gather)
+    }
+
     /// As [`AnyTable::quarantine`].
     pub fn quarantine(self) {
         self.any.quarantine();
@@ -87,18 +92,22 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 }
 
+/// Not mutably: a table put in the place of this one could have another format.
+///
+/// ```compile_fail,E0596
+/// use portcullis_hal::host::HostHal;
+/// use portcullis_pgtable::{PageTable, VmsaStage1, X86};
+///
+/// fn exchange(a: &mut PageTable<HostHal, X86>, b: &mut PageTable<HostHal, VmsaStage1<12>>) {
+///     core::mem::swap(&mut **a, &mut **b);
+/// }
+/// ```
 impl<H: Hal, F: Format> Deref for PageTable<H, F> {
     type Target = AnyTable<H>;
 
     #[inline(always)]
     fn deref(&self) -> &AnyTable<H> {
         &self.any
-    }
-}
-
-impl<H: Hal, F: Format> DerefMut for PageTable<H, F> {
-    fn deref_mut(&mut self) -> &mut AnyTable<H> {
-        &mut self.any
     }
 }
 

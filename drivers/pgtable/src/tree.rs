@@ -2,15 +2,17 @@
 //!
 //! Three invariants carry the safety arguments:
 //!
-//! - **Links**: a word of a table is a table entry only if [`Walk::grow`] or [`Walk::split`] put it there, and then
-//!   it references frames that belong to the tree, and held zeros or leaves by then. The rest of the crate stores only leaves, zero and
-//!   [`RESERVED`](crate::map::RESERVED), and changes table entries only in the bits that note the leaf count.
-//! - **Walks**: whoever follows links holds a [`Walk`], which is counted. Frames leave the tree by
-//!   [`Walk::cut`] or [`Walk::supplant`], which first takes the link out and then makes sure that no other walk is running: one that
-//!   began later cannot see the link any more. So a table reached in a walk is there until the walk ends,
-//!   even if calls on overlapping ranges race with each other.
+//! - **Links**: a word of a table is a table entry only if [`Walk::grow`] or [`Walk::split`] put it there, and then it
+//!   references frames that belong to the tree, and held zeros or leaves by then. The rest of the crate stores only leaves,
+//!   zero and [`RESERVED`](crate::map::RESERVED), and changes table entries only in the bits that note the leaf count.
+//! - **Walks**: whoever follows links holds a [`Walk`], which is counted. Frames leave the tree by [`Walk::cut`] or
+//!   [`Walk::supplant`], which first takes the link out and then makes sure that no other walk is running: one that began
+//!   later cannot see the link any more. So a table reached in a walk is there until the walk ends, even if calls on
+//!   overlapping ranges race with each other.
 //! - **Formats**: a tree goes by the scheme of the format that it was made with. [`Walk::find`] has the same one as a
-//!   constant: it is called by the short way of that format, which is chosen together with the scheme.
+//!   constant: it is called by the short way of that format, which `AnyTable` got together with the scheme, or for which a
+//!   [`PageTable`](crate::PageTable) stands with its type. So nobody may exchange the table in a `PageTable`: it is
+//!   borrowed from there for reading only.
 
 #![expect(unsafe_code, reason = "tables are memory that hardware reads, reached through physical addresses")]
 
