@@ -190,7 +190,10 @@ impl<W: Word> Line<W> {
         }
         let told = book.told.load(Ordering::Relaxed);
         let more = run.tail.since(Position::new(told as u32));
-        let rings = if owed && self.add_sync(consumer) || more == 0 {
+        // A sync right behind the run is told of at once, with the run. Another one has to wait for batches that are
+        // not finished, and the run must not.
+        let continues = owed && self.add_sync(consumer) == Some(run.tail);
+        let rings = if continues || more == 0 {
             0
         } else {
             consumer.tell(run.tail);
@@ -203,18 +206,18 @@ impl<W: Word> Line<W> {
         }
     }
 
-    /// Puts a sync behind what has none, if there is room. Called by whoever publishes.
+    /// Puts a sync behind what has none, if there is room, and returns its place. Called by whoever publishes.
     #[cold]
-    fn add_sync(&self, consumer: &impl Consumer) -> bool {
+    fn add_sync(&self, consumer: &impl Consumer) -> Option<Position> {
         let book = self.book();
-        let Some(at) = self.producers.reserve_again(1, || consumer.consumed()) else { return false };
+        let at = self.producers.reserve_again(1, || consumer.consumed())?;
         consumer.put_sync(at);
         book.owed.store(0, Ordering::Relaxed);
         book.synced.store(at.plus(1).get().into(), Ordering::Release);
-        // This is a call from within a publication: the sync is attended to next, and all before it with one
-        // doorbell. If a batch ahead of the sync is unfinished, its producer sees to all of that.
+        // This is a call from within a publication: the sync is attended to next, with all that is finished before it.
+        // If a batch ahead of the sync is unfinished, its producer sees to it and the sync.
         self.producers.publish(at, 1, Tail::Sync.weight(), |_| {});
-        true
+        Some(at)
     }
 
     pub(crate) fn totals(&self) -> Totals {
@@ -233,12 +236,27 @@ mod tests {
     use super::*;
     use core::cell::{Cell, RefCell};
 
-    /// A unit during whose doorbell somebody submits a command.
+    /// A unit during whose first doorbell somebody submits a command.
     struct Unit {
         line: Line,
         interrupted: Cell<bool>,
+        /// Where that command goes.
+        place: u32,
         told: RefCell<Vec<u32>>,
         syncs: RefCell<Vec<u32>>,
+    }
+
+    impl Unit {
+        fn new(place: u32) -> Self {
+            let [told, syncs] = [const { RefCell::new(Vec::new()) }; 2];
+            Self { line: Line::new(16).unwrap(), interrupted: Cell::new(false), place, told, syncs }
+        }
+
+        fn reserve(&self, tail: Tail) -> Position {
+            let (first, given) = self.line.reserve(1, self).unwrap();
+            assert_eq!(given, tail);
+            first
+        }
     }
 
     impl Consumer for Unit {
@@ -253,24 +271,37 @@ mod tests {
         fn tell(&self, end: Position) {
             self.told.borrow_mut().push(end.get());
             if !self.interrupted.replace(true) {
-                let reserved = self.line.reserve(1, self);
-                assert_eq!(reserved, Some((Position::new(2), Tail::Command)));
-                self.line.publish(Position::new(2), 1, Tail::Command, self);
+                let first = self.reserve(Tail::Command);
+                assert_eq!(first.get(), self.place);
+                self.line.publish(first, 1, Tail::Command, self);
             }
         }
     }
 
     #[test]
     fn who_submits_while_somebody_publishes_shares_the_sync_behind_his_command_and_none_before() {
-        let line = Line::new(8).unwrap();
-        let [told, syncs] = [const { RefCell::new(Vec::new()) }; 2];
-        let unit = Unit { line, interrupted: Cell::new(false), told, syncs };
-        assert_eq!(unit.line.reserve(1, &unit), Some((Position::new(0), Tail::Sync)));
-        unit.line.publish(Position::new(0), 2, Tail::Sync, &unit);
+        let unit = Unit::new(2);
+        let first = unit.reserve(Tail::Sync);
+        unit.line.publish(first, 2, Tail::Sync, &unit);
         assert_eq!((unit.told.take(), unit.syncs.take()), (vec![2, 4], vec![3]));
         let behind = |end| unit.line.sync_behind(Position::new(end)).map(Position::get);
         assert_eq!([1, 3].map(behind), [Some(4), Some(4)]);
         assert_eq!([4, 5].map(behind), [None, None]);
         assert_eq!(unit.line.totals(), Totals { commands: 2, syncs: 2, doorbells: 2 });
+    }
+
+    #[test]
+    fn what_is_finished_does_not_wait_with_its_shared_sync_for_a_batch_that_is_not() {
+        let unit = Unit::new(4);
+        let [one, ahead] = [(); 2].map(|()| unit.reserve(Tail::Sync));
+        // A command comes meanwhile, behind the batch at 2, which is yet to be finished.
+        unit.line.publish(one, 2, Tail::Sync, &unit);
+        let slow = unit.reserve(Tail::Sync);
+        assert_eq!((slow.get(), unit.told.take()), (5, vec![2]));
+        unit.line.publish(ahead, 2, Tail::Sync, &unit);
+        assert_eq!((unit.told.take(), unit.syncs.take()), (vec![5], vec![7]));
+        unit.line.publish(slow, 2, Tail::Sync, &unit);
+        assert_eq!(unit.told.take(), [8]);
+        assert_eq!(unit.line.totals(), Totals { commands: 4, syncs: 4, doorbells: 3 });
     }
 }
