@@ -90,7 +90,7 @@ pub(crate) struct Port<H: Hal, M: Mmio> {
     pub(crate) page_requests: Option<RecordQueue<H, PAGE_REQUEST_WORDS>>,
     pub(crate) counters: Counters,
     health: AtomicU8,
-    /// What it did not do in time, if that is why it is out of service.
+    /// What it did not do in time, if that is why it is out of service. Taken with interrupts masked.
     late: Mutex<Option<Timeout>>,
     /// Serialises the read-modify-write of GERRORN.
     gerror: Mutex<()>,
@@ -159,15 +159,17 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         }
     }
 
-    /// Takes the unit out of service since it did not do something in time. Not called by interrupt handlers.
+    /// Takes the unit out of service since it did not do something in time.
     pub(crate) fn fault_late(&self, timeout: &Timeout) {
-        self.late.lock().get_or_insert(*timeout);
+        self.hal().critical(|| {
+            self.late.lock().get_or_insert(*timeout);
+        });
         self.fault(timeout);
     }
 
     /// What the unit did not do in time when it was taken out of service for that.
     pub(crate) fn late(&self) -> Option<Timeout> {
-        *self.late.lock()
+        self.hal().critical(|| *self.late.lock())
     }
 
     /// Ends translation and the queues. The unit aborts what arrives, as GBPA was set so at start-up.
