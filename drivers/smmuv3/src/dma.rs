@@ -90,7 +90,7 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
         slot.into_iter().zip(entry).for_each(|(word, value)| word.write(value));
     }
 
-    /// Writes an entry; it is in memory before the next doorbell.
+    /// Writes an entry of a ring that the unit only reads; it is in memory before the next doorbell.
     #[inline]
     pub(crate) fn write(&self, position: u64, entry: [u64; WORDS]) {
         Self::store(self.words(position), entry);
@@ -123,7 +123,8 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     /// Reads an entry that the unit has written.
     pub(crate) fn read(&self, position: u64) -> [u64; WORDS] {
         if self.writes == TableWrites::Cleaned {
-            // Drops the line that an earlier read of the slot left in the caches.
+            // Drops the line that an earlier read of the slot left in the caches. It is as in memory: CPUs write nothing
+            // to a ring that the unit writes.
             self.clean(position);
         }
         self.words(position).map(VolatilePtr::read)

@@ -1,11 +1,15 @@
 //! The queues that the unit fills and the interrupt handler empties: events and page requests.
+//!
+//! CPUs only read these rings. A cache line holds several records: where the unit does not snoop, a CPU that wrote to
+//! one would bring old bytes back over its neighbour, which the unit may have written meanwhile.
 
 use crate::block::RegisterBlock;
 use crate::dma::Ring;
 use crate::ring::RingSize;
 use crate::spec::registers::EventqIndex;
+use alloc::vec::Vec;
 use portcullis_hal::wait::Register;
-use portcullis_hal::{Hal, Mmio, PhysAddr, barrier};
+use portcullis_hal::{Hal, Mmio, OutOfMemory, PhysAddr, barrier};
 use spin::Mutex;
 
 /// The ring, its registers and its read position.
@@ -13,6 +17,8 @@ pub(crate) struct RecordQueue<H: Hal, const WORDS: usize> {
     ring: Ring<H, WORDS>,
     produced: Register,
     consumed: Register,
+    /// What becomes of a record that is marked.
+    amended: fn([u64; WORDS]) -> [u64; WORDS],
     consumer: Mutex<Consumer>,
 }
 
@@ -24,6 +30,43 @@ struct Consumer {
     produced: u64,
     /// OVACKFLG: the overflow flag as it was last acknowledged.
     acknowledged: bool,
+    marks: Marks,
+}
+
+/// One bit for each slot: the record there is to be amended as it is read.
+#[derive(Debug)]
+struct Marks(Vec<u64>);
+
+impl Marks {
+    fn new(size: RingSize) -> Result<Self, OutOfMemory> {
+        let words = size.entries().div_ceil(u64::BITS.into()) as usize;
+        let mut marks = Vec::new();
+        marks.try_reserve_exact(words).map_err(|_| OutOfMemory)?;
+        marks.extend((0..words).map(|_| 0));
+        Ok(Self(marks))
+    }
+
+    /// The word of a slot and its bit there.
+    fn at(&mut self, slot: u64) -> Option<(&mut u64, u64)> {
+        let bits = u64::from(u64::BITS);
+        let word = self.0.get_mut((slot / bits) as usize)?;
+        Some((word, 1 << (slot % bits)))
+    }
+
+    fn set(&mut self, slot: u64) {
+        if let Some((word, bit)) = self.at(slot) {
+            *word |= bit;
+        }
+    }
+
+    /// Clears a mark; tells whether it was set.
+    fn take(&mut self, slot: u64) -> bool {
+        self.at(slot).is_some_and(|(word, bit)| {
+            let was_set = *word & bit != 0;
+            *word &= !bit;
+            was_set
+        })
+    }
 }
 
 /// What a look into the queue found.
@@ -56,8 +99,19 @@ pub(crate) enum Skipped<const WORDS: usize> {
 impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
     /// A queue whose indices are in the registers `produced` and `consumed`.
     pub(crate) fn new(ring: Ring<H, WORDS>, [produced, consumed]: [Register; 2]) -> Self {
-        let consumer = Mutex::new(Consumer { position: 0, produced: 0, acknowledged: false });
-        Self { ring, produced, consumed, consumer }
+        let marks = Marks(Vec::new());
+        let consumer = Mutex::new(Consumer { position: 0, produced: 0, acknowledged: false, marks });
+        Self { ring, produced, consumed, amended: |record| record, consumer }
+    }
+
+    /// The same queue, whose records can be marked to be read as `amended` returns them.
+    pub(crate) fn amended_by(
+        mut self,
+        amended: fn([u64; WORDS]) -> [u64; WORDS],
+    ) -> Result<Self, OutOfMemory> {
+        self.consumer.get_mut().marks = Marks::new(self.size())?;
+        self.amended = amended;
+        Ok(self)
     }
 
     pub(crate) fn size(&self) -> RingSize {
@@ -93,9 +147,8 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
                 }
                 barrier::after_completion();
             }
-            let record = self.ring.read(consumer.position);
+            let record = self.take(&mut consumer);
             note(&record);
-            consumer.position = consumer.position.wrapping_add(1);
             if consumer.position == consumer.produced {
                 self.release(block, &consumer);
             }
@@ -126,8 +179,7 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
             consumer.acknowledged = prod.overflow();
             let mut found = None;
             while found.is_none() && consumer.position != consumer.produced {
-                let record = self.ring.read(consumer.position);
-                consumer.position = consumer.position.wrapping_add(1);
+                let record = self.take(&mut consumer);
                 match wanted(&record) {
                     true => found = Some(record),
                     false => lost = Lost::Some,
@@ -144,12 +196,12 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
         })
     }
 
-    /// Changes records that are queued and that `change` returns anew. When it has returned, `then` is called, before
-    /// anybody else can take a record.
+    /// Marks the queued records that `which` picks: they are read [amended](Self::amended_by). When that is done, `then`
+    /// is called, before anybody else can take a record.
     pub(crate) fn amend<M: Mmio>(
         &self,
         block: &RegisterBlock<H, M>,
-        change: impl Fn(&[u64; WORDS]) -> Option<[u64; WORDS]>,
+        which: impl Fn(&[u64; WORDS]) -> bool,
         then: impl FnOnce(),
     ) {
         block.hal.critical(|| {
@@ -158,13 +210,21 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
             barrier::after_completion();
             let mut position = consumer.position;
             while position != consumer.produced {
-                if let Some(record) = change(&self.ring.read(position)) {
-                    self.ring.write(position, record);
+                if which(&self.ring.read(position)) {
+                    consumer.marks.set(self.size().slot(position));
                 }
                 position = position.wrapping_add(1);
             }
             then();
         });
+    }
+
+    /// Reads the next record, which is there.
+    fn take(&self, consumer: &mut Consumer) -> [u64; WORDS] {
+        let record = self.ring.read(consumer.position);
+        let marked = consumer.marks.take(self.size().slot(consumer.position));
+        consumer.position = consumer.position.wrapping_add(1);
+        if marked { (self.amended)(record) } else { record }
     }
 
     /// Reads how far the unit has written.
@@ -184,5 +244,75 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
             .with_index(self.size().index(consumer.position))
             .with_overflow(consumer.acknowledged);
         block.write(self.consumed, cons.into());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::sync::atomic::{AtomicU32, Ordering};
+    use portcullis_hal::TableWrites;
+    use portcullis_hal::host::HostHal;
+
+    const INDICES: [Register; 2] =
+        [Register { name: "PROD", offset: 0 }, Register { name: "CONS", offset: 1 }];
+
+    #[derive(Default)]
+    struct Registers([AtomicU32; 2]);
+
+    // SAFETY: nobody acts on what is written here.
+    #[expect(unsafe_code, reason = "registers of a fake")]
+    unsafe impl Mmio for &Registers {
+        fn read32(&self, offset: usize) -> u32 {
+            self.0[offset].load(Ordering::SeqCst)
+        }
+
+        fn write32(&self, offset: usize, value: u32) {
+            self.0[offset].store(value, Ordering::SeqCst);
+        }
+
+        fn read64(&self, _offset: usize) -> u64 {
+            unreachable!("an index has 32 bits")
+        }
+
+        fn write64(&self, _offset: usize, _value: u64) {
+            unreachable!("an index has 32 bits")
+        }
+    }
+
+    #[test]
+    fn what_is_amended_is_read_so_once_and_the_unit_keeps_its_ring() {
+        let (hal, registers) = (HostHal::new(), Registers::default());
+        let ring: Ring<HostHal, 4> = Ring::new(&hal, RingSize::new(2), TableWrites::Cleaned).unwrap();
+        let base = ring.phys().unwrap();
+        let queue = RecordQueue::new(ring, INDICES).amended_by(|[first, ..]| [first | 0x100; 4]).unwrap();
+        let block = RegisterBlock::new(hal.clone(), &registers, 0);
+        let word = |slot: u64| base.checked_add(slot * 32).unwrap();
+        let next = || match queue.next(&block, |_| ()) {
+            Some(Found::Record([first, ..])) => Some(first),
+            other => {
+                assert_eq!(other, None);
+                None
+            }
+        };
+        for lap in 0..3 {
+            for slot in 0..4 {
+                hal.store64(word(slot), slot).unwrap();
+            }
+            registers.0[0].store(if lap % 2 == 0 { 4 } else { 0 }, Ordering::SeqCst);
+            if lap == 1 {
+                queue.amend(&block, |record| record[0] % 2 == 1, || ());
+                let seen = [0, 1, 2, 3].map(|slot| hal.load64(word(slot)));
+                assert_eq!(seen, [0, 1, 2, 3].map(Some), "the ring is the unit's");
+            }
+            let expected = if lap == 1 { [0, 0x101, 2, 0x103] } else { [0, 1, 2, 3] };
+            assert_eq!([(); 4].map(|()| next()), expected.map(Some));
+            assert_eq!(next(), None);
+        }
+        // Those that are given up, too.
+        registers.0[0].store(0, Ordering::SeqCst);
+        queue.amend(&block, |record| record[0] == 1, || ());
+        let skipped = queue.skip(&block, |record| record[0] == 0x101, |_| ());
+        assert_eq!(skipped, Skipped::UpTo([0x101; 4], Lost::Some));
     }
 }

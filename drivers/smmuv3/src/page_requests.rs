@@ -8,7 +8,7 @@ use crate::port::{Health, Port, count};
 use crate::record::{stalls, translates};
 use crate::spec::event::{EVENT_WORDS, Event0, Event1};
 use crate::spec::pri::{PAGE_REQUEST_WORDS, PageRequest0, PageRequest1};
-use crate::stalls::{Stall, ended, stall};
+use crate::stalls::{Stall, stall};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Access, EndpointId, Hal, Iova, Mmio, Pasid, StreamId, SyncError};
 use portcullis_iommu::{
@@ -145,7 +145,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     /// Ends all that a stream has stalled. Its entry is not valid any more, or aborts, and the unit has confirmed that:
     /// no further event of a stall comes, and those before are in the queue (4.7.2.1, 4.7.3).
     pub(crate) fn end_stalls(&self, stream: StreamId) -> Result<(), SyncError> {
-        let of_stream = |raw: &_| stall(raw).filter(|stall| stall.stream == stream).map(|_| ended(*raw));
+        let of_stream = |raw: &_| stall(raw).is_some_and(|stall| stall.stream == stream);
         // Before the command: the unit may use the tags again as soon as it has it.
         self.events.amend(&self.block, of_stream, || self.stalls.forget(stream));
         self.execute(&[Command::stall_term(stream)])

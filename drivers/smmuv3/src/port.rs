@@ -12,7 +12,7 @@ use crate::ring::RingSize;
 use crate::spec::event::EVENT_WORDS;
 use crate::spec::pri::PAGE_REQUEST_WORDS;
 use crate::spec::registers::{self, Cr0, Gerror};
-use crate::stalls::Stalls;
+use crate::stalls::{self, Stalls};
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, Mmio, TableWrites};
@@ -126,7 +126,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         Ok(Self {
             features,
             commands: CommandQueue::new(commands, message)?,
-            events: RecordQueue::new(events, [registers::EVENTQ_PROD, registers::EVENTQ_CONS]),
+            events: RecordQueue::new(events, [registers::EVENTQ_PROD, registers::EVENTQ_CONS])
+                .amended_by(stalls::ended)?,
             stalls: Stalls::new(if features.can_stall() { features.stall_max } else { 0 })?,
             page_requests: page_requests
                 .map(|ring| RecordQueue::new(ring, [registers::PRIQ_PROD, registers::PRIQ_CONS])),

@@ -5,7 +5,7 @@
 //! the event queue's lock, and taken out as the answer goes to the command queue, with the attachments locked.
 //!
 //! When a stream ends, its stalls end with it: nothing of it is open any more, and events of it that are still in the
-//! queue lose their mark, so that they are reported as the faults that they have become.
+//! queue are read as [the faults](ended) that they have become.
 
 use crate::spec::event::{EVENT_WORDS, Event0, Event1, EventId};
 use alloc::vec::Vec;
