@@ -267,6 +267,23 @@ fn a_teardown_leaves_no_stall_of_a_flood_behind() {
 }
 
 #[test]
+fn a_teardown_ends_though_others_stall_again_for_each_answer() {
+    let rig = std::sync::Arc::new(Rig::new(1));
+    let device = rig.device(0, 8, STALL);
+    let stall = |whose, tag| request(&device, Some(pasid(whose)), 1, PageRequestKind::Stall(StallTag(tag)));
+    // The queue is full of theirs, and more of them found no room.
+    (0..300).for_each(|tag| rig.unit().ask(stall(6, tag)));
+    rig.unit().ask(stall(5, 300));
+    rig.interrupt();
+    // Without an end of its own it ends there, and fails below.
+    rig.stall_again(stall(6, 0), 10_000);
+    rig.iommu.remove_page_fault_handler(&device, Some(pasid(5))).unwrap();
+    let wires = rig.unit().wires();
+    assert!(wires.asked.iter().all(|asked| asked.pasid == Some(pasid(6))));
+    assert_eq!(wires.answered.len(), 300 + 1 - PAGE_REQUEST_CAPACITY);
+}
+
+#[test]
 fn a_flood_is_refused_also_while_handlers_owe_all_the_answers_they_may() {
     let rig = Rig::new(1);
     let device = rig.device(0, 8, STALL);

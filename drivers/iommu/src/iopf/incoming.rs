@@ -1,6 +1,6 @@
 //! Requests on their way from the interrupt handler to a thread: of bounded number, in memory set aside beforehand.
 
-use super::refused::Refused;
+use super::refused::{Pass, Refused};
 use crate::{Answered, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse};
 use alloc::vec::Vec;
 use portcullis_hal::{EndpointId, OutOfMemory, Pasid};
@@ -138,9 +138,15 @@ impl Incoming {
         self.requests.take_first(|arrived| whose.includes(arrived.request.pasid))
     }
 
-    /// Takes the refusal of something that found no room: asked by those meant, or any stalled transaction's.
-    pub(crate) fn refuse(&mut self, whose: Whose) -> Option<PageAnswer> {
-        self.refused.take(whose)
+    /// Takes the refusal of something that found no room.
+    pub(super) fn refuse_any(&mut self) -> Option<PageAnswer> {
+        self.refused.take_any()
+    }
+
+    /// Takes the refusal of something that found no room: of a group of those meant, or of the next stalled transaction
+    /// of a pass.
+    pub(super) fn refuse(&mut self, whose: Whose, pass: &mut Pass) -> Option<PageAnswer> {
+        self.refused.take(whose, pass)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::groups::{Complete, Groups};
 use super::incoming::{Incoming, Taken, Whose, refusal};
+use super::refused::Pass;
 use super::{Counts, FaultGroup, PageFaultHandler, PageFaultStats, PageRights, Refusal};
 use crate::{Answered, DeviceId, GroupIndex, PageAnswer, PageRequest, PageResponse, Unit};
 use portcullis_hal::{Arc, EndpointId, Hal, OutOfMemory, Pasid, SyncError};
@@ -168,7 +169,7 @@ impl PageQueue {
         let _answering = self.answering.lock();
         let mut batch = Batch::new();
         while !batch.is_full() {
-            let refused = hal.critical(|| self.incoming.lock().refuse(Whose::Everybody));
+            let refused = hal.critical(|| self.incoming.lock().refuse_any());
             let Some(answer) = refused else { break };
             batch.push(answer);
         }
@@ -177,8 +178,10 @@ impl PageQueue {
     }
 
     /// Refuses all that somebody asked, with groups that handlers have still, and forgets what is incomplete. When it
-    /// returns, none of their answers is owed or on its way.
+    /// returns, none of their answers is owed or on its way. They ask no more; what others ask meanwhile does not
+    /// prolong it beyond one answer for each stall tag.
     pub(crate) fn refuse_all<H: Hal>(&self, hal: &H, whose: Whose) {
+        let mut pass = Pass::default();
         loop {
             let _answering = self.answering.lock();
             let mut batch = Batch::new();
@@ -190,7 +193,7 @@ impl PageQueue {
                     batch.push(answer);
                 }
                 while !batch.is_full() {
-                    let refused = hal.critical(|| self.incoming.lock().refuse(whose));
+                    let refused = hal.critical(|| self.incoming.lock().refuse(whose, &mut pass));
                     let Some(answer) = refused else { break };
                     batch.push(answer);
                 }

@@ -46,6 +46,25 @@ impl Numbers {
         self.words.get(usize::from(number / 64)).is_some_and(|word| word >> (number % 64) & 1 != 0)
     }
 
+    /// Takes out the least number from `least` on.
+    fn take_from(&mut self, least: usize) -> Option<u16> {
+        if self.len == 0 {
+            return None;
+        }
+        let mut picked = u64::MAX << (least % 64);
+        for (at, word) in self.words.iter_mut().enumerate().skip(least / 64) {
+            let rest = *word & picked;
+            if rest != 0 {
+                let bit = rest.trailing_zeros();
+                *word &= !(1 << bit);
+                self.len -= 1;
+                return Some((at * 64) as u16 + bit as u16);
+            }
+            picked = u64::MAX;
+        }
+        None
+    }
+
     /// Takes out any number that `wanted` picks.
     fn take(&mut self, wanted: impl Fn(u16) -> bool) -> Option<u16> {
         if self.len == 0 {
@@ -100,17 +119,39 @@ impl Told {
         }
     }
 
-    fn take(&mut self, whose: Whose) -> Option<PageAnswer> {
-        let (endpoint, response) = (self.endpoint, PageResponse::Invalid);
+    fn take_group(&mut self, whose: Whose) -> Option<PageAnswer> {
         let pasid = |index: u16| self.pasids.get(usize::from(index)).copied().flatten();
-        if let Some(index) = self.groups.take(|index| whose.includes(pasid(index))) {
-            let to = Answered::Group(GroupIndex::new(index));
-            return Some(PageAnswer { endpoint, pasid: pasid(index), to, response });
-        }
-        // They are refused in any case, so that it does not matter whose they are.
-        let tag = self.stalls.take(|_| true)?;
-        Some(PageAnswer { endpoint, pasid: None, to: Answered::Stall(StallTag(tag)), response })
+        let index = self.groups.take(|index| whose.includes(pasid(index)))?;
+        let to = Answered::Group(GroupIndex::new(index));
+        Some(PageAnswer { endpoint: self.endpoint, pasid: pasid(index), to, response: PageResponse::Invalid })
     }
+
+    fn take_stall(&mut self) -> Option<PageAnswer> {
+        let tag = self.stalls.take(|_| true)?;
+        Some(self.refuse_stall(tag))
+    }
+
+    fn take_stall_from(&mut self, least: usize) -> Option<(u16, PageAnswer)> {
+        let tag = self.stalls.take_from(least)?;
+        Some((tag, self.refuse_stall(tag)))
+    }
+
+    fn refuse_stall(&self, tag: u16) -> PageAnswer {
+        let (to, response) = (Answered::Stall(StallTag(tag)), PageResponse::Invalid);
+        PageAnswer { endpoint: self.endpoint, pasid: None, to, response }
+    }
+}
+
+/// How far a pass over the stalled transactions of a device has come.
+///
+/// It meets all that are there when it begins, and each tag once: a device that stalls again for each answer does not
+/// keep it going.
+#[derive(Default)]
+pub(super) struct Pass {
+    /// Of which endpoint, as a position in [`Refused`].
+    at: usize,
+    /// The least tag that it has not met yet.
+    least: usize,
 }
 
 /// A device's requests that are to be refused. There is a place for each group index and for each stall tag of every
@@ -134,9 +175,26 @@ impl Refused {
         }
     }
 
-    /// Takes out an answer: to one of those meant, or to any stalled transaction.
-    pub(super) fn take(&mut self, whose: Whose) -> Option<PageAnswer> {
-        self.0.iter_mut().find_map(|told| told.take(whose))
+    /// Takes out any answer.
+    pub(super) fn take_any(&mut self) -> Option<PageAnswer> {
+        self.0.iter_mut().find_map(|told| told.take_group(Whose::Everybody).or_else(|| told.take_stall()))
+    }
+
+    /// Takes out an answer to a group of those meant, or to the next stalled transaction of a pass, whoever's it is:
+    /// they are all refused in any case.
+    pub(super) fn take(&mut self, whose: Whose, pass: &mut Pass) -> Option<PageAnswer> {
+        self.0.iter_mut().find_map(|told| told.take_group(whose)).or_else(|| self.next_stall(pass))
+    }
+
+    fn next_stall(&mut self, pass: &mut Pass) -> Option<PageAnswer> {
+        while let Some(told) = self.0.get_mut(pass.at) {
+            if let Some((tag, answer)) = told.take_stall_from(pass.least) {
+                pass.least = usize::from(tag) + 1;
+                return Some(answer);
+            }
+            *pass = Pass { at: pass.at + 1, least: 0 };
+        }
+        None
     }
 }
 
@@ -144,6 +202,28 @@ impl Refused {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn a_pass_meets_what_is_there_and_each_tag_once() {
+        let stall = |endpoint: u32, tag| PageAnswer {
+            endpoint: EndpointId::new(endpoint),
+            pasid: None,
+            to: Answered::Stall(StallTag(tag)),
+            response: PageResponse::Invalid,
+        };
+        let mut refused = Refused::new(&[EndpointId::new(1), EndpointId::new(2)]).unwrap();
+        let there = [0, 1, 63, 64, 200, u16::MAX].map(|tag| [stall(1, tag), stall(2, tag)]);
+        there.iter().flatten().for_each(|answer| refused.insert(answer));
+        let (mut pass, mut met) = (Pass::default(), Vec::new());
+        while let Some(answer) = refused.take(Whose::Pasid(None), &mut pass) {
+            met.push(answer);
+            // At once again.
+            refused.insert(&answer);
+        }
+        let expected: Vec<_> = [0, 1].iter().flat_map(|at| there.map(|both| both[*at])).collect();
+        assert_eq!(met, expected);
+        assert!(core::iter::from_fn(|| refused.take_any()).count() == expected.len());
+    }
 
     #[test]
     fn a_set_of_numbers_gives_each_back_once() {

@@ -53,6 +53,9 @@ impl Domain for FakeDomain {
     }
 }
 
+/// What a device does when it has an answer.
+pub(crate) type OnAnswer = std::sync::Arc<dyn Fn(&PageAnswer) + Send + Sync>;
+
 #[derive(Default)]
 pub(crate) struct Wires {
     /// What the hardware reports next.
@@ -65,6 +68,7 @@ pub(crate) struct Wires {
     pub(crate) answered: Vec<PageAnswer>,
     /// How many answers each submission had.
     pub(crate) batches: Vec<usize>,
+    pub(crate) on_answer: Option<OnAnswer>,
     /// The call that fails.
     pub(crate) fails: &'static str,
     /// The answer to attachments of PASIDs.
@@ -189,6 +193,11 @@ impl Unit for FakeUnit {
             wires.asked.swap_remove(at);
             wires.answered.push(*answer);
         }
+        let on_answer = wires.on_answer.clone();
+        drop(wires);
+        if let Some(on_answer) = on_answer {
+            answers.iter().for_each(|answer| on_answer(answer));
+        }
         Ok(())
     }
     fn drain_page_requests(
@@ -288,6 +297,20 @@ impl Rig {
 
     pub(crate) fn unit(&self) -> &FakeUnit {
         &self.units[0]
+    }
+
+    /// From now on a stalled transaction that is answered stalls again with the same tag, as `again` says, and the
+    /// interrupt comes at once; up to so many answers.
+    pub(crate) fn stall_again(self: &std::sync::Arc<Self>, again: PageRequest, answers: usize) {
+        let rig = std::sync::Arc::downgrade(self);
+        self.unit().wires().on_answer = Some(std::sync::Arc::new(move |answer| {
+            if let (Some(rig), Answered::Stall(tag)) = (rig.upgrade(), answer.to)
+                && rig.unit().wires().answered.len() < answers
+            {
+                rig.unit().ask(PageRequest { kind: PageRequestKind::Stall(tag), ..again });
+                rig.interrupt();
+            }
+        }));
     }
 
     pub(crate) fn plain_device(&self, unit: u16, bdf: u16) -> Arc<Device> {
