@@ -165,6 +165,9 @@ impl<H: Hal, T: Transport> Link<H, T> {
 
     /// Waits until `done` says so, looking at the queue after all answers so far were taken. Whatever is queued by then
     /// is sent first.
+    ///
+    /// A request that this is for may have been published by a thread that lost its processor before it notified. So
+    /// the device is notified again when half of the time has passed without an answer.
     pub(crate) fn wait(
         &self,
         what: &'static str,
@@ -186,7 +189,12 @@ impl<H: Hal, T: Transport> Link<H, T> {
             }
             u64::from(left)
         };
-        match wait::until(&self.hal, what, u64::MAX, 0, self.timeout_ns, &mut look) {
+        let half = self.timeout_ns / 2;
+        let waited = wait::until(&self.hal, what, u64::MAX, 0, half, &mut look).or_else(|_| {
+            self.notify();
+            wait::until(&self.hal, what, u64::MAX, 0, self.timeout_ns - half, &mut look)
+        });
+        match waited {
             Err(timeout) => {
                 self.set_faulted();
                 log::error!("virtio-iommu: no answer: {timeout}");

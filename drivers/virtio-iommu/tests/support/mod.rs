@@ -88,6 +88,8 @@ pub(crate) struct State {
     /// What PROBE says of every endpoint.
     pub properties: Vec<u8>,
     pub notifications: u32,
+    /// The next notification does not arrive.
+    pub swallows: bool,
     /// What happened to status, bypass and queues, in order.
     pub history: Vec<String>,
     pub script: Script,
@@ -138,6 +140,7 @@ impl Fake {
             requests: Vec::new(),
             properties: Vec::new(),
             notifications: 0,
+            swallows: false,
             history: Vec::new(),
             script: Box::new(|_| Answer::Right),
             held: Vec::new(),
@@ -527,7 +530,9 @@ unsafe impl Transport for Fake {
         exempt(|| {
             if queue == QueueIndex::Requests {
                 self.state().notifications += 1;
-                self.serve();
+                if !std::mem::take(&mut self.state().swallows) {
+                    self.serve();
+                }
             }
         });
     }
