@@ -84,6 +84,11 @@ impl<H: Hal, T: Transport> Space<H, T> {
         }
         let _gate = self.gate.enter(&self.link.hal);
         let on_device = self.insert(list)?;
+        self.make(list, on_device)
+    }
+
+    /// Maps what is noted.
+    fn make(&self, list: &[Mapping], on_device: bool) -> Result<(), MapError> {
         let made = if on_device { self.map_on_device(list) } else { Ok(()) };
         // Unconfirmed mappings stay, so that they can be unmapped.
         if !matches!(made, Ok(()) | Err(MapError::Sync(_))) {
@@ -95,14 +100,16 @@ impl<H: Hal, T: Transport> Space<H, T> {
     /// Maps all of `list` or nothing, and leaves it queued. The contract is that of
     /// [`IoSpace::map_queued`](portcullis_hal::IoSpace::map_queued).
     pub(crate) fn map_queued(&self, list: &[Mapping], queue: &mut QueuedMaps) -> Result<(), MapError> {
-        if queue.claim(self.key, self.ledger.refused_maps()).is_err() {
-            return self.map(list);
-        }
         for mapping in list {
             self.check(mapping)?;
         }
         let _gate = self.gate.enter(&self.link.hal);
-        if self.insert(list)? {
+        let on_device = self.insert(list)?;
+        // Only now: a list that is wrong leaves an empty queue empty.
+        if queue.claim(self.key, self.ledger.refused_maps()).is_err() {
+            return self.make(list, on_device);
+        }
+        if on_device {
             let owner = Owner::Ledger(self.ledger.clone());
             let requests = self.pieces.of(list).map(|interval| self.map_request(&interval));
             queue.raise_token(self.link.submit(requests, &owner, Priority::Normal)?);
@@ -116,10 +123,14 @@ impl<H: Hal, T: Transport> Space<H, T> {
         queue.claim(self.key, self.ledger.refused_maps())?;
         let (number, mark) = (queue.token(), queue.mark());
         queue.end();
-        if number > 0 && !self.link.is_faulted() {
+        // Refusals since the mark are others' then.
+        if number == 0 {
+            return Ok(());
+        }
+        if !self.link.is_faulted() {
             self.link.drain(&self.ledger, number)?;
         }
-        if number > 0 && self.link.is_faulted() {
+        if self.link.is_faulted() {
             return Err(SyncError::Faulted.into());
         }
         if self.ledger.refused_maps() != mark {

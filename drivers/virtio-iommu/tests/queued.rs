@@ -108,6 +108,58 @@ fn what_is_wrong_with_a_queued_map_itself_is_told_at_once() {
 }
 
 #[test]
+fn a_list_that_is_wrong_leaves_an_empty_queue_empty() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let (domain, other) = (paging(&unit), paging(&unit));
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    map(&domain, &[piece(0x1000, 0x1000, 0x1000)]).unwrap();
+    let mut queue = QueuedMaps::new();
+    let iova = portcullis_hal::Iova::new(0x3800);
+    let crooked = [piece(0x3800, 0x1000, 0x1000)];
+    assert_eq!(map_queued(&domain, &crooked, &mut queue), Err(MapError::Misaligned { iova }));
+    assert!(queue.is_empty());
+    let iova = portcullis_hal::Iova::new(0x1000);
+    let twice = [piece(0x1000, 0x1000, 0x1000)];
+    assert_eq!(map_queued(&domain, &twice, &mut queue), Err(MapError::Overlap { iova }));
+    assert!(queue.is_empty());
+    assert_eq!(other.send_maps(&mut queue), Ok(()));
+}
+
+#[test]
+fn refusals_of_others_are_not_told_where_nothing_was_queued() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    let (mut queue, mut other) = (QueuedMaps::new(), QueuedMaps::new());
+    // The device does not know the domain yet.
+    map_queued(&domain, &[piece(0x1000, 0x1000, 0x1000)], &mut queue).unwrap();
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    fake.script(|_| Answer::Status(NOMEM));
+    map_queued(&domain, &[piece(0x3000, 0x1000, 0x1000)], &mut other).unwrap();
+    assert_eq!(domain.send_maps(&mut other), Err(SendMapsError::Refused));
+    assert_eq!(domain.send_maps(&mut queue), Ok(()));
+    fake.script(|_| Answer::Right);
+}
+
+#[test]
+fn a_notification_that_is_late_is_made_up_for_by_who_waits() {
+    let fake = Fake::new();
+    let unit = up(&fake);
+    let domain = paging(&unit);
+    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let before = fake.state().notifications;
+    let mut queue = QueuedMaps::new();
+    map_queued(&domain, &[piece(0x1000, 0x1000, 0x1000)], &mut queue).unwrap();
+    // As if another thread had published the request, and lost its processor then.
+    fake.state().swallows = true;
+    assert_eq!(domain.send_maps(&mut queue), Ok(()));
+    assert_eq!(fake.state().notifications, before + 2);
+    assert_eq!(map(&domain, &[piece(0x3000, 0x1000, 0x1000)]), Ok(()));
+    assert_eq!(fake.dma(1, 0x1000, true), Some(0x1000));
+}
+
+#[test]
 fn a_silent_device_fails_the_sending_and_leaves_the_maps_to_be_unmapped() {
     let fake = Fake::new();
     let unit = up(&fake);
