@@ -132,6 +132,11 @@ impl Report {
         text(format_args!("[skip] {name}: {reason}"));
     }
 
+    /// Whether no check has failed so far.
+    pub(crate) fn holds(&self) -> bool {
+        self.failed == 0
+    }
+
     /// A check by its outcome: what to say if it held, and why it did not.
     pub(crate) fn check<T: fmt::Display, E: fmt::Display>(
         &mut self,

@@ -35,7 +35,12 @@ pub(crate) fn main(machine: &'static Machine, report: &mut Report) {
     kinds::run(machine, report);
     processors::run(machine, report);
     spaces::run(machine, report);
-    sharing::run(machine, report);
+    // A disk that reaches other memory than its driver's never answers, and `virtio-drivers` waits for ever.
+    if report.holds() {
+        sharing::run(machine, report);
+    } else {
+        report.skip("share", format_args!("no device gets a process's memory where a check has failed"));
+    }
     table::run(machine, report);
 }
 
