@@ -9,6 +9,8 @@ use loom::sync::atomic::{AtomicPtr, AtomicU64, fence};
 pub struct CheckedWord(AtomicU64);
 
 impl Word for CheckedWord {
+    const ROUNDS: u32 = 2;
+
     fn new(value: u64) -> Self {
         Self(AtomicU64::new(value))
     }

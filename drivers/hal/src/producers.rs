@@ -6,12 +6,16 @@
 //!    place and the limit up to which the consumer is known to have made room, so the addition returns both, and its
 //!    result says whether there was room. An addition that runs past the limit closes the ring: until the word is put
 //!    right, every other addition fails as well. The one that closed it knows the true next place, and puts it back at
-//!    once together with a new limit, which may have room for its own batch. So nobody ever holds a place that is not free: there is nothing to wait for after
-//!    the reservation, and who gives up for lack of room leaves no hole.
+//!    once together with a new limit, which may have room for its own batch. So nobody ever holds a place that is not
+//!    free: there is nothing to wait for after the reservation, and who gives up for lack of room leaves no hole.
 //! 2. The producer writes its slots. Nobody else does.
 //! 3. [`publish`](Producers::publish) makes all finished batches visible to the consumer, in the order of their places,
 //!    with one doorbell. Whoever finds another CPU at that marks its batch as finished and leaves it to it. Whoever finds a
 //!    batch ahead of its own unfinished leaves its own to that batch's producer. Nobody waits.
+//!
+//! Whoever publishes for others does so for a bounded number of rounds, since interrupts are masked meanwhile. What is
+//! finished later stays marked, and goes out with the next batch, or when somebody who waits
+//! [takes over](Producers::take_over): whoever waits, for room or for an answer, has to do that now and then.
 //!
 //! Nothing here is retried by comparing and exchanging. A reservation fails only if the ring is full, or if another one
 //! is taking notice that there is room again, which happens once per limit.
@@ -68,7 +72,8 @@ pub struct Run {
 pub enum Publisher {
     /// Its producer did.
     Own,
-    /// Another CPU will, or did a moment ago: that of the publisher, or of a batch ahead.
+    /// Another CPU will, or did a moment ago: that of the publisher, or of a batch ahead. If the publisher has had enough,
+    /// it is whoever [takes over](Producers::take_over).
     Other,
 }
 
@@ -80,7 +85,8 @@ const LEFT_TO_OTHERS_NS: u64 = 10_000;
 const LEFT_TO_OTHERS_TURNS: u32 = 4096;
 
 /// Leaves the ring for a moment to the CPU that publishes the caller's batch with its own, unless the consumer takes its
-/// time. Nothing is held meanwhile, and interrupts may come.
+/// time. It holds nothing of the ring meanwhile, but whatever locks the caller has are held for so much longer, about ten
+/// microseconds: to be called where submissions come in a row, and not where somebody else is held up.
 ///
 /// If the consumer is done at once, what takes time is to move the words that both write from one CPU's cache to the
 /// other's, several for each submission. The other CPU has them all now, and does more alone than the two by turns: with
@@ -286,8 +292,9 @@ impl<W: Word, B> Producers<W, B> {
     /// another CPU is at it, which will then do so. The bell is never rung by two CPUs at once, and each
     /// time with places behind those of the time before.
     ///
-    /// A CPU that publishes goes on as long as others finish batches meanwhile: at most the ring's capacity, before
-    /// they have to wait for the consumer.
+    /// A CPU that publishes goes on while others finish batches meanwhile, but not for more than
+    /// [`Word::ROUNDS`] rounds, of the ring's capacity at most. What it leaves then is to be
+    /// [taken over](Self::take_over) by those who wait for it.
     #[inline]
     pub fn publish(&self, first: Position, count: u32, weight: u32, ring: impl FnMut(Run)) -> Publisher {
         self.publish_with(first, count, weight, ring)
@@ -341,9 +348,20 @@ impl<W: Word, B> Producers<W, B> {
     }
 
     /// Rings for what is finished, and if that is nothing, with what is already published; for consumers that
-    /// have to be told again.
+    /// have to be told again. Whoever publishes does not stop before that is done, so this is nothing to be repeated while
+    /// somebody [is publishing](Self::is_publishing).
     pub fn ring_again(&self, ring: impl FnMut(Run)) {
         self.call(RING_AGAIN, ring);
+    }
+
+    /// Publishes what is finished, if nobody is publishing: the last one may have done so long enough. Whoever waits for
+    /// the consumer calls it now and then, with interrupts masked as for [`publish`](Self::publish). Where there is nothing
+    /// to do it only reads; but it reads what producers write, so not in every turn of a loop.
+    pub fn take_over(&self, ring: impl FnMut(Run)) {
+        let is_left = || self.mark_at(self.published()).is_some_and(|mark| mark.load(Ordering::Relaxed) != 0);
+        if !self.is_publishing() && is_left() {
+            self.call(LOOK, ring);
+        }
     }
 
     /// Whether somebody is publishing: who reserves now is likely to be published by him, or after him.
@@ -378,16 +396,21 @@ impl<W: Word, B> Producers<W, B> {
 
     /// Attends to the calls that were `seen`, and to those that are made meanwhile, from the place up to which all is
     /// published; returns how far that is afterwards. Each is attended to by a look at the marks that begins after it was
-    /// made.
+    /// made, unless there were too many rounds: then only the doorbell is still rung for those who asked for that. The
+    /// other calls are two for each batch at most, and the ring is soon full if nobody publishes, so they end.
     #[inline(never)]
     fn attend(&self, mut seen: u64, mut so_far: Position, mut bell: impl Bell) -> Position {
         let Line { calls, published, .. } = &self.line;
+        let mut rounds = W::ROUNDS;
         loop {
-            let run = self.finished_from(so_far);
-            so_far = run.tail;
-            if run.batches != 0 || seen >= RING_AGAIN {
-                published.store(u64::from(run.tail.0), Ordering::Release);
-                bell.ring(run);
+            if rounds != 0 || seen >= RING_AGAIN {
+                rounds = rounds.saturating_sub(1);
+                let run = self.finished_from(so_far);
+                so_far = run.tail;
+                if run.batches != 0 || seen >= RING_AGAIN {
+                    published.store(u64::from(run.tail.0), Ordering::Release);
+                    bell.ring(run);
+                }
             }
             seen = calls.fetch_add(seen.wrapping_neg(), Ordering::AcqRel).wrapping_sub(seen);
             if seen == 0 {

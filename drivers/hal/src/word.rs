@@ -6,6 +6,10 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 /// An atomic 64-bit word.
 pub trait Word: Sync {
+    /// How many rounds one CPU works for others before it leaves the rest to them. Few under a model checker, which
+    /// follows them all.
+    const ROUNDS: u32 = 16;
+
     /// A word with this value.
     fn new(value: u64) -> Self;
     /// Reads the word.

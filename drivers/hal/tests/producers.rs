@@ -9,6 +9,7 @@ use loom::thread;
 use portcullis_hal::checked::CheckedWord;
 use portcullis_hal::host::HostHal;
 use portcullis_hal::producers::{Position, Producers, Publisher, Run, leave_to_others};
+use portcullis_hal::word::Word;
 use portcullis_hal::{FrameOrder, Hal, InterruptMask, OutOfMemory, PhysAddr};
 use std::cell::Cell;
 use std::ptr::NonNull;
@@ -91,6 +92,10 @@ impl Machine {
         first.plus(count)
     }
 
+    fn take_over(&self) {
+        self.producers.take_over(|run| self.ring(run));
+    }
+
     /// As a driver does, but with little patience, since loom follows every turn of a loop.
     fn submit(&self, count: u32) -> Option<Position> {
         self.try_submit(count).or_else(|| {
@@ -157,6 +162,7 @@ fn produce(slots: u32, switches: usize, threads: &'static [&'static [u32]]) {
         others.into_iter().for_each(|other| submitted.extend(other.join().unwrap()));
         assert!(!submitted.is_empty(), "the first one finds the ring empty");
         // Whatever they met, all is read, and there is room again.
+        machine.take_over();
         let end = machine.try_submit(slots - 1).or_else(|| machine.try_submit(slots - 1)).unwrap();
         submitted.push(slots - 1);
         assert_eq!(end.get(), submitted.iter().sum());
@@ -193,12 +199,80 @@ fn a_doorbell_that_is_to_be_rung_again_is_rung() {
         let other = thread::spawn(move || other.producers.ring_again(|run| other.ring(run)));
         assert!(machine.try_submit(1).is_some());
         other.join().unwrap();
+        machine.take_over();
         let totals = machine.totals();
         assert_eq!(totals.batches, 1);
         assert!((1..=2).contains(&totals.rings));
         machine.producers.ring_again(|run| machine.ring(run));
         assert_eq!(machine.totals().rings, totals.rings + 1);
     });
+}
+
+#[test]
+fn what_a_publisher_leaves_after_some_rounds_is_published_by_those_who_wait_for_it() {
+    // Not one of loom's, which is new in each execution.
+    static TAKEN_OVER: AtomicU64 = AtomicU64::new(0);
+    let wait = |machine: &Machine, end: Position| {
+        while !machine.done().has_reached(end) {
+            machine.producers.take_over(|run| {
+                TAKEN_OVER.fetch_add(1, Ordering::Relaxed);
+                machine.ring(run);
+            });
+            thread::yield_now();
+        }
+    };
+    explore(3, move || {
+        let machine = Arc::new(Machine::new(8));
+        let other = machine.clone();
+        let other = thread::spawn(move || {
+            let ends = [1, 1, 1].map(|count| other.try_submit(count));
+            ends.into_iter().flatten().for_each(|end| wait(&other, end));
+        });
+        wait(&machine, machine.try_submit(1).unwrap());
+        other.join().unwrap();
+        assert_eq!((machine.done(), machine.totals().batches), (Position::new(4), 4));
+    });
+    assert_ne!(TAKEN_OVER.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_publisher_whom_others_keep_busy_comes_to_an_end() {
+    let producers = Producers::<AtomicU64>::new(16).unwrap();
+    let consumed = Cell::new(Position::new(0));
+    let submit = |ring: &mut dyn FnMut(Run)| {
+        let first =
+            producers.reserve(1, || consumed.get()).or_else(|| producers.reserve(1, || consumed.get()));
+        producers.publish(first.unwrap(), 1, 1, ring)
+    };
+    // Whenever the doorbell is rung, the consumer is done at once, and somebody submits again.
+    let mut rings = 0;
+    submit(&mut |run| {
+        rings += 1;
+        assert!(rings < 1000);
+        consumed.set(run.tail);
+        assert_eq!(submit(&mut |_| unreachable!()), Publisher::Other);
+    });
+    assert_eq!(rings, 1 + <AtomicU64 as Word>::ROUNDS);
+    assert!(!producers.is_publishing());
+    let left = producers.published();
+    // It is no more than to be published.
+    let mut runs = Vec::new();
+    producers.take_over(|run| runs.push(run));
+    producers.take_over(|run| runs.push(run));
+    assert_eq!(runs, [Run { tail: left.plus(1), batches: 1, weight: 1 }]);
+}
+
+#[test]
+fn a_publisher_whom_others_keep_busy_rings_again_for_all_who_ask() {
+    let producers = Producers::<AtomicU64>::new(16).unwrap();
+    let rings = Cell::new(0);
+    producers.ring_again(|_| {
+        rings.set(rings.get() + 1);
+        if rings.get() < 100 {
+            producers.ring_again(|_| unreachable!());
+        }
+    });
+    assert_eq!(rings.get(), 100);
 }
 
 /// Producers of a ring that has been in use for a long time.
@@ -425,7 +499,10 @@ fn threads_submit_without_loss_or_disorder() {
                     let first = loop {
                         match producers.reserve(count, done) {
                             Some(first) => break first,
-                            None => std::thread::yield_now(),
+                            None => {
+                                producers.take_over(ring);
+                                std::thread::yield_now();
+                            }
                         }
                     };
                     for place in (0..count).map(|offset| first.plus(offset)) {
@@ -436,6 +513,7 @@ fn threads_submit_without_loss_or_disorder() {
             });
         }
     });
+    producers.take_over(ring);
     assert_eq!(batches.load(Ordering::Relaxed), 4 * BATCHES);
     assert_eq!(done(), producers.published());
 }

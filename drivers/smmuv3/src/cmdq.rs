@@ -377,6 +377,26 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         Some(Batch { first, end, tail, publisher, failures_before })
     }
 
+    /// [`complete`](Self::complete) for an invalidation of a domain, of which more are likely to come at once: leaves the
+    /// ring to the CPU that publishes this one, if it is another.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub(crate) fn complete_one_of_many(&self, ticket: &Ticket) -> Result<(), SyncError> {
+        if let Some(batch) = &ticket.0
+            && batch.publisher == Publisher::Other
+        {
+            producers::leave_to_others(self.hal(), || {
+                let line = &self.commands.line;
+                let own_sync = (batch.tail == Tail::Sync).then_some(batch.end);
+                let sync = own_sync.or_else(|| line.sync_behind(batch.end));
+                sync.is_some_and(|end| self.has_passed(end))
+            });
+        }
+        self.complete(ticket)
+    }
+
     /// Waits until the unit has completed a sync behind the commands of `ticket`.
     ///
     /// # Errors
@@ -386,14 +406,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     pub(crate) fn complete(&self, ticket: &Ticket) -> Result<(), SyncError> {
         let Some(batch) = &ticket.0 else { return Ok(()) };
         let queue = &self.commands;
-        let own_sync = (batch.tail == Tail::Sync).then_some(batch.end);
-        if batch.publisher == Publisher::Other {
-            producers::leave_to_others(self.hal(), || {
-                let sync = own_sync.or_else(|| queue.line.sync_behind(batch.end));
-                sync.is_some_and(|end| self.has_passed(end))
-            });
-        }
-        let mut sync = own_sync;
+        let mut sync = (batch.tail == Tail::Sync).then_some(batch.end);
         let mut wait = Wait::new();
         let passed = loop {
             sync = sync.or_else(|| queue.line.sync_behind(batch.end));
@@ -425,10 +438,14 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         if failed { Err(SyncError::Faulted) } else { Ok(()) }
     }
 
-    /// One turn of waiting for the unit, after a look at it: sees to errors, and gives it some time.
+    /// One turn of waiting for the unit, after a look at it: sees to errors and to what was left unpublished, and gives it
+    /// some time.
     fn turn(&self, wait: &mut Wait, progress: Progress) {
         if progress.stopped {
             self.restart();
+        }
+        if wait.is_time_for_registers() {
+            self.hal().critical(|| self.commands.line.take_over(self));
         }
         wait.turn(self.hal(), self.block.timeout_ns);
     }

@@ -162,9 +162,17 @@ impl<W: Word> Line<W> {
         (synced != end && synced.has_reached(end)).then_some(synced)
     }
 
-    /// Sees to it that a published batch without a sync gets one, if there was no room for it before.
+    /// Sees to it that a published batch without a sync gets one, if there was no room for it before. To be repeated:
+    /// nothing is done while somebody publishes, who might otherwise never come to an end.
     pub(crate) fn ask_for_sync(&self, consumer: &impl Consumer) {
-        self.producers.ring_again(|run| self.attend(run, consumer));
+        if !self.producers.is_publishing() {
+            self.producers.ring_again(|run| self.attend(run, consumer));
+        }
+    }
+
+    /// Publishes what was left by a CPU that had done so for long: [`Producers::take_over`].
+    pub(crate) fn take_over(&self, consumer: &impl Consumer) {
+        self.producers.take_over(|run| self.attend(run, consumer));
     }
 
     /// Whether the command at `position` is published, and not more than a ring's length ago.

@@ -179,7 +179,7 @@ impl<H: Hal, M: Mmio> Target<H, M> {
 
     /// Returns when the unit has forgotten what was submitted, and then the devices, in this range if it is known.
     pub(crate) fn complete(&self, ticket: &Ticket, range: Option<IovaRange>) -> Result<(), SyncError> {
-        self.port.complete(ticket)?;
+        self.port.complete_one_of_many(ticket)?;
         // Devices only now: they fill their caches from the TLB.
         self.forget_caches(range)
     }

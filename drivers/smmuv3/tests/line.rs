@@ -113,6 +113,7 @@ impl Queue {
             if sync.is_none() {
                 self.line.ask_for_sync(self);
             }
+            self.line.take_over(self);
             thread::yield_now();
         }
     }
@@ -157,7 +158,7 @@ fn what_nobody_waits_for_has_a_sync_behind_it_when_all_is_quiet() {
     let submit = |queue: &Queue| {
         let _ = queue.submit();
     };
-    explore(3, 16, 1, submit, |_| {});
+    explore(3, 16, 1, submit, |queue| queue.line.take_over(queue));
 }
 
 #[test]

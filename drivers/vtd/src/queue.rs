@@ -20,7 +20,7 @@ use portcullis_hal::producers::{self, Bell, Overrun, Position, Producers, Publis
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Frames, Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
-/// How long an answer may take before the fault status is looked at, in nanoseconds.
+/// How long an answer may take before the fault status is looked at, and whether all is published, in nanoseconds.
 const ATTEND_NS: u64 = 20_000;
 
 /// Which word of the status memory says what was drained: in a line of its own.
@@ -332,6 +332,11 @@ impl<H: Hal> Queue<H> {
         self.producers.book().add(run);
     }
 
+    /// Publishes what was left by a CPU that had done so for long: [`Producers::take_over`].
+    fn take_over<M: Mmio>(&self, registers: &Registers<H, M>) {
+        registers.hal().critical(|| self.producers.take_over(|run| self.ring_doorbell(registers, &run)));
+    }
+
     /// Returns when the batch has completed.
     ///
     /// # Errors
@@ -502,7 +507,7 @@ impl<'a> Slots<'a> {
     }
 }
 
-/// A bounded wait that attends to errors now and then.
+/// A bounded wait that attends now and then to errors, and to what was left unpublished.
 struct Patience<'a, H: Hal, M: Mmio> {
     registers: &'a Registers<H, M>,
     start: u64,
@@ -536,6 +541,7 @@ impl<'a, H: Hal, M: Mmio> Patience<'a, H, M> {
         }
         if now >= self.attend {
             queue.recover(self.registers);
+            queue.take_over(self.registers);
             self.attend = now.saturating_add(ATTEND_NS);
         }
         self.registers.hal().relax();
