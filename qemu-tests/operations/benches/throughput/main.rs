@@ -4,8 +4,8 @@
 //! a domain and a device of its own; the queue is what they share. Between two looks that fail, a thread gives its processor
 //! away, as there may be more threads than processors here, other than in a kernel.
 //!
-//! What counts is processor time: seconds are those that the threads ran, divided by the processors that they can have at
-//! once, so that what else the host does only adds noise.
+//! What counts is time on the clock, with whatever else the host does meanwhile. Threads that find only one processor free
+//! do not show what sharing costs: run it on a quiet machine, or with a real-time priority.
 //!
 //! Prints a line per queue and number of threads, the median of several rounds:
 //! `throughput queue=Q threads=N per_second=N retries_ppm=N doorbells_ppm=N`, the last two per million submissions.
@@ -19,7 +19,7 @@ use std::error::Error;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use units::memory::Memory;
 use units::{Play, Played, smmu, vtd};
 
@@ -31,17 +31,14 @@ const ROUND: Duration = Duration::from_millis(100);
 #[derive(Clone, Copy)]
 struct Round {
     submissions: u64,
-    /// How long the threads ran, in nanoseconds, all together.
-    ran_ns: u64,
-    /// How many could run at once.
-    processors: u64,
+    took: Duration,
     retries: u64,
     doorbells: u64,
 }
 
 impl Round {
     fn per_second(&self) -> u64 {
-        (self.submissions as f64 * self.processors as f64 * 1e9 / self.ran_ns.max(1) as f64) as u64
+        (self.submissions as f64 / self.took.as_secs_f64()) as u64
     }
 
     fn per_million(&self, count: u64) -> u64 {
@@ -79,19 +76,12 @@ fn domain(unit: &dyn Unit, endpoint: u32) -> Result<Arc<dyn Domain>, Box<dyn Err
     Ok(domain)
 }
 
-/// How long this thread has run so far, in nanoseconds.
-fn ran_ns() -> u64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    let ran = text.split(' ').next().and_then(|number| number.parse().ok());
-    ran.unwrap_or_else(|| panic!("the kernel keeps no account of this thread's time: {text:?}"))
-}
-
 /// Lets threads submit on a unit for the length of a round.
 fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange) -> Round {
     let (stats, tries) = (played.unit.stats(), (played.tries)());
     let stop = AtomicBool::new(false);
     let start = Barrier::new(domains.len() + 1);
-    let (submissions, ran_ns) = thread::scope(|scope| {
+    let (submissions, took) = thread::scope(|scope| {
         let submitters: Vec<_> = domains
             .iter()
             .map(|domain| {
@@ -100,7 +90,6 @@ fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange) -> Round
                     let mut gather = Gather::new();
                     let mut submissions = 0_u64;
                     start.wait();
-                    let begun = ran_ns();
                     while !stop.load(Ordering::Relaxed) {
                         // As an unmap does; the tables are not what is measured.
                         gather.record(page, PAGE_SIZE.trailing_zeros() as u8);
@@ -110,24 +99,21 @@ fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange) -> Round
                         submissions += 1;
                     }
                     smmu::count_looks();
-                    (submissions, ran_ns() - begun)
+                    submissions
                 })
             })
             .collect();
+        let begun = Instant::now();
         start.wait();
         thread::sleep(ROUND);
         stop.store(true, Ordering::Relaxed);
-        submitters.into_iter().fold((0, 0), |(submissions, ran), submitter| {
-            let (more, longer) = submitter.join().unwrap_or((0, 0));
-            (submissions + more, ran + longer)
-        })
+        let submissions = submitters.into_iter().map(|submitter| submitter.join().unwrap_or(0)).sum::<u64>();
+        (submissions, begun.elapsed())
     });
     let now = played.unit.stats();
-    let processors = thread::available_parallelism().map_or(1, |count| count.get()).min(domains.len()) as u64;
     Round {
         submissions,
-        ran_ns,
-        processors,
+        took,
         retries: ((played.tries)() - tries).saturating_sub(submissions),
         doorbells: now.doorbells - stats.doorbells,
     }
