@@ -53,6 +53,43 @@ pub trait DeviceControl {
     fn disable_translation_requests(&self) -> Result<(), ControlError>;
 }
 
+/// A device that is not switched: one of a platform that always does what it can, say, or one whose permissions are only to
+/// stand in the unit's tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unswitched(pub Permissions);
+
+impl DeviceControl for Unswitched {
+    fn offers(&self) -> Permissions {
+        self.0
+    }
+
+    fn enable_pasids(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn disable_pasids(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn enable_page_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn stop_page_requests(&self) {}
+
+    fn await_page_answers(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn enable_translation_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+
+    fn disable_translation_requests(&self) -> Result<(), ControlError> {
+        Ok(())
+    }
+}
+
 /// Why a device's features were not switched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum EnableError {

@@ -34,7 +34,7 @@ pub use device::{Device, DeviceDescription, DeviceId, GroupId, PlatformName, Res
 pub use domain::{
     Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Grain, PagingSpec, Stage,
 };
-pub use enable::{ControlError, DeviceControl, EnableError};
+pub use enable::{ControlError, DeviceControl, EnableError, Unswitched};
 pub use fault::{Fault, FaultHandler, FaultLog, FaultReason, FaultRecord, UnitEvent};
 pub use ids::IdPool;
 pub use iopf::{

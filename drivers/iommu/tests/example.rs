@@ -8,8 +8,8 @@ mod rig;
 use portcullis_hal::{
     FaultOutcome, MmFault, MmNotifier, PhysAddr, SubscribeError, TableFormat, TableRoot, TableWrites,
 };
-use portcullis_iommu::PageResponse;
-use rig::{Obedient, PRI, Rig, last, request};
+use portcullis_iommu::{PageResponse, Unswitched};
+use rig::{PRI, Rig, last, request};
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Mutex;
@@ -134,7 +134,7 @@ fn run(then: Then) -> (Vec<String>, Vec<PageResponse>, Vec<u64>) {
     let Machine { rig, process, .. } = &*machine;
     let device = rig.plain_device(0, 8);
     let mm = unsize_arc!(process.clone() => dyn Mm);
-    work(&rig.iommu, &device, &Obedient(PRI), &mm, BUFFER).unwrap();
+    work(&rig.iommu, &device, &Unswitched(PRI), &mm, BUFFER).unwrap();
     assert!(!device.is_enabled(Feature::Sva));
     assert!(process.notifier.lock().unwrap().is_none(), "the address space is told nothing any more");
     let responses = rig.unit().wires().answered.iter().map(|answer| answer.response).collect();

@@ -196,9 +196,9 @@ fn a_drain_that_fails_is_reported() {
     rig.unit().wires().fails = "drain";
     let failed = rig.iommu.remove_page_fault_handler(&device, None);
     assert!(matches!(failed, Err(PageFaultError::Unit(_))));
-    assert!(rig.iommu.disable(&device, &rig::Obedient(PRI)).is_err());
+    assert!(rig.iommu.disable(&device, &Unswitched(PRI)).is_err());
     rig.unit().wires().fails = "";
-    rig.iommu.disable(&device, &rig::Obedient(PRI)).unwrap();
+    rig.iommu.disable(&device, &Unswitched(PRI)).unwrap();
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn each_stream_of_a_device_has_its_own_stall_tags() {
         reserved: vec![],
     };
     let device = rig.iommu.add_device(description).unwrap();
-    rig.iommu.enable(&device, &rig::Obedient(STALL), &STALL).unwrap();
+    rig.iommu.enable(&device, &Unswitched(STALL), &STALL).unwrap();
     for tag in 0..1000 {
         for endpoint in device.endpoints() {
             let kind = PageRequestKind::Stall(StallTag(tag));
@@ -445,7 +445,7 @@ fn to_disable_page_requests_answers_all_of_them() {
     rig.interrupt();
     rig.unit().hold(request(&device, None, 1, last(4)));
     rig.take_log();
-    rig.iommu.disable(&device, &rig::Obedient(PRI)).unwrap();
+    rig.iommu.disable(&device, &Unswitched(PRI)).unwrap();
     assert!(rig.unit().wires().asked.is_empty());
     assert_eq!(rig.take_log(), ["drain 0x8", "permit 0x8 0"]);
     handler.kept.lock().unwrap().clear();
@@ -580,7 +580,7 @@ fn random_run(random: &mut Random, counts: &mut [u64; 12]) {
                 let _more = rig.handle();
             }
             _ => {
-                let control = rig::Obedient(models[which]);
+                let control = Unswitched(models[which]);
                 rig.iommu.disable(device, &control).unwrap();
                 let endpoint = device.endpoints()[0];
                 assert!(!unit.wires().asked.iter().any(|asked| asked.endpoint == endpoint));
@@ -588,7 +588,7 @@ fn random_run(random: &mut Random, counts: &mut [u64; 12]) {
             }
         }
     }
-    let control = rig::Obedient(PRI);
+    let control = Unswitched(PRI);
     for device in &devices {
         rig.iommu.disable(device, &control).unwrap();
         let stats = device.page_fault_stats().unwrap();

@@ -9,7 +9,7 @@ use portcullis_hal::{
     SubscribeError, SyncError, TableFormat, TableRoot, TableWrites, unsize_arc,
 };
 use portcullis_iommu::*;
-use rig::{Log, Obedient, PRI, Rig, STALL, last, pasid, request};
+use rig::{Log, PRI, Rig, STALL, last, pasid, request};
 use std::sync::Mutex;
 
 const ROOT: TableRoot = TableRoot {
@@ -126,7 +126,7 @@ fn what_a_feature_lacks_is_named_with_who_lacks_it() {
     let ask = |rig: &Rig, offers, feature, root: TableRoot| {
         let device = rig.iommu.device(DeviceId::Pci(portcullis_hal::RequesterId::from_bdf(0, 8)));
         let device = device.unwrap_or_else(|| rig.plain_device(0, 8));
-        rig.iommu.has_feature(&device, &Obedient(offers), feature, &root)
+        rig.iommu.has_feature(&device, &Unswitched(offers), feature, &root)
     };
     let rig = Rig::new(1);
     let offers = |pasid_bits, requests| Permissions { pasid_bits, requests };
@@ -160,7 +160,7 @@ fn what_a_feature_lacks_is_named_with_who_lacks_it() {
 fn a_feature_is_enabled_and_disabled_by_name() {
     let rig = Rig::new(1);
     let device = rig.plain_device(0, 8);
-    let control = Obedient(PRI);
+    let control = Unswitched(PRI);
     let is_enabled = |device: &Device| [Feature::PageFaults, Feature::Sva].map(|it| device.is_enabled(it));
     let enable = |feature| rig.iommu.enable_feature(&device, &control, feature, &ROOT);
     let disable = |feature| rig.iommu.disable_feature(&device, &control, feature);

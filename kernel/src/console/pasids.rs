@@ -10,7 +10,7 @@ use alloc::format;
 use alloc::string::String;
 use portcullis_hal::{MmioRegion, Pasid};
 use portcullis_iommu::{Device, Permissions, Requests};
-use portcullis_operations::OnPaper;
+use portcullis_operations::ON_PAPER;
 use portcullis_pci::FunctionControl;
 
 /// How many page requests a device may have outstanding.
@@ -26,10 +26,10 @@ pub(super) fn permit(state: &mut State, arguments: &[&str]) -> Result<Next, Stri
     let wanted = Permissions { pasid_bits, requests };
     let device = state.device(name)?;
     if device.permissions() != Permissions::NONE {
-        state.machine.iommu.disable(&device, &OnPaper).map_err(words)?;
+        state.machine.iommu.disable(&device, &ON_PAPER).map_err(words)?;
     }
     if wanted != Permissions::NONE {
-        state.machine.iommu.enable(&device, &OnPaper, &wanted).map_err(words)?;
+        state.machine.iommu.enable(&device, &ON_PAPER, &wanted).map_err(words)?;
     }
     text(format_args!("permitted: pasid-bits={pasid_bits} ats={}", !requests.is_empty()));
     Ok(Next::Continue)

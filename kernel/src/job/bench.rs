@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::arch::asm;
 use portcullis_hal::{FrameOrder, Frames, Mm, PAGE_SIZE, PhysAddr, unsize_arc};
 use portcullis_iommu::{Feature, Stages};
-use portcullis_operations::{Bench, Clock, Cost, OnPaper, Rounds, Sharing, median};
+use portcullis_operations::{Bench, Clock, Cost, ON_PAPER, Rounds, Sharing, median};
 
 const ROUNDS: Rounds = Rounds { many: 1001, some: 101, few: 3 };
 
@@ -64,7 +64,7 @@ fn share<C: Fn() -> u64>(machine: &Machine, rig: &EduRig, clock: Clock<C>, repor
     if info.pasid_bits == 0 {
         return report.skip("bench.pasid", format_args!("the unit has no PASIDs"));
     }
-    let enabled = machine.iommu.enable_feature(&rig.device, &OnPaper, Feature::Sva, &mm.root());
+    let enabled = machine.iommu.enable_feature(&rig.device, &ON_PAPER, Feature::Sva, &mm.root());
     let outcome = enabled
         .map_err(words)
         .and_then(|()| sharing.with_pasid(&mut |name, cost| print(report, name, &cost)));

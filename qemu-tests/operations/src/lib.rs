@@ -8,7 +8,6 @@ extern crate alloc;
 
 mod cost;
 mod meter;
-mod on_paper;
 mod sharing;
 
 use alloc::format;
@@ -16,15 +15,14 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt::Display;
 use portcullis_hal::{
-    Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, PhysAddr, PhysRange, QueuedMaps,
+    Arc, Attributes, Gather, Hal, Iova, IovaRange, MapError, Mapping, Pasid, PhysAddr, PhysRange, QueuedMaps,
     SyncError, SyncProof, UnmapError,
 };
-use portcullis_iommu::{Device, Domain, DomainSpec, Iommu, PagingSpec};
+use portcullis_iommu::{Device, Domain, DomainSpec, Iommu, PagingSpec, Permissions, Requests, Unswitched};
 
 use cost::Samples;
 pub use cost::{Cost, Events, median};
 pub use meter::{Clock, Meter};
-pub use on_paper::OnPaper;
 pub use sharing::Sharing;
 
 /// What unmap and sync return.
@@ -38,6 +36,13 @@ const GIB: u64 = 1 << 30;
 const IOVA: u64 = 256 * GIB;
 /// The memory behind them. Nobody writes to it.
 const MEMORY: u64 = 2 * GIB;
+
+/// A device that is not told: what it is permitted is only in the unit's tables, to be looked at or measured. It issues no
+/// request of these kinds.
+pub const ON_PAPER: Unswitched = Unswitched(Permissions {
+    pasid_bits: Pasid::MAX_BITS as u8,
+    requests: Requests::TRANSLATION.union(Requests::PAGE),
+});
 
 /// How often operations are repeated.
 #[derive(Clone, Copy, Debug)]

@@ -223,34 +223,6 @@ impl Unit for FakeUnit {
     }
 }
 
-/// A device that does all it is told.
-pub(crate) struct Obedient(pub(crate) Permissions);
-
-impl DeviceControl for Obedient {
-    fn offers(&self) -> Permissions {
-        self.0
-    }
-    fn enable_pasids(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn disable_pasids(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn enable_page_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn stop_page_requests(&self) {}
-    fn await_page_answers(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn enable_translation_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn disable_translation_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-}
-
 pub(crate) const PRI: Permissions =
     Permissions { pasid_bits: 8, requests: Requests::TRANSLATION.union(Requests::PAGE) };
 pub(crate) const STALL: Permissions = Permissions { pasid_bits: 8, requests: Requests::STALL };
@@ -326,7 +298,7 @@ impl Rig {
 
     pub(crate) fn device(&self, unit: u16, bdf: u16, permissions: Permissions) -> Arc<Device> {
         let device = self.plain_device(unit, bdf);
-        self.iommu.enable(&device, &Obedient(permissions), &permissions).unwrap();
+        self.iommu.enable(&device, &Unswitched(permissions), &permissions).unwrap();
         device
     }
 

@@ -15,7 +15,7 @@ use portcullis_iommu::{
     Device, DeviceDescription, DeviceId, Domain, DomainSpec, Feature, GroupId, Iommu, PagingSpec,
     Permissions, Unit,
 };
-use portcullis_operations::{Bench, Clock, Cost, OnPaper, Rounds, Sharing};
+use portcullis_operations::{Bench, Clock, Cost, ON_PAPER, Rounds, Sharing};
 use process::process;
 use std::error::Error;
 use std::time::Instant;
@@ -98,7 +98,7 @@ fn sharing(machine: &str, play: Play, format: TableFormat) -> Result<(), Box<dyn
     let machine = [machine];
     let mut print = printer(&machine);
     sharing.whole(&mut print)?;
-    iommu.enable_feature(&device, &OnPaper, Feature::Sva, &mm.root())?;
+    iommu.enable_feature(&device, &ON_PAPER, Feature::Sva, &mm.root())?;
     sharing.with_pasid(&mut print)?;
     sharing.faults(&|pasid| ask(ENDPOINT, pasid), &mut print)?;
     Ok(())

@@ -2,10 +2,10 @@
 
 use super::{Act, Bed, Failed, Lack, Machine, Row, Seen, exempt, pasid, row, unfailing};
 use crate::{
-    AttachError, BindError, Bond, ControlError, Device, DeviceControl, DeviceDescription, DeviceId,
-    DomainError, EnableError, ExitHandler, FaultGroup, FaultModels, Feature, FeatureError, GroupId, Handled,
-    PageFaultError, PageFaultHandler, PageFaultWork, PageResponse, PageRights, PasidError, Permissions,
-    PinnedRange, Requests, UnitId,
+    AttachError, BindError, Bond, Device, DeviceDescription, DeviceId, DomainError, EnableError, ExitHandler,
+    FaultGroup, FaultModels, Feature, FeatureError, GroupId, Handled, PageFaultError, PageFaultHandler,
+    PageFaultWork, PageResponse, PageRights, PasidError, Permissions, PinnedRange, Requests, UnitId,
+    Unswitched,
 };
 use alloc::boxed::Box;
 use alloc::format;
@@ -92,34 +92,6 @@ impl PageFaultHandler for Driver {
     }
 }
 
-/// A device that does what it is told; the machine's is told otherwise.
-struct Obedient(Permissions);
-
-impl DeviceControl for Obedient {
-    fn offers(&self) -> Permissions {
-        self.0
-    }
-    fn enable_pasids(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn disable_pasids(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn enable_page_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn stop_page_requests(&self) {}
-    fn await_page_answers(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn enable_translation_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-    fn disable_translation_requests(&self) -> Result<(), ControlError> {
-        Ok(())
-    }
-}
-
 /// Registers two devices.
 fn registered<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
     bed.iommu.add_unit(bed.unit.clone())?;
@@ -155,7 +127,7 @@ fn driver() -> Result<Arc<dyn ExitHandler>, Failed> {
 
 fn enable<M: Machine>(bed: &Bed<M>, at: u16, requests: Requests) -> Result<(), Failed> {
     let root = bed.machine.address_space().ok_or_else(|| Failed::Otherwise("no tables".to_string()))?;
-    let control = Obedient(Permissions { pasid_bits: 6, requests });
+    let control = Unswitched(Permissions { pasid_bits: 6, requests });
     Ok(bed.iommu.enable_feature(&*device(bed, at)?, &control, Feature::Sva, &root)?)
 }
 
