@@ -20,35 +20,38 @@ pub mod checked;
 pub mod count;
 mod dma;
 mod frames;
+mod gather;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 mod id;
 mod leaves;
 pub mod list;
 mod mapped;
+mod mapping;
 mod mm;
 mod mmio;
 pub mod producers;
 mod queued;
 pub mod roster;
 pub mod snapshot;
+mod space;
 mod table;
 pub mod wait;
 pub mod word;
 
 pub use addr::{AddressError, Iova, IovaRange, Ipa, PAGE_SIZE, PhysAddr, PhysRange};
 pub use arc::Arc;
-pub use dma::{
-    Access, Attributes, DmaMemory, FixedMapping, Gather, GatherBusy, IdentityAccess, IoSpace, MapError,
-    Mapping, MemoryKind, SpaceKey, SyncError, SyncProof, Translated, UnmapError,
-};
+pub use dma::{DmaMemory, FixedMapping, IdentityAccess};
 pub use frames::{FrameChain, FrameOrder, Frames, OutOfMemory};
+pub use gather::{Gather, GatherBusy, SpaceKey, SyncProof};
 pub use id::{Asid, DomainId, EndpointId, IdError, Pasid, RequesterId, StreamId, Vmid};
 pub use leaves::{HarvestError, NoTables, Progress, ResizeError, Resizes, Usage};
 pub use mapped::{Mapped, QuarantineReason, Quarantined, Refused, Unsynced};
+pub use mapping::{Access, Attributes, Mapping, MemoryKind, Translated};
 pub use mm::{FaultOutcome, Mm, MmFault, MmNotifier, MmSubscription, PinError, SubscribeError};
 pub use mmio::{Mmio, MmioRegion};
 pub use queued::{QueuedMaps, SendMapsError};
+pub use space::{IoSpace, MapError, SyncError, UnmapError};
 pub use table::{Granule, SharedTable, TableFormat, TableRoot, TableWrites};
 
 use core::ptr::NonNull;
