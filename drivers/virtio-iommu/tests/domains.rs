@@ -17,17 +17,7 @@ fn the_bypass_goes_off_before_anything_else() {
     assert_eq!(fake.dma(1, 0x5000, true), Some(0x5000), "the host boots with bypass");
     let _unit = up(&fake);
     let history = fake.state().history.clone();
-    let expected = [
-        "status 0x0",
-        "status 0x1",
-        "status 0x3",
-        "status 0xb",
-        "bypass 0",
-        "queue 0",
-        "queue 1",
-        "status 0xf",
-    ];
-    assert_eq!(history, expected);
+    assert_eq!(history, START_UP);
     assert_eq!(fake.state().accepted, ALL_FEATURES);
     assert_eq!(fake.dma(1, 0x5000, true), None);
 }
@@ -78,10 +68,7 @@ fn a_domain_that_lost_its_last_endpoint_is_replayed_to_the_next() {
 
 #[test]
 fn an_unmap_costs_one_request_and_one_notification_and_a_queued_one_none() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     let list: Vec<_> = (0..8).map(|i| piece(0x10_0000 + i * 0x1000, 0x8000_0000, 0x1000)).collect();
     map(&domain, &list).unwrap();
     fake.take_requests();
@@ -126,10 +113,7 @@ fn more_unmaps_than_slots_are_all_done_at_the_sync() {
 
 #[test]
 fn what_cannot_be_mapped_changes_nothing() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     map(&domain, &[piece(0x4000, 0x8000_0000, 0x2000)]).unwrap();
     fake.take_requests();
     let iova = |at| Iova::new(at);
@@ -159,10 +143,7 @@ fn what_cannot_be_mapped_changes_nothing() {
 
 #[test]
 fn a_range_that_cuts_a_mapping_is_refused_and_changes_nothing() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     map(&domain, &[piece(0x4000, 0x8000_0000, 0x4000), piece(0x8000, 0x8000_0000, 0x1000)]).unwrap();
     let partial = UnmapError::Partial { iova: Iova::new(0x4000), size: 0x4000 };
     assert_eq!(unmap(&domain, 0x5000, 0x1000), Err(partial));
@@ -235,10 +216,7 @@ fn how_finely_a_list_is_mapped_does_not_change_what_it_leads_to() {
 
 #[test]
 fn a_fixed_mapping_fills_what_lies_around_a_mapping_of_any_length() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     map(&domain, &[piece(0x1000, 0x1000, 0x3000)]).unwrap();
     assert_eq!(
         [0x1000, 0x2000, 0x3fff].map(|iova| domain.iova_to_phys(Iova::new(iova)).unwrap().size),
@@ -255,10 +233,7 @@ fn a_fixed_mapping_fills_what_lies_around_a_mapping_of_any_length() {
 
 #[test]
 fn registers_and_read_only_memory_are_told_apart() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     let doorbell =
         portcullis_hal::Mapping { attributes: Attributes::DOORBELL, ..piece(0x1000, 0x1000, 0x1000) };
     let read = portcullis_hal::Mapping { attributes: Attributes::READ, ..piece(0x2000, 0x2000, 0x1000) };

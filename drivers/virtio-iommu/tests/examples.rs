@@ -1,19 +1,11 @@
 //! The specification's examples and statuses (virtio 1.2, 5.13.6), request by request.
 mod support;
 
-use portcullis_hal::{Arc, Iova, MapError, UnmapError};
-use portcullis_iommu::{AttachError, Domain, Unit};
+use portcullis_hal::{Iova, MapError, UnmapError};
+use portcullis_iommu::{AttachError, Unit};
 use support::*;
 
 const PAGE: u64 = 0x1000;
-
-/// A domain that an endpoint is attached to, so that everything goes to the device.
-fn attached(fake: &Fake, unit: &FakeUnit) -> Arc<dyn Domain> {
-    let domain = paging(unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
-    fake.take_requests();
-    domain
-}
 
 /// The examples of 5.13.6.6.1, a page for each address: what is mapped, what is unmapped, and what is left of it; or
 /// nothing, if the unmap is refused.
@@ -32,9 +24,7 @@ fn the_examples_of_unmap_do_what_the_specification_says() {
         (&[(10, 14), (0, 4)], (0, 4), Some(&[(10, 14)])),
     ];
     for (number, (maps, (first, last), left)) in examples.into_iter().enumerate() {
-        let fake = Fake::new();
-        let unit = up(&fake);
-        let domain = attached(&fake, &unit);
+        let (fake, _unit, domain) = attached();
         for (index, &(first, last)) in maps.iter().enumerate() {
             let memory = 0x10_0000 * (1 + index as u64);
             map(&domain, &[piece(first * PAGE, memory, (last - first + 1) * PAGE)]).unwrap();
@@ -86,9 +76,7 @@ fn every_status_of_an_attachment_is_an_error_and_nothing_is_reached() {
 #[test]
 fn every_status_of_a_detachment_ends_in_nothing_reached() {
     for status in (1..=9).chain([0xff]) {
-        let fake = Fake::new();
-        let unit = up(&fake);
-        let domain = attached(&fake, &unit);
+        let (fake, unit, domain) = attached();
         map(&domain, &[piece(0x1000, 0x8000_0000, PAGE)]).unwrap();
         fake.script(move |req| match req {
             Req::Detach { .. } => Answer::Status(status),
@@ -106,9 +94,7 @@ fn every_status_of_a_detachment_ends_in_nothing_reached() {
 #[test]
 fn every_status_of_a_map_is_an_error_and_nothing_of_the_list_is_mapped() {
     for status in (1..=9).chain([0xff]) {
-        let fake = Fake::new();
-        let unit = up(&fake);
-        let domain = attached(&fake, &unit);
+        let (fake, _unit, domain) = attached();
         fake.script(move |req| match req {
             Req::Map { first: 0x3000, .. } => Answer::Status(status),
             _ => Answer::Right,
@@ -125,9 +111,8 @@ fn every_status_of_a_map_is_an_error_and_nothing_of_the_list_is_mapped() {
 
 #[test]
 fn the_endpoints_of_the_examples_move_between_domains() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let (one, other) = (attached(&fake, &unit), paging(&unit));
+    let (fake, unit, one) = attached();
+    let other = paging(&unit);
     let unknown = unit.attach(&[endpoint(444)], &one);
     assert_eq!(unknown, Err(AttachError::UnknownEndpoint(endpoint(444))));
     // An endpoint that was never attached is not asked about.

@@ -178,10 +178,7 @@ fn a_map_that_the_device_refuses_is_undone_whole() {
         (RANGE, MapError::OutOfRange { iova: portcullis_hal::Iova::new(0x1000) }),
         (INVAL, MapError::Attributes),
     ] {
-        let fake = Fake::new();
-        let unit = up(&fake);
-        let domain = paging(&unit);
-        unit.attach(&[endpoint(1)], &domain).unwrap();
+        let (fake, _unit, domain) = attached();
         spoil(&fake, 0x3000, Answer::Status(status));
         let list =
             [piece(0x1000, 0x1000, 0x1000), piece(0x3000, 0x1000, 0x1000), piece(0x5000, 0x1000, 0x1000)];
@@ -196,10 +193,7 @@ fn a_map_that_the_device_refuses_is_undone_whole() {
 #[test]
 fn an_answer_that_says_nothing_leaves_the_mapping_to_be_unmapped() {
     for answer in [Answer::Length(0), Answer::Length(3), Answer::Status(0xff), Answer::Status(3)] {
-        let fake = Fake::new();
-        let unit = up(&fake);
-        let domain = paging(&unit);
-        unit.attach(&[endpoint(1)], &domain).unwrap();
+        let (fake, _unit, domain) = attached();
         spoil(&fake, 0x1000, answer);
         let result = map(&domain, &[piece(0x1000, 0x1000, 0x1000)]);
         assert_eq!(result, Err(MapError::Sync(SyncError::Faulted)), "{answer:?}");
@@ -212,10 +206,7 @@ fn an_answer_that_says_nothing_leaves_the_mapping_to_be_unmapped() {
 #[test]
 fn an_unmap_that_failed_gives_no_proof_then_or_later() {
     for answer in [Answer::Status(RANGE), Answer::Status(NOENT), Answer::Length(0)] {
-        let fake = Fake::new();
-        let unit = up(&fake);
-        let domain = paging(&unit);
-        unit.attach(&[endpoint(1)], &domain).unwrap();
+        let (fake, unit, domain) = attached();
         map(&domain, &[piece(0x1000, 0x1000, 0x2000), piece(0x3000, 0x1000, 0x1000)]).unwrap();
         fake.script(move |req| if matches!(req, Req::Unmap { .. }) { answer } else { Answer::Right });
         assert_eq!(unmap(&domain, 0x1000, 0x2000), Ok(Err(SyncError::Faulted)));
@@ -404,10 +395,7 @@ fn lies_about_the_used_ring_end_in_an_error() {
         (Answer::Jump(0x8000), false),
         (Answer::Jump(0xffff), false),
     ] {
-        let fake = Fake::new();
-        let unit = up(&fake);
-        let domain = paging(&unit);
-        unit.attach(&[endpoint(1)], &domain).unwrap();
+        let (fake, unit, domain) = attached();
         // The chain that is used now is not chain 2: the first slot is taken again once it is free.
         spoil(&fake, 0x1000, answer);
         let result = map(&domain, &[piece(0x1000, 0x1000, 0x1000)]);

@@ -8,11 +8,7 @@ use support::*;
 
 #[test]
 fn a_queued_map_costs_no_notification_and_sending_them_costs_one() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
-    fake.take_requests();
+    let (fake, _unit, domain) = attached();
     let before = fake.state().notifications;
     let mut queue = QueuedMaps::new();
     for page in 0..100 {
@@ -29,10 +25,7 @@ fn a_queued_map_costs_no_notification_and_sending_them_costs_one() {
 
 #[test]
 fn a_full_queue_is_sent_with_one_notification() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     let before = fake.state().notifications;
     let mut queue = QueuedMaps::new();
     // 256 descriptors are 128 requests, of which one is kept for blocking.
@@ -50,10 +43,7 @@ fn a_full_queue_is_sent_with_one_notification() {
 
 #[test]
 fn a_long_list_costs_a_notification_for_each_time_that_the_queue_is_full() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     let before = fake.state().notifications;
     let list: Vec<_> = (0..1000).map(|page| piece(page * 0x2000, 0x1000, 0x1000)).collect();
     map(&domain, &list).unwrap();
@@ -62,10 +52,7 @@ fn a_long_list_costs_a_notification_for_each_time_that_the_queue_is_full() {
 
 #[test]
 fn a_queued_map_that_the_device_refuses_is_told_when_they_are_sent() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     fake.script(|req| match req {
         Req::Map { first: 0x3000, .. } => Answer::Status(NOMEM),
         _ => Answer::Right,
@@ -144,10 +131,7 @@ fn refusals_of_others_are_not_told_where_nothing_was_queued() {
 
 #[test]
 fn a_notification_that_is_late_is_made_up_for_by_who_waits() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     let before = fake.state().notifications;
     let mut queue = QueuedMaps::new();
     map_queued(&domain, &[piece(0x1000, 0x1000, 0x1000)], &mut queue).unwrap();
@@ -161,10 +145,7 @@ fn a_notification_that_is_late_is_made_up_for_by_who_waits() {
 
 #[test]
 fn a_silent_device_fails_the_sending_and_leaves_the_maps_to_be_unmapped() {
-    let fake = Fake::new();
-    let unit = up(&fake);
-    let domain = paging(&unit);
-    unit.attach(&[endpoint(1)], &domain).unwrap();
+    let (fake, _unit, domain) = attached();
     fake.script(|_| Answer::Never);
     let mut queue = QueuedMaps::new();
     map_queued(&domain, &[piece(0x1000, 0x1000, 0x1000)], &mut queue).unwrap();
