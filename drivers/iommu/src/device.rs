@@ -94,11 +94,12 @@ pub struct DeviceDescription {
     pub id: DeviceId,
     /// The unit that translates for it.
     pub unit: UnitId,
-    /// The ids by which that unit knows it; several for a platform device with several streams.
+    /// The ids by which that unit knows it: StreamIDs of an SMMU, requester ids of VT-d, endpoint ids of virtio-iommu, as
+    /// firmware's tables map them; several for a platform device with several streams.
     pub endpoints: Vec<EndpointId>,
-    /// The isolation group.
+    /// The isolation group. A device that is alone in it has a number that no other has.
     pub group: GroupId,
-    /// Addresses that are not free.
+    /// Addresses that are not free, by what firmware and the interrupt controller say.
     pub reserved: Vec<ReservedRegion>,
 }
 

@@ -54,7 +54,7 @@ pub trait DeviceControl {
 }
 
 /// A device that is not switched: one of a platform that always does what it can, say, or one whose permissions are only to
-/// stand in the unit's tables.
+/// stand in the unit's tables. What it offers is the value's; every step succeeds and does nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unswitched(pub Permissions);
 
@@ -238,8 +238,11 @@ impl<H: Hal> Iommu<H> {
         result
     }
 
-    /// Detaches one PASID of `device`: with it, the device reaches nothing any more, and its attempts are recorded. If
-    /// the hardware does not confirm that, the PASID is quarantined and cannot be released any more.
+    /// Detaches one PASID of `device`: with it, the device reaches nothing any more, and its attempts are recorded.
+    ///
+    /// # Errors
+    ///
+    /// The hardware did not confirm that: the PASID is quarantined and cannot be released any more.
     pub fn detach_pasid(&self, device: &Device, pasid: Pasid) -> Result<(), AttachError> {
         let _attaching = self.attaching.lock();
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;

@@ -69,7 +69,7 @@ pub struct FaultRecord {
     pub code: u16,
     /// The code's name in the architecture's manual.
     pub name: &'static str,
-    /// The record as it was read.
+    /// The record as it was read, in little-endian words; zeros after a shorter one.
     pub raw: [u64; 4],
 }
 

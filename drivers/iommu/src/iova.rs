@@ -21,6 +21,21 @@ pub enum IovaError {
 /// Hands out disjoint ranges of an aperture, from the top, never the first page (so that address zero stays an error).
 ///
 /// A plain list of free ranges: right for tens of live ranges per device, linear in their number.
+///
+/// ```
+/// use portcullis_hal::{Iova, IovaRange};
+/// use portcullis_iommu::IovaAllocator;
+///
+/// let bounds = |first, last| IovaRange::from_bounds(Iova::new(first), Iova::new(last));
+/// // What `IoSpace::aperture` says of the domain, without what `Device::reserved` says of the device.
+/// let mut iovas = IovaAllocator::new(bounds(0, 0xffff_ffff)?, &[bounds(0xfee0_0000, 0xfeef_ffff)?])?;
+/// // Aligned to its size, so that one large page maps it.
+/// let buffer = iovas.take(2 << 20, 2 << 20)?;
+/// assert_eq!(buffer.start(), Iova::new(0xffe0_0000));
+/// // After it was unmapped and synced:
+/// iovas.give_back(buffer);
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct IovaAllocator {
     /// Sorted, disjoint, not adjacent. There is always room for one more range per live allocation.
@@ -29,7 +44,7 @@ pub struct IovaAllocator {
 }
 
 impl IovaAllocator {
-    /// An allocator for `aperture` without the `reserved` ranges.
+    /// An allocator for `aperture` without the `reserved` ranges, which may overlap each other.
     pub fn new(aperture: IovaRange, reserved: &[IovaRange]) -> Result<Self, OutOfMemory> {
         let mut this = Self { free: Vec::new(), live: 0 };
         this.free.try_reserve(reserved.len() + 2).map_err(|_| OutOfMemory)?;
@@ -72,7 +87,12 @@ impl IovaAllocator {
         let _ = list::insert_reserved(&mut self.free, index, range);
     }
 
-    /// Takes `len` bytes whose start is a multiple of `align`, a power of two.
+    /// Takes `len` bytes, a multiple of the domain's smallest page, whose start is a multiple of `align` bytes, a power of
+    /// two.
+    ///
+    /// # Errors
+    ///
+    /// All of [`IovaError`]; nothing is taken then.
     pub fn take(&mut self, len: u64, align: u64) -> Result<IovaRange, IovaError> {
         if len == 0 || !align.is_power_of_two() {
             return Err(IovaError::BadRequest);

@@ -10,6 +10,8 @@
 //!   regions, and turns what units report into [`Fault`]s with an owner.
 //!
 //! Everything starts denied: a device that is not attached reaches nothing, and its attempts are recorded.
+//!
+//! The [`guide`] has the order in which a kernel calls these, who may call what, and an example for each.
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 
 extern crate alloc;
@@ -18,6 +20,7 @@ mod device;
 mod domain;
 mod enable;
 mod fault;
+pub mod guide;
 #[cfg(feature = "host")]
 pub mod host;
 mod ids;

@@ -65,6 +65,21 @@ pub enum PasidError {
 ///
 /// Whoever gives a PASID back has detached it from every device and seen the hardware confirm that; see
 /// [`Iommu::release_pasid`](crate::Iommu::release_pasid), which checks it.
+///
+/// ```
+/// use portcullis_hal::Pasid;
+/// use portcullis_iommu::{PasidError, PasidSetSpec, PasidSpace};
+///
+/// // The narrowest unit and device have 8 bits.
+/// let mut space = PasidSpace::new(Pasid::new(255)?);
+/// let vm = space.add_set(PasidSetSpec { min: Pasid::new(1)?, max: Pasid::new(255)?, quota: 2 })?;
+/// let (one, other) = (space.allocate(vm)?, space.allocate(vm)?);
+/// assert!(one != other);
+/// assert_eq!(space.allocate(vm), Err(PasidError::Quota(2)));
+/// space.release(one)?;
+/// space.allocate(vm)?;
+/// # Ok::<_, Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct PasidSpace {
     max: Pasid,
@@ -97,6 +112,10 @@ impl PasidSpace {
     }
 
     /// Makes a set. Sets may overlap; no PASID is out in two of them.
+    ///
+    /// # Errors
+    ///
+    /// [`PasidError::Range`], [`PasidError::OutOfMemory`].
     pub fn add_set(&mut self, spec: PasidSetSpec) -> Result<PasidSetId, PasidError> {
         if spec.min > spec.max || spec.max > self.max {
             return Err(PasidError::Range { min: spec.min, max: spec.max });
@@ -109,6 +128,10 @@ impl PasidSpace {
     }
 
     /// Removes an empty set.
+    ///
+    /// # Errors
+    ///
+    /// [`PasidError::UnknownSet`], [`PasidError::SetInUse`].
     pub fn remove_set(&mut self, id: PasidSetId) -> Result<(), PasidError> {
         let at = self.sets.iter().position(|set| set.id == id).ok_or(PasidError::UnknownSet)?;
         match self.sets.get(at).map_or(0, |set| set.held) {
@@ -121,16 +144,28 @@ impl PasidSpace {
     }
 
     /// Takes a free PASID for a set.
+    ///
+    /// # Errors
+    ///
+    /// [`PasidError::UnknownSet`], [`PasidError::Quota`], [`PasidError::Exhausted`], [`PasidError::OutOfMemory`].
     pub fn allocate(&mut self, set: PasidSetId) -> Result<Pasid, PasidError> {
         self.take(set, self.max, None)
     }
 
-    /// Takes a free PASID for a set that a device with narrow PASIDs can use too.
+    /// Takes a free PASID for a set that a device with narrow PASIDs can use too: `max` at most.
+    ///
+    /// # Errors
+    ///
+    /// As for [`allocate`](Self::allocate).
     pub fn allocate_up_to(&mut self, set: PasidSetId, max: Pasid) -> Result<Pasid, PasidError> {
         self.take(set, max, None)
     }
 
     /// Takes a free PASID for a set, and notes the name that the set's guest has for it.
+    ///
+    /// # Errors
+    ///
+    /// As for [`allocate`](Self::allocate), and [`PasidError::GuestInUse`].
     pub fn allocate_for_guest(&mut self, set: PasidSetId, guest: GuestPasid) -> Result<Pasid, PasidError> {
         if self.host_pasid(set, guest).is_some() {
             return Err(PasidError::GuestInUse(guest.0));
@@ -155,6 +190,10 @@ impl PasidSpace {
     }
 
     /// Gives a PASID back. Its former users cannot reach anything with it any more.
+    ///
+    /// # Errors
+    ///
+    /// [`PasidError::NotAllocated`].
     pub fn release(&mut self, pasid: Pasid) -> Result<(), PasidError> {
         let at = self.place(pasid).map_err(|_| PasidError::NotAllocated(pasid))?;
         let lease = self.out.remove(at);

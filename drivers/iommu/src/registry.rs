@@ -76,7 +76,11 @@ impl<H: Hal> Iommu<H> {
         }
     }
 
-    /// Registers a unit that is set up and denies everything.
+    /// Registers a unit that its driver has brought up, so that it denies everything. It stays for the life of this value.
+    ///
+    /// # Errors
+    ///
+    /// No memory, or 65536 units are registered.
     pub fn add_unit(&self, unit: Arc<dyn Unit>) -> Result<UnitId, OutOfMemory> {
         self.hal.critical(|| {
             let mut units = self.units.write();
@@ -103,6 +107,10 @@ impl<H: Hal> Iommu<H> {
 
     /// Registers a device; it stays unattached. To the regions that the description reserves are added those that the
     /// unit itself knows of.
+    ///
+    /// # Errors
+    ///
+    /// Nothing is registered then.
     pub fn add_device(&self, mut description: DeviceDescription) -> Result<Arc<Device>, AddDeviceError> {
         let unit = self.unit(description.unit).ok_or(AddDeviceError::UnknownUnit(description.unit))?;
         for endpoint in &description.endpoints {
@@ -150,7 +158,12 @@ impl<H: Hal> Iommu<H> {
         self.devices.read().get(index).cloned()
     }
 
-    /// Makes a domain for `device` and its like.
+    /// Makes a domain for `device`, and for any other behind this unit or one of the same kind that can do as much. It is
+    /// there until its last holder drops it; what it is attached to holds it.
+    ///
+    /// # Errors
+    ///
+    /// [`DomainError::Unsupported`] names what the device's unit lacks for it.
     pub fn new_domain(&self, device: &Device, spec: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
         let unit = self.unit(device.unit()).ok_or(DomainError::OutOfMemory(OutOfMemory))?;
         unit.new_domain(spec)
@@ -159,8 +172,13 @@ impl<H: Hal> Iommu<H> {
     /// Attaches `device` to `domain`, replacing what it was attached to in one step.
     ///
     /// Regions that the device needs are mapped in a paging domain first, and stay there for whoever is attached to it. A
-    /// device that needs memory of the firmware's is not attached to foreign tables. On an error the old attachment still works,
-    /// except as [`AttachError::Timeout`] and [`AttachError::Lost`] say.
+    /// device that needs memory of the firmware's is not attached to foreign tables.
+    ///
+    /// # Errors
+    ///
+    /// The old attachment still works, except as [`AttachError::Timeout`] and [`AttachError::Lost`] say.
+    /// [`AttachError::GroupInUse`] while another device of the group is attached to another domain: one goes after the
+    /// other, by way of [`detach`](Self::detach). [`AttachError::Incompatible`] if the domain was made for lesser units.
     pub fn attach(&self, device: &Device, domain: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
         let _attaching = self.attaching.lock();
         if !self.group_allows(device, domain) {
@@ -192,6 +210,11 @@ impl<H: Hal> Iommu<H> {
     }
 
     /// Detaches `device` and all its PASIDs: it reaches nothing any more, and its attempts are recorded.
+    ///
+    /// # Errors
+    ///
+    /// The hardware did not confirm it: [`AttachError::Timeout`], or [`AttachError::Faulted`] if it failed before. The
+    /// device counts as detached all the same, and its PASIDs are not used again.
     pub fn detach(&self, device: &Device) -> Result<(), AttachError> {
         let _attaching = self.attaching.lock();
         let unit = self.unit(device.unit()).ok_or(AttachError::Faulted)?;
@@ -211,7 +234,8 @@ impl<H: Hal> Iommu<H> {
         })
     }
 
-    /// Sets who is told of the device's faults, besides the log.
+    /// Sets who is told of the device's faults, besides the log; `None` for nobody. When it returns, the handler before
+    /// does not run any more.
     pub fn set_fault_handler(&self, device: &Device, handler: Option<Arc<dyn FaultHandler>>) {
         let old = self.hal.critical(|| core::mem::replace(&mut *device.handler.lock(), handler));
         drop(old);
@@ -272,7 +296,7 @@ impl<H: Hal> Iommu<H> {
         devices.iter().find(|device| device.unit() == unit && device.endpoints().contains(&endpoint)).cloned()
     }
 
-    /// Takes the oldest fault from the log.
+    /// Takes the oldest fault from the log, which keeps the first 64 that nobody took yet.
     pub fn next_fault(&self) -> Option<Fault> {
         self.hal.critical(|| self.faults.lock().pop())
     }

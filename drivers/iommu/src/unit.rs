@@ -311,7 +311,8 @@ pub struct UnitStats {
     pub answers: u64,
 }
 
-/// One IOMMU.
+/// One IOMMU, for whoever writes a driver for one. Users go through [`Iommu`](crate::Iommu), which keeps account of what is
+/// attached; what is changed here behind its back it does not know.
 ///
 /// All methods may be called on any CPU at any time; only [`handle_interrupt`](Self::handle_interrupt) may be called
 /// from an interrupt handler.
@@ -328,8 +329,9 @@ pub trait Unit: Any + Send + Sync {
         Missing::SHARED_TABLES
     }
 
-    /// Replaces the translation of all `endpoints` of one device, for requests without a PASID. They go together: on an error none has changed,
-    /// except as [`AttachError::Timeout`] and [`AttachError::Lost`] say. At no moment does the device use mappings of a third domain.
+    /// Replaces the translation of all `endpoints` of one device, for requests without a PASID. They go together: on an
+    /// error none has changed, except as [`AttachError::Timeout`] and [`AttachError::Lost`] say. At no moment does the
+    /// device use mappings of a third domain.
     ///
     /// With a [`Blocked`](crate::DomainKind::Blocked) domain it allocates nothing, and fails only if the hardware
     /// does not answer.

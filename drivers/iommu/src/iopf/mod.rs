@@ -62,7 +62,9 @@ pub enum Handled {
 
 /// Who resolves the page faults of a device's PASID.
 ///
-/// Called in thread context, on any CPU, several times at once, and without a lock of the stack held.
+/// Called by [`Iommu::handle_page_faults`](crate::Iommu::handle_page_faults): in thread context, on any CPU, several times at
+/// once, and without a lock of the stack held. It may wait, and keeps others from their turn as long. The
+/// [guide](crate::guide#page-faults) has an example.
 pub trait PageFaultHandler: Send + Sync {
     /// Resolves the faults of a group.
     fn handle(&self, group: FaultGroup) -> Handled;

@@ -20,9 +20,9 @@ const SMALLEST_LEAF: u8 = PAGE_SIZE.trailing_zeros() as u8;
 /// Pages that stay resident for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinnedRange {
-    /// The first virtual address.
+    /// The first byte's virtual address.
     pub first: u64,
-    /// The last virtual address.
+    /// The last byte's virtual address.
     pub last: u64,
     /// What the device does with them.
     pub access: Access,

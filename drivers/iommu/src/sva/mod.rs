@@ -1,58 +1,7 @@
 //! Shared virtual addresses: devices work on a process's tables.
 //!
-//! [`Iommu::bind`] gives a device a PASID that stands for an address space: the same tables, the same faults, the same
-//! exit. An address space has one PASID in a namespace, whatever devices are bound to it, and however often. What
-//! happens to it reaches the devices as it reaches other CPUs:
-//!
-//! | the process | the device |
-//! |---|---|
-//! | touches a page that is not there | [asks for it](crate::PageFaultHandler), and goes on when [`Mm::handle_fault`] has resolved it |
-//! | unmaps or protects pages | has forgotten them when [`MmNotifier::invalidate`] returns |
-//! | exits | its driver [is told](ExitHandler), then it is cut off: no walks and no reports; the PASID stays taken |
-//!
-//! The last [`Bond`] of an address space gives the PASID back, after the unit has forgotten it and every page request
-//! was answered. If the unit does not confirm that, the PASID is never used again.
-//!
-//! A device without PASIDs or without page faults is attached as a whole, by [`Iommu::attach_pinned`], with the ranges
-//! that stay resident for it.
-//!
-//! # Use
-//!
-//! `tests/example.rs` runs this, word for word, with a device that asks for its page and a process that exits.
-//!
-//! ```
-//! use portcullis_hal::{Arc, Hal, Mm, Pasid, unsize_arc};
-//! use portcullis_iommu::{Device, DeviceControl, ExitHandler, Feature, Iommu, PageRights};
-//! # fn start(_device: &Device, _pasid: Option<Pasid>, _buffer: u64) {}
-//! # fn stop(_device: &Device, _pasid: Option<Pasid>) {}
-//!
-//! struct Driver;
-//!
-//! impl ExitHandler for Driver {
-//!     fn exit(&self, device: &Device, pasid: Option<Pasid>) {
-//!         stop(device, pasid);
-//!     }
-//! }
-//!
-//! /// Lets a device work on a process's buffer, where the process sees it.
-//! fn work<H: Hal>(
-//!     iommu: &Iommu<H>,
-//!     device: &Arc<Device>,
-//!     control: &dyn DeviceControl,
-//!     mm: &Arc<dyn Mm>,
-//!     buffer: u64,
-//! ) -> Result<(), Box<dyn std::error::Error>> {
-//!     iommu.enable_feature(device, control, Feature::Sva, &mm.root())?;
-//!     let on_exit = unsize_arc!(Arc::try_new(Driver)? => dyn ExitHandler);
-//!     let bond = iommu.bind(device, mm, PageRights::empty(), on_exit)?;
-//!     start(device, bond.pasid(), buffer);
-//!     // Interrupt handlers call `iommu.handle_interrupt`, and a thread:
-//!     let _more = iommu.handle_page_faults();
-//!     stop(device, bond.pasid());
-//!     bond.unbind()?;
-//!     Ok(iommu.disable_feature(device, control, Feature::Sva)?)
-//! }
-//! ```
+//! What users see of it is in the [guide](crate::guide#a-processs-own-addresses). An [`Entry`] is an address space in use:
+//! its binding is told what happens to the tables and resolves the page faults, and has a use for each [`Bond`].
 //!
 //! # Locks
 //!
@@ -163,6 +112,11 @@ impl<H: Hal> Bond<'_, H> {
 
     /// Ends the bond. When this returns, the device cannot use the address space any more by this bond, and every page
     /// request of the PASID was answered if no other bond of the device needs it.
+    ///
+    /// # Errors
+    ///
+    /// The PASID is never used again. If the unit did not confirm that the device is detached, it goes on hearing what the
+    /// address space unmaps.
     pub fn unbind(mut self) -> Result<(), UnbindError> {
         self.end()
     }

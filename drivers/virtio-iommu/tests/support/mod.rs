@@ -22,9 +22,12 @@ pub(crate) use rules::{INVAL, NOENT, NOMEM, OK, RANGE, Req, UNSUPP};
 use memory::TestHal;
 use portcullis_hal::{
     Arc, Attributes, EndpointId, Gather, Iova, IovaRange, Mapping, PhysAddr, PhysRange, QueuedMaps,
-    SyncError, UnmapError,
+    SyncError, UnmapError, unsize_arc,
 };
-use portcullis_iommu::{Domain, DomainSpec, PagingSpec, Unit, UnitEvent};
+use portcullis_iommu::{
+    Device, DeviceDescription, DeviceId, Domain, DomainSpec, GroupId, Iommu, PagingSpec, PlatformName, Unit,
+    UnitEvent, UnitId,
+};
 use portcullis_virtio_iommu::{Options, Setup, VirtioIommu};
 
 pub(crate) type FakeUnit = VirtioIommu<TestHal, Fake>;
@@ -53,6 +56,22 @@ pub(crate) fn attached() -> (Fake, FakeUnit, Arc<dyn Domain>) {
     unit.attach(&[endpoint(1)], &domain).unwrap();
     fake.take_requests();
     (fake, unit, domain)
+}
+
+/// A registry with the unit, and endpoint 1 as a device.
+pub(crate) fn registered(fake: &Fake) -> (Iommu<TestHal>, UnitId, Arc<Device>) {
+    let iommu = Iommu::new(fake.hal.clone());
+    let unit = Arc::try_new(up(fake)).unwrap();
+    let unit = iommu.add_unit(unsize_arc!(unit => dyn Unit)).unwrap();
+    let description = DeviceDescription {
+        id: DeviceId::Platform(PlatformName::new("dma@0")),
+        unit,
+        endpoints: vec![endpoint(1)],
+        group: GroupId(0),
+        reserved: vec![],
+    };
+    let device = iommu.add_device(description).unwrap();
+    (iommu, unit, device)
 }
 
 pub(crate) fn piece(iova: u64, phys: u64, len: u64) -> Mapping {
