@@ -47,8 +47,7 @@ pub use iopf::{
 pub use iova::{IovaAllocator, IovaError};
 pub use namespace::{PasidClaim, PasidNamespace};
 pub use page_request::{
-    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,
-    StallTag,
+    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege, StallId,
 };
 pub use pasid::{GuestPasid, PasidError, PasidSetId, PasidSetSpec, PasidSpace};
 pub use registry::{AddDeviceError, Iommu};

@@ -34,9 +34,18 @@ impl fmt::Display for GroupIndex {
     }
 }
 
-/// A Stall Tag (SMMUv3 7.3): by it the unit knows a transaction that it holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct StallTag(pub u16);
+/// A transaction that the unit holds, by the place where its driver keeps it.
+///
+/// Hardware gives a Stall Tag (SMMUv3 7.3) to the next transaction as soon as one has ended, be it answered or cut off
+/// with its stream. A driver uses a place again too, with another serial number: an answer that comes too late meets
+/// nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StallId {
+    /// The place: below [`UnitInfo::stall_places`](crate::UnitInfo::stall_places).
+    pub place: u32,
+    /// The number of the transaction, which ascends. No other one of the unit has it.
+    pub serial: u64,
+}
 
 /// Whether more requests of a group follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,7 +64,7 @@ pub enum PageRequestKind {
     /// A device's mark that no more requests with the PASID follow (Stop Marker, PCIe 10.4.1.2.1). Not answered.
     StopMarker,
     /// The unit holds the transaction itself. Each one is answered.
-    Stall(StallTag),
+    Stall(StallId),
 }
 
 /// A device's request for a page, as the unit read it.
@@ -92,7 +101,7 @@ pub enum Answered {
     /// A group of requests.
     Group(GroupIndex),
     /// A stalled transaction. With anything but [`Success`](PageResponse::Success) it is aborted.
-    Stall(StallTag),
+    Stall(StallId),
 }
 
 /// The answer to a group of requests or to a stalled transaction.
@@ -100,7 +109,7 @@ pub enum Answered {
 pub struct PageAnswer {
     /// The requester.
     pub endpoint: EndpointId,
-    /// The PASID of the group. A stalled transaction is known by its tag: what this says then does not matter.
+    /// The PASID of the group. A stalled transaction is known by its id: what this says then does not matter.
     pub pasid: Option<Pasid>,
     /// What is answered.
     pub to: Answered,

@@ -109,6 +109,9 @@ pub struct UnitInfo {
     pub pasid_bits: u8,
     /// How faults can be recovered.
     pub fault_models: FaultModels,
+    /// How many places there are for stalled transactions: every [`StallId`](crate::StallId) names one below this. 0
+    /// without [`FaultModels::STALL`].
+    pub stall_places: u32,
     /// What domains with tables can do.
     pub abilities: Abilities,
     /// Reads of stream, context and PASID tables.

@@ -160,6 +160,7 @@ impl Rig {
             output_bits: 48,
             pasid_bits: 20,
             fault_models: FaultModels::empty(),
+            stall_places: 0,
             abilities: Abilities::empty(),
             entry_coherency: WalkCoherency::Snooped,
             table_coherency: WalkCoherency::Snooped,

@@ -4,7 +4,7 @@ mod rig;
 
 use portcullis_hal::{Access, Arc, PAGE_SIZE, Pasid, unsize_arc};
 use portcullis_iommu::*;
-use rig::{PRI, Random, Rig, STALL, last, partial, pasid, request};
+use rig::{PRI, Random, Rig, STALL, last, partial, pasid, request, stall, stalled};
 use std::sync::Mutex;
 
 /// Answers as it is told, or keeps the group.
@@ -84,7 +84,7 @@ fn answers_of_a_turn_go_to_the_hardware_together() {
     let device = rig.device(0, 8, STALL);
     handle_with(&rig, &device, Some(pasid(5)), &handler(SUCCESS));
     for tag in 0..10 {
-        rig.unit().ask(request(&device, Some(pasid(5)), 1, PageRequestKind::Stall(StallTag(tag))));
+        rig.unit().ask(request(&device, Some(pasid(5)), 1, stalled(tag)));
     }
     assert_eq!(rig.handle(), PageFaultWork::Done);
     assert_eq!(rig.unit().wires().batches, [10]);
@@ -233,7 +233,7 @@ fn every_stall_of_a_flood_is_answered_once_however_many_there_are() {
     handle_with(&rig, &device, Some(pasid(5)), &handler);
     let flood = 5000;
     for tag in 0..flood {
-        let kind = PageRequestKind::Stall(StallTag(tag * 13));
+        let kind = stalled(tag * 13);
         rig.unit().ask(request(&device, Some(pasid(5)), 1, kind));
     }
     settle(&rig);
@@ -254,7 +254,7 @@ fn a_teardown_leaves_no_stall_of_a_flood_behind() {
     handle_with(&rig, &device, Some(pasid(5)), &handler(None));
     for tag in 0..3000 {
         let whose = pasid(5 + u32::from(tag % 2));
-        rig.unit().ask(request(&device, Some(whose), 1, PageRequestKind::Stall(StallTag(tag))));
+        rig.unit().ask(request(&device, Some(whose), 1, stalled(tag)));
     }
     rig.interrupt();
     rig.iommu.remove_page_fault_handler(&device, Some(pasid(5))).unwrap();
@@ -270,7 +270,7 @@ fn a_teardown_leaves_no_stall_of_a_flood_behind() {
 fn a_teardown_ends_though_others_stall_again_for_each_answer() {
     let rig = std::sync::Arc::new(Rig::new(1));
     let device = rig.device(0, 8, STALL);
-    let stall = |whose, tag| request(&device, Some(pasid(whose)), 1, PageRequestKind::Stall(StallTag(tag)));
+    let stall = |whose, tag| request(&device, Some(pasid(whose)), 1, stalled(tag));
     // The queue is full of theirs, and more of them found no room.
     (0..300).for_each(|tag| rig.unit().ask(stall(6, tag)));
     rig.unit().ask(stall(5, 300));
@@ -290,7 +290,7 @@ fn a_flood_is_refused_also_while_handlers_owe_all_the_answers_they_may() {
     let keeps = handler(None);
     handle_with(&rig, &device, None, &keeps);
     for tag in 0..2000 {
-        rig.unit().ask(request(&device, None, 1, PageRequestKind::Stall(StallTag(tag))));
+        rig.unit().ask(request(&device, None, 1, stalled(tag)));
         if tag % 200 == 0 {
             let _more = rig.handle();
         }
@@ -308,7 +308,7 @@ fn a_flood_is_refused_also_while_handlers_owe_all_the_answers_they_may() {
 }
 
 #[test]
-fn each_stream_of_a_device_has_its_own_stall_tags() {
+fn the_stalls_of_all_streams_of_a_device_are_answered() {
     let rig = Rig::new(1);
     let description = DeviceDescription {
         id: DeviceId::Platform(PlatformName::new("dma")),
@@ -319,9 +319,9 @@ fn each_stream_of_a_device_has_its_own_stall_tags() {
     };
     let device = rig.iommu.add_device(description).unwrap();
     rig.iommu.enable(&device, &Unswitched(STALL), &STALL).unwrap();
-    for tag in 0..1000 {
-        for endpoint in device.endpoints() {
-            let kind = PageRequestKind::Stall(StallTag(tag));
+    for at in 0..1000 {
+        for (endpoint, place) in device.endpoints().iter().zip(2 * at..) {
+            let kind = stalled(place);
             rig.unit().ask(PageRequest { endpoint: *endpoint, ..request(&device, None, 1, kind) });
         }
     }
@@ -493,7 +493,7 @@ fn whatever_happens_every_request_is_answered_once() {
     assert!(cfg!(miri) || counts.iter().all(|count| *count >= 100), "{counts:?}");
 }
 
-/// A group index, of which there are 512, or one of 4096 stall tags, that waits for no answer. With all in use, a stop
+/// A group index, of which there are 512, or one of 4096 places of stalls, that waits for no answer. With all in use, a stop
 /// marker.
 fn next_kind(unit: &rig::FakeUnit, device: &Device, model: Permissions, next: &mut u16) -> PageRequestKind {
     let endpoint = device.endpoints()[0];
@@ -502,7 +502,7 @@ fn next_kind(unit: &rig::FakeUnit, device: &Device, model: Permissions, next: &m
     loop {
         *next = (*next + 1) % count;
         let (kind, to) = match stalls {
-            true => (PageRequestKind::Stall(StallTag(*next)), Answered::Stall(StallTag(*next))),
+            true => (stalled(*next), Answered::Stall(stall(*next))),
             false => (last(*next), Answered::Group(GroupIndex::new(*next))),
         };
         let wires = unit.wires();

@@ -139,6 +139,7 @@ fn unit() -> FakeUnit {
         output_bits: 48,
         pasid_bits: 0,
         fault_models: FaultModels::empty(),
+        stall_places: 0,
         abilities: Abilities::empty(),
         entry_coherency: WalkCoherency::Snooped,
         table_coherency: WalkCoherency::Snooped,

@@ -246,7 +246,7 @@ fn the_widths_of_devices_are_respected() {
 
 #[test]
 fn faults_are_resolved_as_the_processors_are() {
-    for (model, kind) in [(PRI, last(3)), (STALL, PageRequestKind::Stall(StallTag(3)))] {
+    for (model, kind) in [(PRI, last(3)), (STALL, rig::stalled(3))] {
         let rig = Rig::new(1);
         let device = rig.device(0, 8, model);
         let process = Process::new(&rig, ROOT);

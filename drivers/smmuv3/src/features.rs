@@ -5,6 +5,7 @@ use crate::options::{Coherency, Options};
 use crate::ring::RingSize;
 use crate::spec::AddressSize;
 use crate::spec::registers::{self, Idr0, Idr1, Idr3, Idr5};
+use crate::stalls;
 use portcullis_hal::{Granule, Mmio, Pasid, TableWrites};
 use portcullis_iommu::{Abilities, Backend, FaultModels, Stages, UnitInfo, WalkCoherency};
 use portcullis_pgtable::BbmLevel;
@@ -238,6 +239,7 @@ impl Features {
             output_bits: self.output_bits(),
             pasid_bits: self.pasid_bits(),
             fault_models,
+            stall_places: if self.can_stall() { stalls::places(self.stall_max) } else { 0 },
             abilities: self.abilities(),
             entry_coherency: self.coherency,
             table_coherency: self.coherency,

@@ -5,19 +5,19 @@ use crate::command::{Command, PageAction, StallAction};
 use crate::evtq::{Found, Lost, Skipped};
 use crate::fault;
 use crate::port::{Health, Port, count};
-use crate::record::{stalls, translates};
+use crate::record::{self, translates};
 use crate::spec::event::{EVENT_WORDS, Event0, Event1};
 use crate::spec::pri::{PAGE_REQUEST_WORDS, PageRequest0, PageRequest1};
-use crate::stalls::{Stall, stall};
+use crate::stalls::{self, Stall, stall};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Access, EndpointId, Hal, Iova, Mmio, Pasid, StreamId, SyncError};
 use portcullis_iommu::{
     Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,
-    Requests, UnitEvent,
+    Requests, StallId, UnitEvent,
 };
 
 /// How many commands are submitted together.
-const TOGETHER: usize = 16;
+const TOGETHER: usize = stalls::ANSWERING;
 
 /// How many queuefuls of page requests one call reads at most. What a device sends on even then, beyond its credits, is
 /// given up, and so may be what others sent meanwhile.
@@ -34,22 +34,25 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     /// which has to be answered. A device that faults without end takes the CPU for a bounded time.
     pub(crate) fn handle_events(&self, report: &mut dyn FnMut(UnitEvent)) {
         for _ in 0..self.events.size().entries() {
-            match self.events.next(&self.block, |raw| self.stalls.note(raw)) {
-                Some(Found::Record(raw)) => report(self.event(raw)),
+            let mut stalled = None;
+            match self.events.next(&self.block, |raw| stalled = self.stalls.note(raw)) {
+                Some(Found::Record(raw)) => report(self.event(raw, stalled)),
                 Some(Found::Overflow) => self.report_lost_events(report),
                 None => return,
             }
         }
         let mut lost = Lost::None;
         for _ in 0..SKIPS + self.stalls.most() {
-            match self.events.skip(&self.block, |raw| stall(raw).is_some(), |raw| self.stalls.note(raw)) {
+            let mut stalled = None;
+            let note = |raw: &_| stalled = self.stalls.note(raw);
+            match self.events.skip(&self.block, |raw| stall(raw).is_some(), note) {
                 Skipped::Nothing => break,
                 Skipped::All => lost = Lost::Some,
                 Skipped::UpTo(raw, before) => {
                     if before == Lost::Some {
                         lost = Lost::Some;
                     }
-                    report(self.event(raw));
+                    report(self.event(raw, stalled));
                 }
             }
         }
@@ -63,12 +66,13 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         report(UnitEvent::Overflow);
     }
 
-    /// An event record in the terms of all back ends.
-    fn event(&self, raw: [u64; EVENT_WORDS]) -> UnitEvent {
-        match stall(&raw) {
-            Some(stall) => {
+    /// An event record in the terms of all back ends. One of a stall that found no place is a fault: nobody can answer
+    /// it.
+    fn event(&self, raw: [u64; EVENT_WORDS], stall: Option<StallId>) -> UnitEvent {
+        match stall {
+            Some(id) => {
                 count(&self.counters.page_requests);
-                UnitEvent::PageRequest(stalled(raw, stall))
+                UnitEvent::PageRequest(stalled(raw, id))
             }
             None => {
                 count(&self.counters.faults);
@@ -112,7 +116,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     }
 
     /// Gives answers to the unit, as many as fit its queue together, and waits until it has taken them. Those that it
-    /// refused it gets again, and no others: none is taken twice.
+    /// refused it gets again, and no others: none is taken twice. A unit that fails meanwhile uses no tag again.
     fn send_answers(&self, answers: &[Answer]) -> Result<(), SyncError> {
         let mut list = Few::of(Answer::NONE, answers.iter().copied());
         for _ in 0..ATTEMPTS {
@@ -128,6 +132,10 @@ impl<H: Hal, M: Mmio> Port<H, M> {
                     Few::of(Answer::NONE, core::iter::empty())
                 }
             };
+            let is_refused = |id| refused.get().iter().any(|answer| answer.stall == Some(id));
+            for id in list.get().iter().filter_map(|answer| answer.stall).filter(|id| !is_refused(*id)) {
+                self.stalls.answered(self.hal(), id);
+            }
             let taken = list.get().len() - refused.get().len();
             self.counters.answers.fetch_add(taken as u64, Ordering::Relaxed);
             list = refused;
@@ -136,8 +144,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
                 return Ok(());
             }
         }
-        for stall in list.get().iter().filter_map(|answer| answer.stall) {
-            self.stalls.put_back(self.hal(), stall);
+        for id in list.get().iter().filter_map(|answer| answer.stall) {
+            self.stalls.put_back(self.hal(), id);
         }
         Err(SyncError::Faulted)
     }
@@ -198,15 +206,13 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                 };
                 Some(Answer { command: Command::pri_resp(stream, pasid, group.get(), action), stall: None })
             }
-            Answered::Stall(tag) => {
+            Answered::Stall(id) => {
                 let action = match answer.response {
                     PageResponse::Success => StallAction::RETRY,
                     PageResponse::Invalid | PageResponse::Failure => StallAction::ABORT,
                 };
-                let stall = Stall { stream, tag };
-                // Before the command: the unit may use the tag again as soon as it has it.
-                let waits = port.stalls.take(port.hal(), stall);
-                waits.then(|| Answer { command: Command::resume(stream, tag.0, action), stall: Some(stall) })
+                let Stall { stream, tag } = port.stalls.take(port.hal(), stream, id)?;
+                Some(Answer { command: Command::resume(stream, tag, action), stall: Some(id) })
             }
         }
     }
@@ -218,7 +224,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             let permissions = self.permissions(stream);
             // A device whose ATS is off answers too: that it does not know the request (3.9.1.5).
             let pages = translates(&permissions).then(|| Command::atc_inv_page(stream));
-            pages.into_iter().chain(stalls(&permissions).then(|| Command::cfgi_ste(stream)))
+            pages.into_iter().chain(record::stalls(&permissions).then(|| Command::cfgi_ste(stream)))
         };
         Few::of(Command::sync(), endpoints.iter().flat_map(commands))
     }
@@ -235,7 +241,7 @@ pub(crate) const fn together() -> usize {
 struct Answer {
     command: Command,
     /// What it ends.
-    stall: Option<Stall>,
+    stall: Option<StallId>,
 }
 
 impl Answer {
@@ -265,7 +271,7 @@ impl<T: Copy> Few<T> {
 }
 
 /// The request that the event of a stall stands for.
-fn stalled([word0, word1, address, _]: [u64; EVENT_WORDS], stall: Stall) -> PageRequest {
+fn stalled([word0, word1, address, _]: [u64; EVENT_WORDS], id: StallId) -> PageRequest {
     let (word0, word1) = (Event0::from(word0), Event1::from(word1));
     let access = match (word1.ind(), word1.rnw()) {
         (true, _) => Access::EXECUTE,
@@ -278,7 +284,7 @@ fn stalled([word0, word1, address, _]: [u64; EVENT_WORDS], stall: Stall) -> Page
         address: Iova::new(address),
         access,
         privilege: privilege(word1.pnu()),
-        kind: PageRequestKind::Stall(stall.tag),
+        kind: PageRequestKind::Stall(id),
     }
 }
 
@@ -321,8 +327,6 @@ fn privilege(privileged: bool) -> Privilege {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_iommu::StallTag;
-
     /// Worked out from the layouts in chapter 8, as Linux and the Xen driver have them too.
     #[test]
     fn page_requests_are_decoded_from_the_manuals_words() {
@@ -343,11 +347,12 @@ mod tests {
 
     #[test]
     fn a_stall_is_told_by_its_flag_and_the_kind_of_event() {
-        let stall = |raw| stall(&raw).map(|stall| stalled(raw, stall));
+        let id = StallId { place: 3, serial: 5 };
+        let stall = |raw| stall(&raw).map(|_| stalled(raw, id));
         let flag = 1 << 31 | 0x1234;
         let stalled =
             stall([0x18 << 32 | 7 << 12 | 1 << 11 | 0x10, flag | 1 << 35 | 1 << 33, 0x5678, 0]).unwrap();
-        assert_eq!(stalled.kind, PageRequestKind::Stall(StallTag(0x1234)));
+        assert_eq!(stalled.kind, PageRequestKind::Stall(id));
         assert_eq!((stalled.endpoint.get(), stalled.pasid.map(Pasid::get)), (0x18, Some(7)));
         assert_eq!((stalled.address.get(), stalled.access), (0x5678, Access::READ));
         assert_eq!(stalled.privilege, Privilege::Supervisor);

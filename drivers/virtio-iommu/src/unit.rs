@@ -44,6 +44,7 @@ impl<H: Hal, T: Transport> VirtioIommu<H, T> {
             output_bits: 64,
             pasid_bits: 0,
             fault_models: FaultModels::empty(),
+            stall_places: 0,
             abilities: Abilities::empty(),
             entry_coherency: WalkCoherency::Snooped,
             table_coherency: WalkCoherency::Snooped,

@@ -245,6 +245,7 @@ impl Features {
             output_bits: self.host_address_bits,
             pasid_bits: self.pasid_bits(),
             fault_models: if self.page_requests() { FaultModels::PRI } else { FaultModels::empty() },
+            stall_places: 0,
             abilities: self.abilities(stage),
             entry_coherency: self.entry_coherency(),
             table_coherency: self.table_coherency(),

@@ -13,7 +13,7 @@ use portcullis_hal::{
 use portcullis_iommu::{
     Abilities, Answered, Device, DeviceDescription, DeviceId, Domain, DomainSpec, Fault, FaultHandler,
     FaultLog, GroupId, GroupIndex, IdPool, Iommu, IovaAllocator, PageAnswer, PageResponse, PagingSpec,
-    Permissions, PlatformName, Requests, ReservedKind, ReservedRegion, Stage, StallTag, Unit, UnitId,
+    Permissions, PlatformName, Requests, ReservedKind, ReservedRegion, Stage, StallId, Unit, UnitId,
 };
 
 /// The machine's registry.
@@ -263,7 +263,8 @@ pub(crate) fn unit(unit: Arc<dyn Unit>) {
 
 /// Every operation on page requests.
 fn page_requests(unit: &dyn Unit, endpoints: &[EndpointId]) {
-    let to = black_box([Answered::Group(GroupIndex::new(1)), Answered::Stall(StallTag(1))]);
+    let to =
+        black_box([Answered::Group(GroupIndex::new(1)), Answered::Stall(StallId { place: 1, serial: 0 })]);
     let answers = to.map(|to| PageAnswer {
         endpoint: black_box(EndpointId::new(0)),
         pasid: Pasid::new(black_box(1)).ok(),

@@ -107,9 +107,9 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    pub(crate) fn new(endpoints: &[EndpointId]) -> Result<Self, OutOfMemory> {
+    pub(crate) fn new(endpoints: &[EndpointId], stall_places: u32) -> Result<Self, OutOfMemory> {
         let requests = Ring::new(PAGE_REQUEST_CAPACITY)?;
-        Ok(Self { requests, refused: Refused::new(endpoints)?, epoch: 0 })
+        Ok(Self { requests, refused: Refused::new(endpoints, stall_places)?, epoch: 0 })
     }
 
     /// Takes a request that the hardware reported.

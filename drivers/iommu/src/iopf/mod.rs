@@ -17,8 +17,8 @@
 //! [`FaultGroup`]; or a teardown that takes the group back. Whoever comes second finds nothing. A teardown returns when
 //! all is answered and no answer is on its way to the hardware any more, so that a PASID is not used again before.
 //!
-//! A request without room is refused, and that needs no room: the refusals have a place for every group index and every
-//! stall tag there is, and are given also while handlers owe so many answers that they are asked no more.
+//! A request without room is refused, and that needs no room: the refusals have a place for every group index and for
+//! every transaction that the unit can hold, and are given also while handlers owe so many answers that they are asked no more.
 
 mod groups;
 mod incoming;

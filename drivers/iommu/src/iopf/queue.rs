@@ -73,10 +73,11 @@ impl PageQueue {
         device: DeviceId,
         endpoints: &[EndpointId],
     ) -> Result<Self, OutOfMemory> {
+        let incoming = Incoming::new(endpoints, unit.info().stall_places)?;
         Ok(Self {
             unit,
             device,
-            incoming: Mutex::new(Incoming::new(endpoints)?),
+            incoming: Mutex::new(incoming),
             groups: Mutex::new(Groups::new()?),
             answering: Mutex::new(()),
             counts: Counts::default(),
@@ -179,7 +180,7 @@ impl PageQueue {
 
     /// Refuses all that somebody asked, with groups that handlers have still, and forgets what is incomplete. When it
     /// returns, none of their answers is owed or on its way. They ask no more; what others ask meanwhile does not
-    /// prolong it beyond one answer for each stall tag.
+    /// prolong it beyond one answer for each place of a stall.
     pub(crate) fn refuse_all<H: Hal>(&self, hal: &H, whose: Whose) {
         let mut pass = Pass::default();
         loop {

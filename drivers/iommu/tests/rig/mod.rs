@@ -251,6 +251,7 @@ impl Rig {
                     output_bits: 46,
                     pasid_bits: 20,
                     fault_models: FaultModels::all(),
+                    stall_places: 1 << 16,
                     entry_coherency: WalkCoherency::Snooped,
                     table_coherency: WalkCoherency::Snooped,
                     identity: false,
@@ -341,6 +342,14 @@ pub(crate) fn request(
 
 pub(crate) fn last(group: u16) -> PageRequestKind {
     PageRequestKind::Group(GroupIndex::new(group), InGroup::Last)
+}
+
+pub(crate) fn stall(place: u16) -> StallId {
+    StallId { place: place.into(), serial: 0 }
+}
+
+pub(crate) fn stalled(place: u16) -> PageRequestKind {
+    PageRequestKind::Stall(stall(place))
 }
 
 pub(crate) fn partial(group: u16) -> PageRequestKind {

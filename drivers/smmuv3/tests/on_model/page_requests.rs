@@ -5,7 +5,7 @@ use crate::space::Driver;
 use portcullis_hal::{Access, Arc, Attributes, EndpointId, FrameOrder, Frames, Iova, Mapped, SyncError};
 use portcullis_iommu::{
     Answered, AttachError, Domain, FaultModels, GroupIndex, InGroup, Missing, PageAnswer, PageRequest,
-    PageRequestKind, PageResponse, Privilege, Requests, Stage, StallTag, Transition, Unit as _, UnitEvent,
+    PageRequestKind, PageResponse, Privilege, Requests, Stage, Transition, Unit as _, UnitEvent,
 };
 use portcullis_model::core::{Mode, Outcome, Request, ResponseCode};
 use portcullis_model::device::{Attempt, Device, Job, points as habits};
@@ -275,10 +275,10 @@ fn dma(bench: &Bench) -> Option<u16> {
 fn a_stalled_access_is_reported_and_ends_as_it_is_answered() {
     for config in units() {
         let (bench, domain) = stalling(config);
-        let tag = dma(&bench).unwrap();
+        dma(&bench);
         let asked = requests(&bench);
         assert_eq!(asked.len(), 1);
-        assert_eq!(asked[0].kind, PageRequestKind::Stall(StallTag(tag)));
+        assert!(matches!(asked[0].kind, PageRequestKind::Stall(_)));
         assert_eq!((asked[0].address, asked[0].access), (Iova::new(ADDRESS), Access::READ));
         assert_eq!(asked[0].pasid, Some(pasid(7)));
         bench.driver.answer(&answers(&asked, PageResponse::Invalid)).unwrap();
@@ -418,6 +418,31 @@ fn what_was_stalled_is_answered_after_stalls_were_withdrawn_and_not_after_the_st
         assert!(matches!(events(&bench)[..], [UnitEvent::Fault(_)]));
         bench.driver.attach_pasid(&endpoint(SID), pasid(7), &domain).unwrap();
         bench.driver.answer(&answers(&asked, PageResponse::Success)).unwrap();
+        bench.check();
+    }
+}
+
+/// The unit gives a tag to another transaction as soon as one has ended; somebody may still hold the request of the one
+/// before.
+#[test]
+fn an_answer_that_comes_after_the_stream_ended_does_not_meet_the_next_stall_with_the_same_tag() {
+    for config in units() {
+        let (bench, domain) = stalling(config);
+        let tag = dma(&bench);
+        let late = requests(&bench);
+        bench.driver.detach(&endpoint(SID)).unwrap();
+        bench.unit.model.take_resumed(SID);
+        bench.driver.attach_pasid(&endpoint(SID), pasid(7), &domain).unwrap();
+        assert_eq!(dma(&bench), tag, "the model takes the lowest tag that is free");
+        let asked = requests(&bench);
+        bench.driver.answer(&answers(&late, PageResponse::Invalid)).unwrap();
+        assert_eq!(bench.unit.model.stalled(), (1, 0));
+        let page = page(&bench, &domain);
+        bench.driver.answer(&answers(&asked, PageResponse::Success)).unwrap();
+        let resumed = bench.unit.model.take_resumed(SID);
+        let phys = page.memory().phys().get() + (ADDRESS & 0xffff);
+        assert_eq!(resumed.iter().map(|one| one.1.outcome).collect::<Vec<_>>(), [Outcome::Done(phys)]);
+        assert_eq!((bench.unit.model.stalled(), bench.driver.stats().answers), ((0, 0), 1));
         bench.check();
     }
 }

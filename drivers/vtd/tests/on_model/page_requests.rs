@@ -6,7 +6,7 @@ use crate::world::options;
 use portcullis_hal::{Access, Arc, EndpointId, Iova, MsiMessage, PhysAddr, SyncError};
 use portcullis_iommu::{
     Answered, Domain, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse,
-    Permissions, Privilege, Requests, Stage, StallTag, Unit, UnitEvent,
+    Permissions, Privilege, Requests, Stage, StallId, Unit, UnitEvent,
 };
 use portcullis_model::core::{Memory, Mode, Prng, ResponseCode};
 use portcullis_model::device::{Attempt, Device, Job, points as habits};
@@ -229,8 +229,10 @@ fn answers_to_nobody_are_not_sent() {
         to,
         response: PageResponse::Success,
     };
-    let nobody =
-        [to(u32::from(SID), Answered::Stall(StallTag(1))), to(0x1_0000, Answered::Group(GroupIndex::new(1)))];
+    let nobody = [
+        to(u32::from(SID), Answered::Stall(StallId { place: 1, serial: 0 })),
+        to(0x1_0000, Answered::Group(GroupIndex::new(1))),
+    ];
     let before = rig.driver.stats();
     assert_eq!(rig.driver.answer(&nobody), Ok(()));
     assert_eq!(rig.driver.answer(&[]), Ok(()));
