@@ -3,6 +3,16 @@
 //! It boots in QEMU, finds the IOMMUs and the devices behind them, takes all rights from the devices, and then runs
 //! one job, named on the command line: `job=main` proves with real DMA what the stack claims, `job=shell` is an
 //! interactive console for people who bring up hardware.
+//!
+//! | where | what |
+//! |---|---|
+//! | `entry`, `second` | from the entry code to the job; the second CPU |
+//! | `machine` | firmware tables, PCI, units and devices put together |
+//! | `units` | each kind of IOMMU brought up |
+//! | `memory`, `dma` | frames and the heap, [`portcullis_hal::Hal`]; memory for drivers of devices |
+//! | `devices` | a disk, DMA engines, test devices |
+//! | `mm`, `user` | address spaces; code that runs in them |
+//! | `job`, `console`, `report` | the jobs; the commands; what the harness reads |
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]

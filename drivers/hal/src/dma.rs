@@ -53,6 +53,10 @@ impl FixedMapping {
     }
 
     /// Maps it in `space`, except for parts that are mapped there so already.
+    ///
+    /// # Errors
+    ///
+    /// As for [`IoSpace::map`], and [`MapError::Overlap`] where something else is mapped. The parts before that stay mapped.
     pub fn map_into<S: IoSpace + ?Sized>(&self, space: &S) -> Result<(), MapError> {
         let Mapping { iova, memory, attributes } = self.0;
         let mut offset = 0;

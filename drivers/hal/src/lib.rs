@@ -5,6 +5,17 @@
 //! devices by value ([`Mapped`]), register access ([`Mmio`]), bounded waits ([`wait`]), barriers named by purpose
 //! ([`barrier`]), and the address and identifier newtypes that the whole stack shares.
 //!
+//! | what | where |
+//! |---|---|
+//! | addresses, ids, attributes and mappings | `addr`, `id`, `mapping` |
+//! | I/O address spaces: the contract, unmaps until their sync, maps that are sent together, sizes and marks of leaves | `space`, `gather`, `queued`, `leaves` |
+//! | memory: frames, what devices may be given, what they have | `frames`, `dma`, `mapped` |
+//! | tables and address spaces of others | `table`, `mm` |
+//! | registers, waits, barriers, 128-bit words | `mmio`, [`wait`], [`barrier`], [`atomic128`] |
+//! | lists and pointers whose allocation reports failure | [`list`], [`arc`] |
+//! | what is read without a lock: a list that grows, a value that is replaced, a ring of many producers | [`roster`], [`snapshot`], [`producers`]; over [`word`], and [`count`]ed |
+//! | a kernel's services on a host, for tests (feature `host`) | `host` |
+//!
 //! This is the one library crate in which unsafe contracts are declared. The drivers on top deny unsafe code
 //! outside their DMA module, and the policy crates deny it everywhere.
 #![cfg_attr(not(any(test, feature = "host", feature = "loom")), no_std)]

@@ -69,8 +69,11 @@ pub struct Unsynced<M> {
 }
 
 impl<M> Unsynced<M> {
-    /// Gives the memory back, given the proof that its gather was synced after the unmap; with another proof it
-    /// returns itself.
+    /// Gives the memory back, given the proof that its gather was synced after the unmap.
+    ///
+    /// # Errors
+    ///
+    /// The proof is that of another gather, or of an earlier sync: the value itself comes back, for the right one.
     pub fn reclaim(self, proof: &SyncProof) -> Result<M, Self> {
         if proof.round == self.round { Ok(ManuallyDrop::into_inner(self.memory)) } else { Err(self) }
     }
@@ -81,6 +84,10 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
     ///
     /// On a unit that caches absent entries and did not confirm the invalidation, the mapping is made all the same, and
     /// logged as an error: devices may be refused there until the unit is mended.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was mapped; the memory comes back with the reason.
     pub fn map(space: &Arc<S>, iova: Iova, memory: M, attributes: Attributes) -> Result<Self, Refused<M>> {
         let phys = memory.range();
         let Ok(range) = IovaRange::new(iova, phys.len()) else {
@@ -116,6 +123,11 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
     }
 
     /// Unmaps and returns the memory once no device can reach it.
+    ///
+    /// # Errors
+    ///
+    /// A device may reach the memory still, so it is never freed. With [`QuarantineReason::Unmap`] the mapping is there as
+    /// before.
     pub fn unmap(self) -> Result<M, Quarantined<M>> {
         let space = self.space.clone();
         let mut gather = Gather::new();
@@ -130,6 +142,10 @@ impl<M: DmaMemory, S: IoSpace + ?Sized> Mapped<M, S> {
     }
 
     /// Unmaps, leaving the sync to whoever holds `gather`.
+    ///
+    /// # Errors
+    ///
+    /// As for [`unmap`](Self::unmap).
     pub fn unmap_into(self, gather: &mut Gather) -> Result<Unsynced<M>, Quarantined<M>> {
         let Self { space, range, memory } = self;
         // SAFETY: the range is this value's, and whoever else removed its mapping is noticed by the count of bytes.

@@ -111,6 +111,10 @@ pub unsafe trait IoSpace: Any + Send + Sync {
 
     /// Maps all pieces of `list`, or none of them.
     ///
+    /// # Errors
+    ///
+    /// All of [`MapError`]. With [`MapError::Sync`] all of it counts as mapped, otherwise nothing is.
+    ///
     /// # Safety
     ///
     /// Until a range is unmapped and the unmap synced, devices may read and write the memory behind it at any
@@ -147,7 +151,9 @@ pub unsafe trait IoSpace: Any + Send + Sync {
     /// Takes out everything mapped in `range` and returns how many bytes that was. Devices may use the old
     /// translations until `gather` is synced.
     ///
-    /// If a leaf reaches out of the range, nothing is done ([`UnmapError::Partial`]) unless it is
+    /// # Errors
+    ///
+    /// All of [`UnmapError`]; nothing is done then. [`UnmapError::Partial`] if a leaf reaches out of the range, which can be
     /// [split](Self::split_ends) first.
     ///
     /// # Safety
@@ -157,7 +163,11 @@ pub unsafe trait IoSpace: Any + Send + Sync {
     unsafe fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError>;
 
     /// Returns when no device can use the translations that `gather` collected; the gather is empty afterwards.
-    /// After an error they may still be used, what was unmapped stays quarantined, and nothing is to be reused.
+    ///
+    /// # Errors
+    ///
+    /// Devices may use them still; what was unmapped stays quarantined, and nothing is to be reused. A gather that holds
+    /// another domain's unmaps is left alone.
     fn sync(&self, gather: &mut Gather) -> Result<SyncProof, SyncError>;
 
     /// Where `iova` leads now, by the tables in memory.

@@ -8,6 +8,7 @@
 //!
 //! * [`core`]: memory, schedule, logs, caches, requests: what the models share.
 //! * [`smmuv3`]: Arm SMMUv3 (IHI 0070), non-secure programming interface.
+//! * [`vtd`]: Intel VT-d in scalable mode.
 //! * [`device`]: a PCIe function with PASID, ATS and PRI.
 //!
 //! Memory is called with a model's lock held, so an implementation of [`core::Memory`] must not call the model

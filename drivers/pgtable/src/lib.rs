@@ -74,7 +74,14 @@
 //! Order of stores: a table is complete, and cleaned where the walker does not snoop, before the entry that
 //! references it is written; leaves are complete and cleaned, by cache lines, before a call returns.
 //!
-//! All unsafe code is in one module, `tree`.
+//! | file | what |
+//! |---|---|
+//! | `format`; `vmsa`, `x86`, `vtd` | what a format has to say, and those that say it; [`spec`] has their words |
+//! | `table` | the page table as its users see it |
+//! | `map`, `unmap`, `protect`, `visit` | lists and ranges |
+//! | `replace` | leaves that change their size |
+//! | `walk`, `single` | a position in the tables; the shortest way to one leaf or one table of pages |
+//! | `tree` | tables and the links between them, also those that leave: all unsafe code |
 #![no_std]
 
 mod format;

@@ -17,6 +17,15 @@
 //! | how a live entry becomes another one | [`update`] |
 //! | commands, and what invalidates a range | [`command`], [`invalidate`] |
 //! | decoding events | [`fault`] |
+//! | the start-up order, what may be chosen, what the ID registers say | `setup`, `options`, `features` |
+//! | registers and bounded waits; one unit's registers and queues | `block`, `port` |
+//! | the command queue: its submitters, waits and errors | `cmdq`, `line`, `wait`, `recovery`; `ring` for all queues' indices |
+//! | the queues that the unit fills; page requests, stalls, their answers | `evtq`, `page_requests`, `stalls` |
+//! | stream table, context descriptors, and their memory | `stream`, `context`, `descriptors`, `memory` |
+//! | changes of attachments, and of what streams may do | `attach`, `pasid`, `permit`, `record`, `change` |
+//! | address spaces, their tables, where they are cached | `domain`, `tables`, `targets`, `atc` |
+//! | the unit as the common layer sees it; entries and registers in words | `driver`, `describe` |
+//! | the only unsafe code | `dma` |
 //!
 //! # How devices are cut off
 //!

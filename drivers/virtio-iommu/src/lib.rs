@@ -23,7 +23,7 @@
 //! | `pieces` | what map calls are cut into |
 //! | `space` | a domain's mappings, here and on the device |
 //! | `domain`, `dma` | domains; `dma` keeps the contract of I/O address spaces |
-//! | `attach` | changes of attachments |
+//! | `attach`, `gate` | changes of attachments, and who may change what meanwhile |
 //! | `setup`, `unit` | start-up, and the unit |
 //!
 //! # What is not driven

@@ -13,13 +13,13 @@
 //! | [`spec`] | registers, table entries, descriptors, fault codes: types only |
 //! | `features` | what CAP_REG and ECAP_REG say |
 //! | `registers` | GCMD_REG and bounded waits |
-//! | `ring`, `queue` | the invalidation queue |
-//! | `invalidate`, `forget` | which descriptors an invalidation takes, and a change of entries |
+//! | `ring`, `queue`, `recovery` | the invalidation queue, and its errors |
+//! | `invalidate`, `pieces`, `forget` | which descriptors an invalidation takes, how a range is cut for them, and what a change of entries takes |
 //! | `entry`, `tables` | updates of live entries; table memory |
 //! | `domain`, `targets`, `tags` | address spaces, where they are cached, and under which domain ids |
 //! | `unit`, `endpoint` | the driver's state; PASID tables and what PASIDs are attached to |
 //! | `attach`, `detach`, `permit` | changes of attachments, and of what devices may do |
-//! | `setup` | the start-up order |
+//! | `setup`, `error` | the start-up order, and why it fails |
 //! | `events` | faults and the fault interrupt |
 //! | `page_requests` | the queue of page requests, answers to them, draining |
 //! | `describe` | registers and entries in words |
