@@ -16,7 +16,7 @@ use crate::ui::{self, Style, paint};
 use crate::workspace::Workspace;
 
 /// Packages that need a host.
-const HOST_ONLY: [&str; 3] = ["portcullis-qemu-tests", MODEL, "portcullis-sva-suite"];
+const HOST_ONLY: [&str; 3] = ["portcullis-qemu-tests", MODEL, "portcullis-suites"];
 
 /// The package that must not depend on any other of the workspace: a model that shares code with a driver shares its
 /// mistakes.

@@ -11,8 +11,18 @@
 //!
 //! Everything starts denied: a device that is not attached reaches nothing, and its attempts are recorded.
 //!
+//! | file | what |
+//! |---|---|
+//! | `unit`, `domain`, `device`, `fault`, `page_request` | what back ends and kernels say to each other |
+//! | `registry` | units and devices of a machine, attachments, the fault log |
+//! | `enable` | PASIDs, page requests and ATS, switched in order |
+//! | `pasid`, `namespace` | who has which PASID |
+//! | `iopf` | page requests: queued, grouped, resolved, answered once |
+//! | `sva` | devices in a process's address space |
+//! | `iova`, `ids` | allocators of addresses, and of ASIDs, VMIDs and domain ids |
+//!
 //! The [`guide`] has the order in which a kernel calls these, who may call what, and an example for each.
-#![cfg_attr(not(any(test, feature = "host")), no_std)]
+#![cfg_attr(not(test), no_std)]
 
 extern crate alloc;
 
@@ -21,8 +31,6 @@ mod domain;
 mod enable;
 mod fault;
 pub mod guide;
-#[cfg(feature = "host")]
-pub mod host;
 mod ids;
 mod iopf;
 mod iova;

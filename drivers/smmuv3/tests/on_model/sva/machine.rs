@@ -10,7 +10,7 @@ use portcullis_model::core::{Outcome, Prng, Request, Response};
 use portcullis_model::device::{Device as Model, Job, points as habits};
 use portcullis_model::smmuv3::points;
 use portcullis_pgtable::{Config, VmsaStage1};
-use portcullis_sva_suite::{Counts, Function};
+use portcullis_suites::sva::{Counts, Function};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -99,7 +99,7 @@ impl Drop for Machine {
     }
 }
 
-impl portcullis_sva_suite::Machine for Machine {
+impl portcullis_suites::sva::Machine for Machine {
     type Hal = Kernel;
     type Format = VmsaStage1<12>;
 

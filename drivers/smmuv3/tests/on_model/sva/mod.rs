@@ -3,7 +3,7 @@
 mod machine;
 
 use machine::{Faults, Machine};
-use portcullis_sva_suite::Suite;
+use portcullis_suites::sva::Suite;
 
 /// Operations of a run, and runs.
 const LENGTH: u64 = 400;

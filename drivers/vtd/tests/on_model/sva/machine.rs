@@ -10,7 +10,7 @@ use portcullis_model::core::{Outcome, Request};
 use portcullis_model::device::{Device as Model, points as habits};
 use portcullis_model::vtd::points;
 use portcullis_pgtable::{AccessedDirty, Config, Levels, X86};
-use portcullis_sva_suite::Function;
+use portcullis_suites::sva::Function;
 use portcullis_vtd::Setup;
 use std::collections::BTreeSet;
 
@@ -65,7 +65,7 @@ impl Machine {
     }
 }
 
-impl portcullis_sva_suite::Machine for Machine {
+impl portcullis_suites::sva::Machine for Machine {
     type Hal = Host;
     type Format = X86;
 

@@ -1,8 +1,8 @@
 //! Processes and bonds; random operations on them; and what devices may reach after each.
 
-use crate::Counts;
-use crate::machine::{ASKING, Function, Machine, Switch};
-use crate::process::{Change, Pool, Process};
+use super::Counts;
+use super::machine::{ASKING, Function, Machine, Switch};
+use super::process::{Change, Pool, Process};
 use portcullis_hal::{Access, Arc, PAGE_SIZE, Pasid, unsize_arc};
 use portcullis_iommu::{
     BindError, Bond, Device, DomainSpec, ExitHandler, FaultGroup, Feature, Handled, PageFaultHandler,

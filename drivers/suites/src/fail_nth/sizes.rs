@@ -1,20 +1,20 @@
 //! Changes of the sizes of leaves.
 
-use super::{AREA, Bed, Failed, Machine, NEW, Row, Seen, map, page, row};
-use crate::Domain;
-use alloc::string::ToString;
-use alloc::vec::Vec;
+use super::Failed;
+use super::bed::{AREA, Bed, NEW, map, page};
+use super::rows::{Row, Seen, row};
 use portcullis_hal::{Arc, Gather, Iova, IovaRange, Progress, ResizeError};
+use portcullis_iommu::Domain;
 
 /// Changes of the sizes of leaves that a device uses.
-pub(super) fn rows<M: Machine>() -> Vec<Row<M>> {
+pub(super) fn rows() -> Vec<Row> {
     let area = || IovaRange::block(Iova::new(AREA), 2 << 21);
-    let fill = move |bed: &Bed<M>| {
+    let fill = move |bed: &Bed| {
         map(&bed.paging()?.new, &[page(AREA, NEW, 2 << 21)])?;
         bed.attach(1, &bed.paging()?.new)
     };
     let split =
-        move |bed: &Bed<M>| resize(&bed.paging()?.new, |domain, gather| domain.split(area(), 0x1000, gather));
+        move |bed: &Bed| resize(&bed.paging()?.new, |domain, gather| domain.split(area(), 0x1000, gather));
     Vec::from([
         row("split: two leaves into pages", Seen::No, fill, split),
         row("split: around a range", Seen::No, fill, |bed| {

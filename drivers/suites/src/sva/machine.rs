@@ -1,6 +1,6 @@
 //! What a back end brings, and the devices as the common layer switches them.
 
-use crate::Counts;
+use super::Counts;
 use portcullis_hal::{Arc, Hal};
 use portcullis_iommu::{ControlError, Device, DeviceControl, Iommu, Permissions, Requests};
 use portcullis_model::core::{Outcome, Request, Response};

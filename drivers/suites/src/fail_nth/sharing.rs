@@ -1,22 +1,20 @@
 //! Address spaces that devices share, and their page faults.
 
-use super::{Act, Bed, Failed, Lack, Machine, Row, Seen, exempt, pasid, row, unfailing};
-use crate::{
-    AttachError, BindError, Bond, Device, DeviceDescription, DeviceId, DomainError, EnableError, ExitHandler,
-    FaultGroup, FaultModels, Feature, FeatureError, GroupId, Handled, PageFaultError, PageFaultHandler,
-    PageFaultWork, PageResponse, PageRights, PasidError, Permissions, PinnedRange, Requests, UnitId,
-    Unswitched,
-};
-use alloc::boxed::Box;
-use alloc::format;
-use alloc::string::ToString;
-use alloc::vec::Vec;
+use super::bed::{Bed, pasid};
+use super::rows::{Act, Lack, Row, Seen, row};
+use super::{Failed, exempt, unfailing};
 use portcullis_hal::host::scarce::ScarceHal;
 use portcullis_hal::{
     Access, Arc, FaultOutcome, Mm, MmFault, MmNotifier, Pasid, PinError, RequesterId, SubscribeError,
     TableRoot, list, unsize_arc,
 };
-use spin::Mutex;
+use portcullis_iommu::{
+    AttachError, BindError, Bond, Device, DeviceDescription, DeviceId, DomainError, EnableError, ExitHandler,
+    FaultGroup, FaultModels, Feature, FeatureError, GroupId, Handled, PageFaultError, PageFaultHandler,
+    PageFaultWork, PageResponse, PageRights, PasidError, Permissions, PinnedRange, Requests, UnitId,
+    Unswitched,
+};
+use std::sync::Mutex;
 
 impl From<BindError> for Failed {
     fn from(error: BindError) -> Self {
@@ -63,11 +61,11 @@ unsafe impl Mm for Process {
     }
 
     fn subscribe(&self, notifier: Arc<dyn MmNotifier>) -> Result<(), SubscribeError> {
-        Ok(list::push(&mut self.notifiers.lock(), notifier)?)
+        Ok(list::push(&mut self.notifiers.lock().unwrap(), notifier)?)
     }
 
     fn unsubscribe(&self, notifier: &Arc<dyn MmNotifier>) {
-        self.notifiers.lock().retain(|other| !Arc::ptr_eq(other, notifier));
+        self.notifiers.lock().unwrap().retain(|other| !Arc::ptr_eq(other, notifier));
     }
 
     fn handle_fault(&self, _: MmFault) -> FaultOutcome {
@@ -93,13 +91,13 @@ impl PageFaultHandler for Driver {
 }
 
 /// Registers two devices.
-fn registered<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+fn registered(bed: &Bed) -> Result<(), Failed> {
     bed.iommu.add_unit(bed.unit.clone())?;
     for (endpoint, at) in bed.endpoints.into_iter().zip(0_u16..2) {
         bed.iommu.add_device(DeviceDescription {
             id: id(at),
             unit: UnitId(0),
-            endpoints: alloc::vec![endpoint],
+            endpoints: vec![endpoint],
             group: GroupId(u32::from(at)),
             reserved: Vec::new(),
         })?;
@@ -111,13 +109,12 @@ fn id(at: u16) -> DeviceId {
     DeviceId::Pci(RequesterId::from_bdf(0, 8 + at))
 }
 
-fn device<M: Machine>(bed: &Bed<M>, at: u16) -> Result<Arc<Device>, Failed> {
+fn device(bed: &Bed, at: u16) -> Result<Arc<Device>, Failed> {
     bed.iommu.device(id(at)).ok_or_else(|| Failed::Otherwise("no device".to_string()))
 }
 
-fn process<M: Machine>(bed: &Bed<M>) -> Result<Arc<dyn Mm>, Failed> {
-    let root = bed.machine.address_space().ok_or_else(|| Failed::Otherwise("no tables".to_string()))?;
-    let process = Process { root, notifiers: Mutex::new(Vec::new()) };
+fn process(bed: &Bed) -> Result<Arc<dyn Mm>, Failed> {
+    let process = Process { root: bed.board.address_space(), notifiers: Mutex::new(Vec::new()) };
     Ok(unsize_arc!(Arc::try_new(process)? => dyn Mm))
 }
 
@@ -125,18 +122,18 @@ fn driver() -> Result<Arc<dyn ExitHandler>, Failed> {
     Ok(unsize_arc!(Arc::try_new(Driver)? => dyn ExitHandler))
 }
 
-fn enable<M: Machine>(bed: &Bed<M>, at: u16, requests: Requests) -> Result<(), Failed> {
-    let root = bed.machine.address_space().ok_or_else(|| Failed::Otherwise("no tables".to_string()))?;
+fn enable(bed: &Bed, at: u16, requests: Requests) -> Result<(), Failed> {
+    let root = bed.board.address_space();
     let control = Unswitched(Permissions { pasid_bits: 6, requests });
     Ok(bed.iommu.enable_feature(&*device(bed, at)?, &control, Feature::Sva, &root)?)
 }
 
-fn bind<'a, M: Machine>(bed: &'a Bed<M>, at: u16, mm: &Arc<dyn Mm>) -> Result<Bond<'a, ScarceHal>, Failed> {
+fn bind<'a>(bed: &'a Bed, at: u16, mm: &Arc<dyn Mm>) -> Result<Bond<'a, ScarceHal>, Failed> {
     let (device, driver) = (device(bed, at)?, unfailing(driver)?);
     Ok(bed.iommu.bind(&device, mm, PageRights::empty(), driver)?)
 }
 
-fn handle_with_driver<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+fn handle_with_driver(bed: &Bed) -> Result<(), Failed> {
     let handler = unfailing(|| Arc::try_new(Driver))?;
     let handler = unsize_arc!(handler => dyn PageFaultHandler);
     let device = device(bed, 0)?;
@@ -144,10 +141,7 @@ fn handle_with_driver<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
 }
 
 /// What concerns address spaces and page faults, for each way in which the unit recovers faults.
-pub(super) fn rows<M: Machine>(bed: &Bed<M>) -> Vec<Row<M>> {
-    if bed.machine.address_space().is_none() {
-        return Vec::new();
-    }
+pub(super) fn rows(bed: &Bed) -> Vec<Row> {
     let models = [
         ("page requests", FaultModels::PRI, Requests::TRANSLATION | Requests::PAGE),
         ("stalls", FaultModels::STALL, Requests::STALL),
@@ -166,15 +160,15 @@ pub(super) fn rows<M: Machine>(bed: &Bed<M>) -> Vec<Row<M>> {
     rows
 }
 
-fn binds<M: Machine>(name: &str, requests: Requests) -> Vec<Row<M>> {
-    let enabled = move |bed: &Bed<M>| {
+fn binds(name: &str, requests: Requests) -> Vec<Row> {
+    let enabled = move |bed: &Bed| {
         registered(bed)?;
         enable(bed, 0, requests)?;
         enable(bed, 1, requests)
     };
-    let enabled = || -> Act<M> { Box::new(enabled) };
+    let enabled = || -> Act { Box::new(enabled) };
     // What comes first is given memory.
-    let after = |other: u16| -> Act<M> {
+    let after = |other: u16| -> Act {
         Box::new(move |bed| {
             let mm = unfailing(|| process(bed))?;
             let _first = unfailing(|| bind(bed, other, &mm))?;
@@ -194,7 +188,7 @@ fn binds<M: Machine>(name: &str, requests: Requests) -> Vec<Row<M>> {
     ])
 }
 
-fn attach_pinned<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+fn attach_pinned(bed: &Bed) -> Result<(), Failed> {
     let (mm, driver) = (unfailing(|| process(bed))?, unfailing(driver)?);
     let range = |first| PinnedRange { first, last: first + 0xfff, access: Access::READ };
     let ranges = [range(0x1000), range(0x5000)];
@@ -202,7 +196,7 @@ fn attach_pinned<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
 }
 
 /// A device that asks for pages, with a handler.
-fn attached<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+fn attached(bed: &Bed) -> Result<(), Failed> {
     registered(bed)?;
     enable(bed, 0, Requests::TRANSLATION | Requests::PAGE)?;
     bed.iommu.attach_pasid(&*device(bed, 0)?, pasid()?, &bed.paging()?.new)?;
@@ -211,12 +205,12 @@ fn attached<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
 
 /// The device asks for three pages, and gets its answer in any case: without memory, it asks again for those that were
 /// left out.
-fn page_faults<M: Machine>(bed: &Bed<M>) -> Result<(), Failed> {
+fn page_faults(bed: &Bed) -> Result<(), Failed> {
     let pasid = pasid()?;
-    exempt(|| bed.machine.ask(pasid, 3));
+    exempt(|| bed.board.ask(pasid, 3));
     bed.iommu.handle_interrupt(UnitId(0));
     let work = bed.iommu.handle_page_faults();
-    match exempt(|| bed.machine.unanswered()) {
+    match exempt(|| bed.board.unanswered()) {
         0 if work == PageFaultWork::Done => Ok(()),
         waiting => Err(Failed::Otherwise(format!("{waiting} groups wait for an answer"))),
     }
