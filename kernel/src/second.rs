@@ -50,12 +50,15 @@ pub(crate) struct Pending<T> {
     result: Arc<Mutex<Option<T>>>,
 }
 
-/// Gives the second CPU a task. There is one at a time.
+/// Gives the second CPU a task. There is one at a time: it is an error to come while it has not finished the last one.
 pub(crate) fn submit<T: Send + 'static>(
     task: impl FnOnce() -> T + Send + 'static,
 ) -> Result<Pending<T>, String> {
     if !STARTED.load(Ordering::Acquire) {
         return Err("the second CPU does not run".to_string());
+    }
+    if FINISHED.load(Ordering::Acquire) != GIVEN.load(Ordering::Relaxed) {
+        return Err("the second CPU has not finished its last task".to_string());
     }
     let result = Arc::try_new(Mutex::new(None)).map_err(words)?;
     let place = result.clone();
@@ -67,12 +70,18 @@ pub(crate) fn submit<T: Send + 'static>(
 }
 
 impl<T> Pending<T> {
+    /// The result, once, if the task is over.
+    pub(crate) fn poll(&self) -> Option<T> {
+        let is_over = FINISHED.load(Ordering::Acquire) >= self.number;
+        is_over.then(|| self.result.lock().take()).flatten()
+    }
+
     /// Waits until the task is over, for `timeout_ns` at most, and returns its result.
     pub(crate) fn wait(&self, timeout_ns: u64) -> Option<T> {
         let start = KernelHal.now_ns();
         loop {
-            if FINISHED.load(Ordering::Acquire) >= self.number {
-                return self.result.lock().take();
+            if let Some(result) = self.poll() {
+                return Some(result);
             }
             if KernelHal.now_ns().saturating_sub(start) > timeout_ns {
                 return None;

@@ -3,7 +3,7 @@
 use super::Outcome;
 use crate::machine::{Cpus, Machine};
 use crate::memory::KernelHal;
-use crate::mm::{self, AddressSpace, PAGE, PageRange};
+use crate::mm::{self, AddressSpace, PAGE, PageRange, UserFrame};
 use crate::report::Report;
 use crate::report::words;
 use crate::second::{self, Pending};
@@ -326,18 +326,44 @@ fn elsewhere(thread: &Thread, order: Order) -> Result<Pending<Ended>, String> {
     second::submit(move || thread.execute(order).err().unwrap_or(Ended::Late))
 }
 
-/// Waits until the number that a thread on the other CPU writes to `counter` has grown, so that its TLB knows the page.
-fn await_progress(counter: &Frames<KernelHal>, word: usize) -> Result<(), String> {
-    let read = || counter.words().get(word).map_or(0, |word| word.load(Ordering::Acquire));
-    let start = KernelHal.now_ns();
-    let before = read();
-    while read() < before + 1000 {
-        if KernelHal.now_ns() - start > TIMEOUT_NS {
-            return Err("the other CPU makes no progress".to_string());
-        }
-        KernelHal.relax();
+/// What a thread on the other CPU counts in a word that the first CPU sees.
+struct Progress {
+    page: UserFrame,
+    word: usize,
+}
+
+impl Progress {
+    fn count(&self) -> u64 {
+        self.page.frames().words().get(self.word).map_or(0, |word| word.load(Ordering::Acquire))
     }
-    Ok(())
+
+    /// Waits until the thread has counted for a while, so that its CPU's TLB knows the page.
+    fn await_rounds(&self, thread: &Pending<Ended>) -> Result<(), String> {
+        match self.watch(thread)? {
+            None => Ok(()),
+            Some(ended) => Err(format!("the other CPU ended early: {ended}")),
+        }
+    }
+
+    /// Waits until the thread has ended, which it does before it has counted for a while.
+    fn await_end(&self, thread: &Pending<Ended>) -> Result<Ended, String> {
+        self.watch(thread)?.ok_or_else(|| "the other CPU goes on".to_string())
+    }
+
+    /// Waits until the thread has counted on by 1000, or has ended.
+    fn watch(&self, thread: &Pending<Ended>) -> Result<Option<Ended>, String> {
+        let (start, before) = (KernelHal.now_ns(), self.count());
+        while self.count() < before + 1000 {
+            if let Some(ended) = thread.poll() {
+                return Ok(Some(ended));
+            }
+            if KernelHal.now_ns() - start > TIMEOUT_NS {
+                return Err("the other CPU makes no progress".to_string());
+            }
+            KernelHal.relax();
+        }
+        Ok(None)
+    }
 }
 
 /// Where the other CPU reports.
@@ -352,18 +378,18 @@ fn shoot_unmap() -> Outcome {
     let space = thread.space().clone();
     let page = space.frame_at(HEAP).ok_or("no memory")?;
     let report = space.frame_at(REPORT).ok_or("no memory")?;
+    let rounds = Progress { page: report.clone(), word: 1 };
     let other = elsewhere(&thread, Order::Watch { address: HEAP, report: REPORT })?;
-    await_progress(report.frames(), 1)?;
+    rounds.await_rounds(&other)?;
     space.unmap(pages(0, 1)?).map_err(words)?;
     // Whoever reads the page now, reads this.
     page.frames().words().iter().for_each(|word| word.store(POISON, Ordering::Release));
-    let ended = other.wait(TIMEOUT_NS).ok_or("the other CPU reads on")?;
+    let ended = rounds.await_end(&other)?;
     let line = denied(ended, HEAP, Access::READ)?;
     if first_word(report.frames()) != 0x600d {
         return Err("the other CPU read the page after its unmap".to_string());
     }
-    let rounds = report.frames().words().get(1).map_or(0, |word| word.load(Ordering::Relaxed));
-    Ok(format!("{line}, after {rounds} reads"))
+    Ok(format!("{line}, after {} reads", rounds.count()))
 }
 
 /// A page becomes read-only while a thread on the other CPU writes to it all the time.
@@ -373,12 +399,12 @@ fn shoot_protect() -> Outcome {
     execute(&mut thread, Order::Store(REPORT, 0))?;
     let space = thread.space().clone();
     let page = space.frame_at(HEAP).ok_or("no memory")?;
-    let report = space.frame_at(REPORT).ok_or("no memory")?;
+    let writes = Progress { page: space.frame_at(REPORT).ok_or("no memory")?, word: 0 };
     let other = elsewhere(&thread, Order::Count { address: HEAP, report: REPORT })?;
-    await_progress(report.frames(), 0)?;
+    writes.await_rounds(&other)?;
     space.protect(pages(0, 1)?, Access::READ).map_err(words)?;
     let last = first_word(page.frames());
-    let ended = other.wait(TIMEOUT_NS).ok_or("the other CPU writes on")?;
+    let ended = writes.await_end(&other)?;
     let line = denied(ended, HEAP, Access::WRITE)?;
     if first_word(page.frames()) != last {
         return Err("the other CPU wrote after the page was read-only".to_string());
