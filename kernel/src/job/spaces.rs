@@ -10,9 +10,11 @@ use crate::second::{self, Pending};
 use crate::user::{Ended, Order, Program, Thread};
 use alloc::format;
 use alloc::string::{String, ToString};
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
 use portcullis_arch::PageFault;
-use portcullis_hal::{Access, FaultOutcome, Frames, Hal, Mm, MmFault, PinError};
+use portcullis_hal::{
+    Access, Arc, FaultOutcome, Frames, Hal, Mm, MmFault, MmNotifier, PinError, SyncError, unsize_arc,
+};
 
 pub(super) const READ_WRITE: Access = Access::READ.union(Access::WRITE);
 
@@ -36,6 +38,7 @@ pub(super) fn run(machine: &'static Machine, report: &mut Report) {
     report.check("space.privilege", privilege());
     report.check("space.fault", fault());
     report.check("space.pin", pin());
+    report.check("space.told", told());
     report.check("space.exit", exit());
     let on_two: [(&str, Check); 2] =
         [("space.shoot-unmap", shoot_unmap), ("space.shoot-protect", shoot_protect)];
@@ -293,6 +296,83 @@ fn pin() -> Outcome {
         return Err(format!("beyond the region: {outside:?}"));
     }
     Ok(format!("4 pages from {HEAP:#x} on, copied by the fork"))
+}
+
+/// A device's place in an address space: sees whether it is told of a page that goes while that still has its memory.
+struct Witness {
+    page: UserFrame,
+    /// Calls that came in time, and those that came when the memory could be somebody else's.
+    in_time: AtomicUsize,
+    late: AtomicUsize,
+}
+
+impl Witness {
+    /// Counts the calls about the page at [`HEAP`].
+    fn new(space: &AddressSpace) -> Result<Arc<Self>, String> {
+        let page = space.frame_at(HEAP).ok_or("no memory")?;
+        let witness = Self { page, in_time: AtomicUsize::new(0), late: AtomicUsize::new(0) };
+        let witness = Arc::try_new(witness).map_err(words)?;
+        space.subscribe(unsize_arc!(witness.clone() => dyn MmNotifier)).map_err(words)?;
+        Ok(witness)
+    }
+
+    /// Takes note of a call. Were the frame not held here, its only owner could free it.
+    fn note(&self) {
+        let calls = if self.page.is_sole() { &self.late } else { &self.in_time };
+        calls.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requires that there were so many calls and none too late, and that the memory is given back now.
+    fn expect(&self, what: &str, calls: usize) -> Result<(), String> {
+        let (in_time, late) = (self.in_time.load(Ordering::Relaxed), self.late.load(Ordering::Relaxed));
+        match (in_time, late) {
+            (_, 0) if in_time == calls && self.page.is_sole() => Ok(()),
+            (_, 0) if in_time == calls => Err(format!("{what}: the memory is not given back")),
+            (_, 0) => Err(format!("{what}: devices were told {in_time} times, not {calls}")),
+            _ => Err(format!("{what}: devices were told when the memory was free")),
+        }
+    }
+}
+
+impl MmNotifier for Witness {
+    fn invalidate(&self, first: u64, last: u64) -> Result<(), SyncError> {
+        if (first..=last).contains(&HEAP) {
+            self.note();
+        }
+        Ok(())
+    }
+
+    fn release(&self) -> Result<(), SyncError> {
+        self.note();
+        Ok(())
+    }
+}
+
+/// Whoever shares the tables has forgotten a page before its memory is free: unmapped, copied after a fork, or gone with
+/// the process.
+fn told() -> Outcome {
+    let touched = || {
+        let mut thread = servant(2)?;
+        execute(&mut thread, Order::Store(HEAP, 1))?;
+        Ok::<_, String>(thread)
+    };
+    let thread = touched()?;
+    let witness = Witness::new(thread.space())?;
+    thread.space().unmap(pages(0, 1)?).map_err(words)?;
+    witness.expect("unmap", 1)?;
+
+    let mut parent = touched()?;
+    drop(parent.fork().map_err(words)?);
+    // It shares the page, as the child did.
+    let witness = Witness::new(parent.space())?;
+    execute(&mut parent, Order::Store(HEAP, 2))?;
+    witness.expect("copy", 1)?;
+
+    let thread = touched()?;
+    let witness = Witness::new(thread.space())?;
+    thread.space().end().map_err(words)?;
+    witness.expect("exit", 2)?;
+    Ok("of an unmap, a copy and an exit, each before the memory was free".to_string())
 }
 
 /// The end gives back every frame, of memory and of tables, and stops the thread.

@@ -43,7 +43,7 @@ impl UserFrame {
     }
 
     /// Whether nobody else has the frame. It stays so as long as the caller does not share it.
-    pub(super) fn is_sole(&self) -> bool {
+    pub(crate) fn is_sole(&self) -> bool {
         let sole = Arc::count(&self.0) == 1;
         // Whoever had it before has read what it wanted to copy.
         fence(Ordering::Acquire);
