@@ -67,8 +67,8 @@ enum Action {
     },
     /// Builds deliberate defects and sees that the tests catch them
     Mutants {
-        /// Only mutants whose name contains this
-        filter: Option<String>,
+        /// Only mutants whose name contains one of these
+        filters: Vec<String>,
     },
 }
 
@@ -116,7 +116,7 @@ fn perform(action: Action) -> Result<bool> {
         Action::Check { filter } => check::command(&workspace, filter.as_deref()),
         Action::Soak { minutes, seed } => soak::command(&workspace, minutes, seed),
         Action::Bench { arch } => bench::command(&workspace, arch),
-        Action::Mutants { filter } => mutants::command(&workspace, filter.as_deref()),
+        Action::Mutants { filters } => mutants::command(&workspace, &filters),
     }
 }
 

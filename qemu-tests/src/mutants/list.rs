@@ -28,9 +28,6 @@ pub struct Mutant {
     pasid: Option<String>,
     package: Option<String>,
     suite: Option<String>,
-    /// Host tests that may fail before that one.
-    #[serde(default)]
-    pub also: Vec<String>,
 }
 
 /// One change in one file.
@@ -86,7 +83,7 @@ impl Mutant {
     /// What is run to catch it.
     pub fn trial(&self) -> Result<Trial> {
         match (&self.profile, &self.package) {
-            (Some(profile), None) if self.also.is_empty() && self.suite.is_none() => {
+            (Some(profile), None) if self.suite.is_none() => {
                 let profile = profile.clone();
                 match (&self.job, &self.pasid) {
                     (job, None) => {
@@ -100,7 +97,7 @@ impl Mutant {
                 Ok(Trial::Host { package: package.clone(), suite: self.suite.clone() })
             }
             _ => bail!(
-                "mutant {}: either `profile` (and `job` or `pasid`) or `package` (and `suite` and `also`)",
+                "mutant {}: either `profile` (and `job` or `pasid`) or `package` (and `suite`)",
                 self.name
             ),
         }
@@ -165,7 +162,7 @@ mod tests {
         assert_eq!(trial("profile='aarch64'").unwrap(), "job main on aarch64");
         assert_eq!(trial("profile='aarch64'\njob='sva'").unwrap(), "job sva on aarch64");
         assert_eq!(trial("profile='x'\npasid='bind'").unwrap(), "PASID test bind on x");
-        assert_eq!(trial("package='p'\nalso=['t']").unwrap(), "host tests of p");
+        assert_eq!(trial("package='p'").unwrap(), "host tests of p");
         assert_eq!(trial("package='p'\nsuite='order'").unwrap(), "host tests order of p");
         for bad in [
             "",
@@ -173,7 +170,6 @@ mod tests {
             "package='p'\njob='j'",
             "package='p'\npasid='t'",
             "profile='a'\njob='j'\npasid='t'",
-            "profile='a'\nalso=['t']",
             "profile='a'\nsuite='s'",
         ] {
             assert!(trial(bad).is_err(), "{bad}");
