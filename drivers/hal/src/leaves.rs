@@ -119,6 +119,12 @@ impl Resizes {
         self.0.load(Ordering::SeqCst) > usize::from(gather.has_resized())
     }
 
+    /// Whether any gather may hold changes. Asked when [`concerns_others`](Self::concerns_others) is.
+    #[inline]
+    pub fn are_pending(&self) -> bool {
+        self.0.load(Ordering::SeqCst) != 0
+    }
+
     /// Counts `gather` out, after all hardware has confirmed the invalidation of what it holds and before it is
     /// finished.
     #[inline]

@@ -77,6 +77,18 @@ pub enum Publisher {
     Other,
 }
 
+/// Others who came while a batch was on its way. Its publication has to be [finished](Producers::publish_in_company).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "somebody may wait for what is to be published"]
+pub enum Company {
+    /// Somebody publishes.
+    Publisher,
+    /// There are batches ahead or behind, and this one's producer is the publisher.
+    Neighbours,
+    /// The batch is published, and others have called meanwhile.
+    Callers,
+}
+
 /// When who left a batch to another CPU looks whether it is done, in nanoseconds.
 const SOON_NS: u64 = 500;
 
@@ -151,7 +163,8 @@ impl Gate {
 #[derive(Debug)]
 #[must_use = "the ring is closed until it is settled"]
 pub struct Overrun {
-    before: Gate,
+    /// The [gate](Gate)'s word. Two words in all are handed on in registers.
+    before: u64,
     count: u32,
 }
 
@@ -223,7 +236,7 @@ impl<W: Word, B> Producers<W, B> {
     /// How many places a single batch can have.
     #[inline]
     pub fn capacity(&self) -> u32 {
-        self.slots - 1
+        self.slots.wrapping_sub(1)
     }
 
     /// Takes `count` places in a row and returns the first one. `consumed` tells up to which place the consumer has
@@ -248,16 +261,23 @@ impl<W: Word, B> Producers<W, B> {
     #[inline]
     pub fn reserve_known(&self, count: u32) -> Result<Position, Overrun> {
         // No look before: the line would be fetched to be read, and once more to be written.
-        let before = Gate::of(self.line.gate.fetch_add(u64::from(count) << 32, Ordering::AcqRel));
-        if before.fits(count) { Ok(before.next) } else { Err(Overrun { before, count }) }
+        let before = self.line.gate.fetch_add(u64::from(count) << 32, Ordering::AcqRel);
+        let gate = Gate::of(before);
+        if gate.fits(count) { Ok(gate.next) } else { Err(Overrun { before, count }) }
     }
 
     /// Takes the places that were meant by [`reserve_known`](Self::reserve_known), if there is room by now; see
     /// [`reserve`](Self::reserve).
     #[cold]
     pub fn settle(&self, overrun: Overrun, consumed: impl Fn() -> Position) -> Option<Position> {
-        let Overrun { before, count } = overrun;
+        let (before, count) = (Gate::of(overrun.before), overrun.count);
         if before.is_closed() { None } else { self.open(before, count, consumed()) }
+    }
+
+    /// Opens the ring after an overrun whose places are not wanted any more.
+    #[cold]
+    pub fn give_up(&self, overrun: Overrun, consumed: impl Fn() -> Position) {
+        let _none = self.settle(Overrun { count: 0, ..overrun }, consumed);
     }
 
     /// [`reserve`](Self::reserve) for who was refused: takes a look first, so that those who wait for room do not close
@@ -303,43 +323,72 @@ impl<W: Word, B> Producers<W, B> {
     /// [`publish`](Self::publish) with a bell of another kind.
     #[inline(always)]
     pub fn publish_with(&self, first: Position, count: u32, weight: u32, mut bell: impl Bell) -> Publisher {
-        let Line { gate, calls, published, .. } = &self.line;
-        let run = Run { tail: first.plus(count), batches: 1, weight: weight.into() };
-        let others = calls.fetch_add(LOOK, Ordering::AcqRel);
-        if others != 0
-            || Position(published.load(Ordering::Relaxed) as u32) != first
-            || Gate::of(gate.load(Ordering::Relaxed)).next != run.tail
-        {
-            return self.publish_in_company(first, count, weight, others, bell);
+        match self.publish_alone(first, count, weight, &mut bell) {
+            Ok(()) => Publisher::Own,
+            Err(company) => self.publish_in_company(first, count, weight, company, bell),
         }
-        // Nobody is ahead or behind, who would have to learn that the batch is finished.
-        published.store(u64::from(run.tail.0), Ordering::Release);
-        bell.ring(run);
-        let seen = calls.fetch_add(LOOK.wrapping_neg(), Ordering::AcqRel);
-        if seen != LOOK {
-            self.attend(seen.wrapping_sub(LOOK), run.tail, bell);
-        }
-        Publisher::Own
     }
 
-    /// The rest of [`publish`](Self::publish) where others have reserved or published at the same time. The call to look
-    /// at the marks is made; before it there were `others`.
-    #[cold]
-    #[inline(never)]
-    fn publish_in_company(
+    /// [`publish`](Self::publish) as far as it goes while nobody else submits; for callers that have the rest out of the
+    /// way. The bell is rung for this batch alone.
+    ///
+    /// # Errors
+    ///
+    /// Somebody does. The rest has to be [done](Self::publish_in_company) at once.
+    #[inline(always)]
+    pub fn publish_alone(
         &self,
         first: Position,
         count: u32,
         weight: u32,
-        others: u64,
+        bell: &mut impl Bell,
+    ) -> Result<(), Company> {
+        let Line { gate, calls, published, .. } = &self.line;
+        let run = Run { tail: first.plus(count), batches: 1, weight: weight.into() };
+        if calls.fetch_add(LOOK, Ordering::AcqRel) != 0 {
+            return Err(Company::Publisher);
+        }
+        if Position(published.load(Ordering::Relaxed) as u32) != first
+            || Gate::of(gate.load(Ordering::Relaxed)).next != run.tail
+        {
+            return Err(Company::Neighbours);
+        }
+        // Nobody is ahead or behind, who would have to learn that the batch is finished.
+        published.store(u64::from(run.tail.0), Ordering::Release);
+        bell.ring(run);
+        if calls.fetch_add(LOOK.wrapping_neg(), Ordering::AcqRel) == LOOK {
+            Ok(())
+        } else {
+            Err(Company::Callers)
+        }
+    }
+
+    /// The rest of [`publish`](Self::publish) where others have reserved or published at the same time. The call to look
+    /// at the marks is made.
+    #[cold]
+    #[inline(never)]
+    pub fn publish_in_company(
+        &self,
+        first: Position,
+        count: u32,
+        weight: u32,
+        company: Company,
         bell: impl Bell,
     ) -> Publisher {
-        self.mark(first, count, weight);
-        let attended = if others == 0 {
-            Some(self.attend(LOOK, self.published(), bell))
-        } else {
-            // Whoever is at it may have looked already.
-            self.call(LOOK, bell)
+        let attended = match company {
+            Company::Callers => {
+                self.attend(self.line.calls.load(Ordering::Acquire), first.plus(count), bell);
+                return Publisher::Own;
+            }
+            Company::Neighbours => {
+                self.mark(first, count, weight);
+                Some(self.attend(LOOK, self.published(), bell))
+            }
+            Company::Publisher => {
+                self.mark(first, count, weight);
+                // Whoever it is may have looked already.
+                self.call(LOOK, bell)
+            }
         };
         match attended {
             Some(so_far) if so_far.has_reached(first.plus(count)) => Publisher::Own,

@@ -263,6 +263,21 @@ fn a_publisher_whom_others_keep_busy_comes_to_an_end() {
 }
 
 #[test]
+fn an_overrun_that_is_given_up_takes_nothing_and_opens_the_ring() {
+    let producers = Producers::<AtomicU64>::new(4).unwrap();
+    let first = producers.reserve_known(3).unwrap();
+    assert_eq!(producers.publish(first, 3, 0, |_| {}), Publisher::Own);
+    let consumed = Cell::new(Position::new(0));
+    for (done, next) in [(0, None), (3, Some(Position::new(3)))] {
+        let overrun = producers.reserve_known(1).unwrap_err();
+        assert!(producers.reserve(1, || unreachable!()).is_none(), "closed");
+        consumed.set(Position::new(done));
+        producers.give_up(overrun, || consumed.get());
+        assert_eq!(producers.reserve_again(2, || Position::new(0)), next);
+    }
+}
+
+#[test]
 fn a_publisher_whom_others_keep_busy_rings_again_for_all_who_ask() {
     let producers = Producers::<AtomicU64>::new(16).unwrap();
     let rings = Cell::new(0);
