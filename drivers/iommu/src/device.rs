@@ -3,11 +3,12 @@
 use crate::enable::Pasids;
 use crate::iopf::PageQueue;
 use crate::namespace::PasidOwner;
-use crate::{Domain, Fault, FaultHandler, Permissions, Unit, UnitId};
+use crate::{AttachError, Domain, DomainError, Fault, FaultHandler, Permissions, Unit, UnitId};
 use alloc::vec::Vec;
 use core::fmt;
-use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, OutOfMemory, RequesterId};
+use portcullis_hal::{Arc, EndpointId, FixedMapping, IovaRange, MapError, OutOfMemory, RequesterId};
 use spin::{Mutex, Once};
+use thiserror::Error;
 
 /// The firmware name of a platform device, cut to what fits; a value that interrupt handlers can copy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -85,6 +86,20 @@ pub struct ReservedRegion {
     pub range: IovaRange,
     /// What they are for.
     pub kind: ReservedKind,
+}
+
+/// Why the set-up of a unit did not give a device the mappings of its reserved regions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum ReserveError {
+    /// The domain for them was not made.
+    #[error(transparent)]
+    Domain(#[from] DomainError),
+    /// A region was not mapped.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// The device was not attached to the domain.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
 }
 
 /// What the registry has to know of a device.

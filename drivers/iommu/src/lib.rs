@@ -41,7 +41,9 @@ mod registry;
 mod sva;
 mod unit;
 
-pub use device::{Device, DeviceDescription, DeviceId, GroupId, PlatformName, ReservedKind, ReservedRegion};
+pub use device::{
+    Device, DeviceDescription, DeviceId, GroupId, PlatformName, ReserveError, ReservedKind, ReservedRegion,
+};
 pub use domain::{
     Abilities, Domain, DomainError, DomainInfo, DomainKind, DomainSpec, Grain, PagingSpec, Stage,
 };

@@ -87,5 +87,5 @@ pub use domain::SmmuDomain;
 pub use driver::Driver;
 pub use features::{Features, StallModel, Unsupported};
 pub use memory::OutOfReach;
-pub use options::{Coherency, InitError, InterruptError, Interrupts, Options, ReserveError, SyncSignal};
+pub use options::{Coherency, InitError, InterruptError, Interrupts, Options, SyncSignal};
 pub use setup::Setup;

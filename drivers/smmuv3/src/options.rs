@@ -3,8 +3,7 @@
 use crate::features::Unsupported;
 use crate::memory::{NoFrames, OutOfReach};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{MapError, MsiMessage, OutOfMemory, SyncError};
-use portcullis_iommu::{AttachError, DomainError};
+use portcullis_hal::{MsiMessage, OutOfMemory, SyncError};
 use thiserror::Error;
 
 /// Whether the unit's accesses to tables and queues see the CPU's caches.
@@ -104,20 +103,6 @@ impl From<NoFrames> for InitError {
             NoFrames::OutOfReach(error) => error.into(),
         }
     }
-}
-
-/// Why a device could not be given its reserved regions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum ReserveError {
-    /// No domain for the regions.
-    #[error(transparent)]
-    Domain(#[from] DomainError),
-    /// A region cannot be mapped.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// The device cannot be attached.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
 }
 
 /// Why interrupts were not enabled.

@@ -6,14 +6,14 @@ use crate::command::Command;
 use crate::domain::SmmuDomain;
 use crate::driver::{Driver, Inner};
 use crate::features::Features;
-use crate::options::{InitError, Options, ReserveError};
+use crate::options::{InitError, Options};
 use crate::port::{Health, Port};
 use crate::spec::registers::{self, Cr0, Cr1, Cr2, EventqIndex, Gbpa, IrqCtrl, QueueBase};
 use crate::spec::{Cacheability, Shareability};
 use crate::stream::StreamTable;
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Arc, EndpointId, FixedMapping, Hal, Mmio, OutOfMemory, PhysAddr, unsize_arc};
-use portcullis_iommu::{Domain, DomainSpec, PagingSpec, UnitInfo};
+use portcullis_iommu::{Domain, DomainSpec, PagingSpec, ReserveError, UnitInfo};
 
 /// A unit that denies all DMA and whose queues work; translation is not on yet.
 ///

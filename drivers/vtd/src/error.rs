@@ -1,8 +1,8 @@
 //! Errors of the start-up.
 
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{MapError, OutOfMemory, PhysAddr};
-use portcullis_iommu::{AttachError, DomainError, Missing};
+use portcullis_hal::{OutOfMemory, PhysAddr};
+use portcullis_iommu::{AttachError, Missing};
 use thiserror::Error;
 
 /// Why a unit was not taken over.
@@ -65,20 +65,6 @@ impl From<TableError> for AttachError {
             TableError::Unreachable(_) => Self::Incompatible { missing: Missing::OUTPUT_WIDTH },
         }
     }
-}
-
-/// Why a device did not get the mappings of its reserved regions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-pub enum ReserveError {
-    /// The domain for them was not made.
-    #[error(transparent)]
-    Domain(#[from] DomainError),
-    /// A region was not mapped.
-    #[error(transparent)]
-    Map(#[from] MapError),
-    /// The device was not attached to the domain.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
 }
 
 /// Why the fault interrupt stays masked.

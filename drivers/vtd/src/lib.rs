@@ -58,7 +58,7 @@ mod tags;
 mod targets;
 mod unit;
 
-pub use error::{InitError, InterruptError, ReserveError};
+pub use error::{InitError, InterruptError};
 pub use features::Features;
 pub use setup::{Options, Setup};
 pub use unit::Driver;

@@ -1,5 +1,6 @@
 //! Taking a unit over (section 11.4.4 and the start-up order of the stack).
 
+use crate::InitError;
 use crate::features::Features;
 use crate::invalidate::{Descriptor, RID_PASID, everything};
 use crate::page_requests::PageRequests;
@@ -12,9 +13,8 @@ use crate::spec::registers::{
 };
 use crate::tables::{Table, reachable_frames};
 use crate::unit::{Driver, Inner};
-use crate::{InitError, ReserveError};
 use portcullis_hal::{Arc, EndpointId, FixedMapping, FrameOrder, Hal, Mmio, SyncError, wait};
-use portcullis_iommu::{DomainSpec, IdPool, PagingSpec};
+use portcullis_iommu::{DomainSpec, IdPool, PagingSpec, ReserveError};
 
 /// What the embedder chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
