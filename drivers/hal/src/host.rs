@@ -3,7 +3,11 @@
 
 #![expect(unsafe_code, reason = "raw memory that plays physical memory")]
 
+mod golden;
+mod random;
 pub mod scarce;
+
+pub use random::Random;
 
 use crate::{
     FrameOrder, Gather, Hal, IdentityAccess, InterruptMask, IoSpace, IovaRange, MapError, Mapping,

@@ -249,6 +249,7 @@ fn free(out: &[Lease], from: u32, to: u32) -> Option<(Pasid, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_hal::host::Random;
 
     fn pasid(value: u32) -> Pasid {
         Pasid::new(value).unwrap()
@@ -356,11 +357,8 @@ mod tests {
     /// Against a list of what is out.
     #[test]
     fn whatever_is_taken_and_given_back_each_set_keeps_its_range_its_quota_and_its_names() {
-        let mut state = 11_u64;
-        let mut random = |below: u32| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) as u32 % below
-        };
+        let mut numbers = Random::new(11);
+        let mut random = |below: u32| numbers.below(below.into()) as u32;
         let mut space = PasidSpace::new(pasid(40));
         let specs = [spec(1, 40, 12), spec(8, 20, 30), spec(20, 20, 3), spec(30, 40, 5)];
         let sets = specs.map(|spec| space.add_set(spec).unwrap());

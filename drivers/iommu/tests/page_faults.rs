@@ -2,9 +2,10 @@
 
 mod rig;
 
+use portcullis_hal::host::Random;
 use portcullis_hal::{Access, Arc, PAGE_SIZE, Pasid, unsize_arc};
 use portcullis_iommu::*;
-use rig::{PRI, Random, Rig, STALL, last, partial, pasid, request, stall, stalled};
+use rig::{PRI, Rig, STALL, last, partial, pasid, request, stall, stalled};
 use std::sync::Mutex;
 
 /// Answers as it is told, or keeps the group.
@@ -487,7 +488,7 @@ fn whatever_happens_every_request_is_answered_once() {
     let mut counts = [0_u64; 12];
     for seed in 0..runs {
         println!("seed {seed}");
-        random_run(&mut Random(seed), &mut counts);
+        random_run(&mut Random::new(seed), &mut counts);
     }
     println!("{counts:?}");
     assert!(cfg!(miri) || counts.iter().all(|count| *count >= 100), "{counts:?}");

@@ -15,21 +15,12 @@
 //!
 //! The ID registers are what QEMU 11.1.3 shows.
 
+use portcullis_hal::golden;
 use portcullis_smmuv3::spec::cd::{CD_BYTES, CD_MAIR_WORD, CD_WORDS, Cd0, Cd1, L1Cd};
 use portcullis_smmuv3::spec::cmd::CommandError;
 use portcullis_smmuv3::spec::registers::{self, *};
 use portcullis_smmuv3::spec::ste::*;
 use portcullis_smmuv3::spec::{AddressSize, Cacheability, Shareability, TableGranule};
-
-/// Builds a word from its fields and reads the fields out of the raw word.
-macro_rules! golden {
-    ($word:ident, $raw:expr; $($get:ident $with:ident $value:expr;)*) => {{
-        let (built, decoded) = ($word::new()$(.$with($value))*, $word::from_bits($raw));
-        let (is, wanted) = (built.into_bits(), decoded.into_bits());
-        assert_eq!(is, wanted, "{built:?} is {is:#x}, not {wanted:#x}");
-        $(let value = $value; assert_eq!(decoded.$get(), value, stringify!($get));)*
-    }};
-}
 
 /// 6.2: the offsets of the non-secure interface; the event queue's indices are on the second 64 KiB page.
 #[test]

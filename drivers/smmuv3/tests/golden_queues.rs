@@ -11,22 +11,12 @@
 //! | event kinds and fields | Linux | QEMU; meanings: IHI 0070, 7.3 |
 //! | E_PAGE_REQUEST, conflicts | IHI 0070, 7.3 | QEMU |
 
-use portcullis_hal::{Access, Asid, EndpointId, Granule, Iova, StreamId, Vmid};
+use portcullis_hal::{Access, Asid, EndpointId, Granule, Iova, StreamId, Vmid, golden};
 use portcullis_iommu::{FaultReason, Stage};
 use portcullis_smmuv3::command::{Command, Scope, Span, Tag};
 use portcullis_smmuv3::fault;
 use portcullis_smmuv3::spec::cmd::*;
 use portcullis_smmuv3::spec::event::*;
-
-/// Builds a word from its fields and reads the fields out of the raw word.
-macro_rules! golden {
-    ($word:ident, $raw:expr; $($get:ident $with:ident $value:expr;)*) => {{
-        let (built, decoded) = ($word::new()$(.$with($value))*, $word::from_bits($raw));
-        let (is, wanted) = (built.into_bits(), decoded.into_bits());
-        assert_eq!(is, wanted, "{built:?} is {is:#x}, not {wanted:#x}");
-        $(let value = $value; assert_eq!(decoded.$get(), value, stringify!($get));)*
-    }};
-}
 
 const VA: u64 = 0x0000_7fff_dead_b000;
 const IPA: u64 = 0x0000_0008_1234_5000;

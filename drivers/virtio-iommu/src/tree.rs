@@ -319,6 +319,7 @@ fn close_gap<T: Copy>(list: &mut Vec<T>, from: usize, count: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_hal::host::Random;
     use portcullis_hal::{Attributes, PhysAddr};
     use std::collections::BTreeMap;
 
@@ -366,21 +367,11 @@ mod tests {
         all
     }
 
-    /// Numbers that look random.
-    struct Dice(u64);
-
-    impl Dice {
-        fn below(&mut self, end: u64) -> u64 {
-            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (self.0 >> 33) % end
-        }
-    }
-
     #[test]
     fn any_order_of_insertions_and_removals_leaves_what_a_plain_map_has() {
         let rounds = if cfg!(miri) { 600 } else { 30_000 };
         for (seed, space) in [(1, 600), (2, 9_000), (3, 200_000)] {
-            let (mut tree, mut map, mut dice) = (Tree::default(), BTreeMap::new(), Dice(seed));
+            let (mut tree, mut map, mut dice) = (Tree::default(), BTreeMap::new(), Random::new(seed));
             for round in 0..rounds {
                 let (start, len) = (dice.below(space), 1 + dice.below(4));
                 // It grows and shrinks by turns.

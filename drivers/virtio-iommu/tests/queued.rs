@@ -1,6 +1,7 @@
 //! Requests that are queued, and a device that takes them in any order.
 mod support;
 
+use portcullis_hal::host::Random;
 use portcullis_hal::{Gather, MapError, QueuedMaps, SendMapsError, SyncError};
 use portcullis_iommu::Unit;
 use std::collections::BTreeMap;
@@ -171,16 +172,6 @@ fn queued_maps_are_there_for_an_endpoint_that_comes_and_are_waited_for_when_one_
     assert_eq!(fake.dma(1, 0x3000, true), Some(0x1000));
 }
 
-/// Numbers that look random.
-struct Dice(u64);
-
-impl Dice {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (self.0 >> 33) % end
-    }
-}
-
 /// Pages of a few addresses are mapped and unmapped over and over, most of it queued, by a device that takes what it
 /// finds in the queue in any order.
 #[test]
@@ -189,11 +180,11 @@ fn whatever_the_order_in_which_requests_are_taken_the_end_is_right() {
     const PAGES: u64 = 12;
     for seed in 1..40 {
         let fake = Fake::new();
-        fake.state().disorder = Some(seed);
+        fake.state().disorder = Some(Random::new(seed));
         let unit = up(&fake);
         let domain = paging(&unit);
         unit.attach(&[endpoint(1)], &domain).unwrap();
-        let (mut dice, mut model) = (Dice(seed), BTreeMap::new());
+        let (mut dice, mut model) = (Random::new(seed), BTreeMap::new());
         let (mut queue, mut gather) = (QueuedMaps::new(), Gather::new());
         for step in 0..400 {
             let (first, len) = (dice.below(PAGES), 1 + dice.below(3));

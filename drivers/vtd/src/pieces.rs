@@ -122,6 +122,7 @@ impl Range {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_hal::host::Random;
 
     fn cut(first: u64, last: u64, max_mask: u8) -> Option<Vec<(u64, u8)>> {
         Some(Pieces::new(first, last, max_mask)?.map(|block| (block.page, block.mask)).collect())
@@ -165,11 +166,8 @@ mod tests {
 
     #[test]
     fn all_pages_are_covered_once_in_order_by_aligned_blocks_and_little_else() {
-        let mut seed = 1_u64;
-        let mut random = |bound: u64| {
-            seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            (seed >> 33) % bound
-        };
+        let mut numbers = Random::new(1);
+        let mut random = |bound| numbers.below(bound);
         let (mut exact, mut rounded, mut refused) = (0, 0, 0);
         for _ in 0..40_000 {
             let first = random(1 << 20) << random(10);

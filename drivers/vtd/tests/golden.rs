@@ -12,18 +12,9 @@
 //!
 //! The capability registers are what QEMU 11.1.3 shows.
 
+use portcullis_hal::golden;
 use portcullis_vtd::spec::entries::*;
 use portcullis_vtd::spec::registers::*;
-
-/// Builds a word from its fields and reads the fields out of the raw word.
-macro_rules! golden {
-    ($word:ident, $raw:expr; $($get:ident $with:ident $value:expr;)*) => {{
-        let (built, decoded) = ($word::new()$(.$with($value))*, $word::from_bits($raw));
-        let (is, wanted) = (built.into_bits(), decoded.into_bits());
-        assert_eq!(is, wanted, "{built:?} is {is:#x}, not {wanted:#x}");
-        $(let value = $value; assert_eq!(decoded.$get(), value, stringify!($get));)*
-    }};
-}
 
 /// 11.4.
 #[test]

@@ -8,18 +8,9 @@
 //! | numbers of the fault reasons | VirtualBox | Linux `dmar.c` |
 //! | labels of the fault reasons | revision 5.10, 7.1.3 | VirtualBox (which writes SFL and SSL for SFS and SSS) |
 
+use portcullis_hal::golden;
 use portcullis_vtd::spec::descriptors::*;
 use portcullis_vtd::spec::faults::FaultCode as Code;
-
-/// Builds a word from its fields and reads the fields out of the raw word.
-macro_rules! golden {
-    ($word:ident, $raw:expr; $($get:ident $with:ident $value:expr;)*) => {{
-        let (built, decoded) = ($word::new()$(.$with($value))*, $word::from_bits($raw));
-        let (is, wanted) = (built.into_bits(), decoded.into_bits());
-        assert_eq!(is, wanted, "{built:?} is {is:#x}, not {wanted:#x}");
-        $(let value = $value; assert_eq!(decoded.$get(), value, stringify!($get));)*
-    }};
-}
 
 /// 6.5.2.1.
 #[test]

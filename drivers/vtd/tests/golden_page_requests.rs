@@ -6,19 +6,10 @@
 //! | records and answers | QEMU `intel_iommu_internal.h` | Linux `prq.c`, `iommu.h` |
 //! | registers | the datasheets of Intel's 12th-generation processors, volume 2 | QEMU, Linux |
 
+use portcullis_hal::golden;
 use portcullis_vtd::spec::descriptors::{Kind, Wait0};
 use portcullis_vtd::spec::page_requests::*;
 use portcullis_vtd::spec::registers as regs;
-
-/// Builds a word from its fields and reads the fields out of the raw word.
-macro_rules! golden {
-    ($word:ident, $raw:expr; $($get:ident $with:ident $value:expr;)*) => {{
-        let (built, decoded) = ($word::new()$(.$with($value))*, $word::from_bits($raw));
-        let (is, wanted) = (built.into_bits(), decoded.into_bits());
-        assert_eq!(is, wanted, "{built:?} is {is:#x}, not {wanted:#x}");
-        $(let value = $value; assert_eq!(decoded.$get(), value, stringify!($get));)*
-    }};
-}
 
 /// 7.4.1.1.
 #[test]

@@ -163,15 +163,13 @@ pub(crate) fn refusal(request: &PageRequest) -> Option<PageAnswer> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_hal::host::Random;
     use std::collections::VecDeque;
 
     #[test]
     fn a_ring_is_a_queue_from_which_anything_can_be_taken() {
-        let mut state = 7_u64;
-        let mut random = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % below
-        };
+        let mut numbers = Random::new(7);
+        let mut random = |below| numbers.below(below);
         let mut ring = Ring::new(5).unwrap();
         let mut model = VecDeque::new();
         let (mut full, mut middle) = (0, 0);

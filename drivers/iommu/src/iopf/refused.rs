@@ -218,6 +218,7 @@ impl Refused {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use portcullis_hal::host::Random;
     use std::collections::BTreeSet;
 
     fn stall(endpoint: u32, place: u32, serial: u64) -> PageAnswer {
@@ -259,11 +260,8 @@ mod tests {
 
     #[test]
     fn a_set_of_numbers_gives_each_back_once() {
-        let mut state = 5_u64;
-        let mut random = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 33) % below
-        };
+        let mut numbers = Random::new(5);
+        let mut random = |below| numbers.below(below);
         for bound in [GROUPS, 1 << 16] {
             let mut numbers = Numbers::new(bound).unwrap();
             let mut model = BTreeSet::new();

@@ -5,6 +5,7 @@
 use super::memory::{TestHal, exempt};
 use super::rings::Queue;
 use super::rules::{FakeDomain, Req};
+use portcullis_hal::host::Random;
 use portcullis_virtio_iommu::spec::DeviceStatus;
 use portcullis_virtio_iommu::{NotTaken, QueueIndex, QueueLayout, Transport, Vectors};
 use std::collections::{BTreeMap, BTreeSet};
@@ -53,8 +54,8 @@ pub(crate) struct State {
     pub history: Vec<String>,
     pub script: Script,
     pub(super) held: Vec<(u16, Req)>,
-    /// State of the dice that choose in which order requests are taken; in theirs while it is `None`.
-    pub disorder: Option<u64>,
+    /// Chooses in which order requests are taken; in theirs while it is `None`.
+    pub disorder: Option<Random>,
     /// Bits of the status that are forced to one.
     pub stuck_status: u8,
     pub ignores_bypass: bool,

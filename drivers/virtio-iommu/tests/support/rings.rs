@@ -111,8 +111,7 @@ impl Fake {
         let mut heads: Vec<u16> = std::iter::from_fn(|| self.pop(&mut state.queues[0])).collect();
         if let Some(dice) = &mut state.disorder {
             for left in 1..heads.len() {
-                *dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                heads.swap(left, (*dice >> 33) as usize % (left + 1));
+                heads.swap(left, dice.below(left as u64 + 1) as usize);
             }
         }
         for head in heads {
