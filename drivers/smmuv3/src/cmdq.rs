@@ -19,7 +19,7 @@
 //! An undisturbed submission that waits takes one doorbell and one read of CMDQ_CONS, three atomic read-modify-writes,
 //! and no look at the clock. What the unit has consumed is looked up once per lap of the ring.
 
-use crate::command::Command;
+use crate::command::{Command, PreparedSync};
 use crate::dma::{MessageWord, Ring};
 use crate::line::{Consumer, Line, Tail, Totals};
 use crate::port::{Health, Port};
@@ -29,9 +29,9 @@ use crate::spec::cmd::{COMMAND_WORDS, CommandError};
 use crate::spec::registers::{self, CmdqCons};
 use crate::wait::Wait;
 use core::sync::atomic::{AtomicU32, Ordering};
-use portcullis_hal::producers::{self, Position, Publisher};
+use portcullis_hal::producers::{self, Company, Overrun, Position, Publisher};
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Hal, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
+use portcullis_hal::{Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
 /// The ring, its line and its indices.
 pub(crate) struct CommandQueue<H: Hal> {
@@ -41,6 +41,7 @@ pub(crate) struct CommandQueue<H: Hal> {
     consumed: AtomicU32,
     /// Where syncs tell their position, if they do.
     message: Option<MessageWord<H>>,
+    sync: PreparedSync,
     pub(crate) recovery: Recovery,
 }
 
@@ -61,14 +62,36 @@ impl Ticket {
     }
 }
 
-/// What became of a command that was to be done at once.
+/// What became of a command that was to be done at once. In words that fit registers: whoever tried hands them on.
 pub(crate) enum Tried {
     /// The unit has done it.
     Done,
     /// It is on its way.
-    Submitted(Ticket),
-    /// Nothing: the unit is not in service, the queue is full, or somebody else publishes.
+    Sent(Pair),
+    /// It is in the ring, and others submit at the same time. Interrupts are masked until it is
+    /// [published](Port::publish_in_company).
+    InCompany(Pair, Company, InterruptMask),
+    /// Nothing: the room that was known is used up. The ring is closed, and interrupts are masked, until it is
+    /// [given up](Port::give_up).
+    NoRoom(Overrun, InterruptMask),
+    /// Nothing: the unit is not in service, or somebody else publishes.
     Disturbed,
+}
+
+/// A command in the ring, and its sync.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pair {
+    first: Position,
+    /// How many commands had failed before.
+    failures_before: u64,
+}
+
+impl Pair {
+    /// What is waited for, after this CPU or another published it.
+    pub(crate) fn published(self, publisher: Publisher) -> Ticket {
+        let Self { first, failures_before } = self;
+        Ticket(Some(Batch { first, end: first.plus(2), tail: Tail::Sync, publisher, failures_before }))
+    }
 }
 
 /// Commands in the ring.
@@ -127,7 +150,8 @@ impl<H: Hal> CommandQueue<H> {
         message: Option<MessageWord<H>>,
     ) -> Result<Self, OutOfMemory> {
         let line = Line::new(ring.size().entries() as u32)?;
-        Ok(Self { ring, line, consumed: AtomicU32::new(0), message, recovery: Recovery::new() })
+        let sync = PreparedSync::new(message.as_ref().map(MessageWord::address));
+        Ok(Self { ring, line, consumed: AtomicU32::new(0), message, sync, recovery: Recovery::new() })
     }
 
     pub(crate) fn size(&self) -> RingSize {
@@ -188,15 +212,6 @@ impl<H: Hal> CommandQueue<H> {
         (self.line.capacity() as usize).saturating_sub(1).max(1)
     }
 
-    /// The sync before the position `end`.
-    #[inline]
-    fn sync(&self, end: Position) -> Command {
-        match self.message.as_ref().map(MessageWord::address) {
-            Some(address) => Command::sync_with_message(address, end.get()),
-            None => const { Command::sync() },
-        }
-    }
-
     /// Fills slots that are the caller's.
     #[inline]
     fn fill(&self, first: Position, commands: impl Iterator<Item = Command>, tail: Tail) -> Position {
@@ -207,7 +222,7 @@ impl<H: Hal> CommandQueue<H> {
         }
         if tail == Tail::Sync {
             let end = position.plus(1);
-            self.ring.write(position.get().into(), self.sync(end).0);
+            self.ring.write(position.get().into(), self.sync.before(end.get()).0);
             position = end;
         }
         // Another CPU may ring the doorbell.
@@ -246,8 +261,30 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     pub(crate) fn execute_one(&self, command: Command) -> Result<(), SyncError> {
         match self.attempt(command) {
             Tried::Done => Ok(()),
-            Tried::Submitted(ticket) => self.complete(&ticket),
-            Tried::Disturbed => self.execute(&[command]),
+            tried => match self.ticket(tried) {
+                Some(ticket) => self.complete(&ticket),
+                None => self.execute(&[command]),
+            },
+        }
+    }
+
+    /// Submits `command` and a sync, if nobody disturbs that and there is room.
+    pub(crate) fn submit_one(&self, command: Command) -> Option<Ticket> {
+        self.ticket(self.attempt(command))
+    }
+
+    /// Does the rest of what was tried, to the ticket; `None` if nothing has become of it.
+    #[inline(never)]
+    fn ticket(&self, tried: Tried) -> Option<Ticket> {
+        match tried {
+            Tried::Done => Some(Ticket::DONE),
+            Tried::Sent(pair) => Some(pair.published(Publisher::Own)),
+            Tried::InCompany(pair, company, mask) => Some(self.publish_in_company(pair, company, mask)),
+            Tried::NoRoom(overrun, mask) => {
+                self.give_up(overrun, mask);
+                None
+            }
+            Tried::Disturbed => None,
         }
     }
 
@@ -256,19 +293,22 @@ impl<H: Hal, M: Mmio> Port<H, M> {
     #[inline(always)]
     pub(crate) fn attempt(&self, command: Command) -> Tried {
         let queue = &self.commands;
-        if self.health() != Health::Running {
+        if self.health() != Health::Running || queue.line.is_disturbed() {
             return Tried::Disturbed;
         }
         let failures_before = queue.recovery.failures();
         let mask = self.hal().mask_interrupts();
-        let Some(first) = queue.line.reserve_undisturbed(self) else {
-            self.hal().restore_interrupts(mask);
-            return Tried::Disturbed;
+        let first = match queue.line.reserve_pair() {
+            Ok(first) => first,
+            Err(overrun) => return Tried::NoRoom(overrun, mask),
         };
         let end = first.plus(2);
-        queue.ring.write_two(first.get().into(), [command.0, queue.sync(end).0]);
+        queue.ring.write_two(first.get().into(), [command.0, queue.sync.before(end.get()).0]);
         barrier::publish_to_device();
-        let publisher = queue.line.publish_undisturbed(first, self);
+        let pair = Pair { first, failures_before };
+        if let Err(company) = queue.line.publish_pair(first, self) {
+            return Tried::InCompany(pair, company, mask);
+        }
         self.hal().restore_interrupts(mask);
         if self.has_passed(end) {
             barrier::after_completion();
@@ -276,7 +316,22 @@ impl<H: Hal, M: Mmio> Port<H, M> {
                 return Tried::Done;
             }
         }
-        Tried::Submitted(Ticket(Some(Batch { first, end, tail: Tail::Sync, publisher, failures_before })))
+        Tried::Sent(pair)
+    }
+
+    /// Does the rest of an [attempt](Self::attempt) for which there was no room.
+    #[cold]
+    pub(crate) fn give_up(&self, overrun: Overrun, mask: InterruptMask) {
+        self.commands.line.give_up(overrun, self);
+        self.hal().restore_interrupts(mask);
+    }
+
+    /// Does the rest of an [attempt](Self::attempt) to publish a command while others submit.
+    #[cold]
+    pub(crate) fn publish_in_company(&self, pair: Pair, company: Company, mask: InterruptMask) -> Ticket {
+        let publisher = self.commands.line.publish_pair_in_company(pair.first, company, self);
+        self.hal().restore_interrupts(mask);
+        pair.published(publisher)
     }
 
     /// Whether the unit has just passed a sync of the caller's, by its own word, that ends at `end`.

@@ -258,6 +258,33 @@ impl Command {
     }
 }
 
+/// CMD_SYNC for each position in a ring, made once but for that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PreparedSync {
+    words: [u64; COMMAND_WORDS],
+    /// The lowest bit of the field that has the message's data; 0 if there is no message.
+    data: u64,
+}
+
+impl PreparedSync {
+    /// It tells the position where there is a word for messages.
+    pub(crate) fn new(message: Option<PhysAddr>) -> Self {
+        const DATA: u64 = Sync0::new().with_msidata(1).into_bits();
+        let (Command(words), data) = match message {
+            Some(address) => (Command::sync_with_message(address, 0), DATA),
+            None => (Command::sync(), 0),
+        };
+        Self { words, data }
+    }
+
+    /// The sync before the position `end`.
+    #[inline]
+    pub(crate) fn before(&self, end: u32) -> Command {
+        let Self { words: [first, second], data } = *self;
+        Command([first | field(end, data), second])
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -274,6 +301,8 @@ mod tests {
         assert_eq!(Command::sync().0, [0x46, 0]);
         let message = Command::sync_with_message(PhysAddr::new(0x1_2345_6040), 0x9abc_def0);
         assert_eq!(message.0, [0x9abc_def0_0fc0_1046, 0x1_2345_6040]);
+        assert_eq!(PreparedSync::new(Some(PhysAddr::new(0x1_2345_6040))).before(0x9abc_def0), message);
+        assert_eq!(PreparedSync::new(None).before(0x9abc_def0), Command::sync());
         assert!(message.is_sync() && Command::sync().is_sync() && !Command::cfgi_all().is_sync());
     }
 

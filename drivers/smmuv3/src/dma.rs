@@ -3,15 +3,18 @@
 
 #![expect(unsafe_code, reason = "queue rings shared with hardware, and the IoSpace contract")]
 
+use crate::cmdq::{Pair, Tried};
 use crate::domain::{Attempt, SmmuDomain};
 use crate::ring::RingSize;
+use crate::targets::Target;
 use core::ops::ControlFlow;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
+use portcullis_hal::producers::{Company, Overrun, Publisher};
 use portcullis_hal::{
-    FrameOrder, Frames, Gather, Hal, HarvestError, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio,
-    NoTables, OutOfMemory, PhysAddr, PhysRange, Progress, ResizeError, SyncError, SyncProof, TableWrites,
-    Translated, UnmapError, Usage,
+    FrameOrder, Frames, Gather, Hal, HarvestError, InterruptMask, IoSpace, Iova, IovaRange, MapError,
+    Mapping, Mmio, NoTables, OutOfMemory, PhysAddr, PhysRange, Progress, ResizeError, SyncError, SyncProof,
+    TableWrites, Translated, UnmapError, Usage,
 };
 use volatile::VolatilePtr;
 
@@ -86,14 +89,16 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     }
 
     #[inline]
-    fn store(slot: [VolatilePtr<'_, u64>; WORDS], entry: [u64; WORDS]) {
-        slot.into_iter().zip(entry).for_each(|(word, value)| word.write(value));
+    fn store(&self, position: u64, entry: &[u64; WORDS]) {
+        for (word, value) in self.words(position).iter().zip(entry) {
+            word.write(*value);
+        }
     }
 
     /// Writes an entry of a ring that the unit only reads; it is in memory before the next doorbell.
     #[inline]
     pub(crate) fn write(&self, position: u64, entry: [u64; WORDS]) {
-        Self::store(self.words(position), entry);
+        self.store(position, &entry);
         if self.writes == TableWrites::Cleaned {
             self.clean(position);
         }
@@ -103,9 +108,8 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     #[inline]
     pub(crate) fn write_two(&self, position: u64, [one, two]: [[u64; WORDS]; 2]) {
         let next = position.wrapping_add(1);
-        let (first, second) = (self.words(position), self.words(next));
-        Self::store(first, one);
-        Self::store(second, two);
+        self.store(position, &one);
+        self.store(next, &two);
         if self.writes == TableWrites::Cleaned {
             self.clean(position);
             self.clean(next);
@@ -113,7 +117,7 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
     }
 
     /// Writes the slot at `position` back to memory.
-    #[inline(never)]
+    #[inline]
     fn clean(&self, position: u64) {
         if let Some(frames) = &self.frames {
             frames.clean(self.offset(position), Self::ENTRY_BYTES);
@@ -207,11 +211,23 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
     fn sync(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
         gather.claim(self.key())?;
         match self.invalidate_at_once(gather) {
+            // SAFETY: as below.
+            Attempt::Confirmed if gather.has_tables() => unsafe { self.finish_with_tables(gather) },
             // SAFETY: `invalidate_at_once` confirms this after each unit completed the invalidations of what the gather
             // recorded, in its TLB and then in those of the devices that its entries allow translation requests. The
             // frames come from the page table, which allocates from this `hal`.
             Attempt::Confirmed => Ok(unsafe { gather.finish(self.hal()) }),
-            attempt => self.sync_on(gather, attempt),
+            // The rest in functions of their own, each of which the last thing here is to call: so this one keeps all in
+            // registers, and saves none.
+            Attempt::Begun(target, Tried::Sent(pair)) => self.sync_sent(gather, target, pair),
+            Attempt::Begun(target, Tried::InCompany(pair, company, mask)) => {
+                self.sync_in_company(gather, target, pair, company, mask)
+            }
+            Attempt::Begun(target, Tried::NoRoom(overrun, mask)) => {
+                self.sync_after_overrun(gather, target, overrun, mask)
+            }
+            Attempt::Begun(target, Tried::Done) => self.sync_caches(gather, target),
+            Attempt::Begun(_, Tried::Disturbed) | Attempt::Untried => self.sync_everywhere(gather),
         }
     }
 
@@ -251,12 +267,97 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
 }
 
 impl<H: Hal, M: Mmio + 'static> SmmuDomain<H, M> {
-    /// The rest of a sync after an attempt.
+    /// [`sync`](IoSpace::sync) of whatever there is.
     #[cold]
-    fn sync_on(&self, gather: &mut Gather, attempt: Attempt<'_, H, M>) -> Result<SyncProof, SyncError> {
-        match self.invalidate_gather(gather, attempt) {
-            // SAFETY: as in `sync`, by way of `invalidate_gather`.
-            Ok(()) => Ok(unsafe { gather.finish(self.hal()) }),
+    #[inline(never)]
+    fn sync_everywhere(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
+        let result = self.invalidate_everywhere(gather);
+        // SAFETY: it asked every unit, and the devices.
+        unsafe { self.conclude(gather, result) }
+    }
+
+    /// [`sync`](IoSpace::sync) of whatever there is, after a reservation for which there was no room.
+    #[cold]
+    #[inline(never)]
+    fn sync_after_overrun(
+        &self,
+        gather: &mut Gather,
+        target: &Target<H, M>,
+        overrun: Overrun,
+        mask: InterruptMask,
+    ) -> Result<SyncProof, SyncError> {
+        target.port.give_up(overrun, mask);
+        self.sync_everywhere(gather)
+    }
+
+    /// The rest of a sync whose only command others publish, or may.
+    #[cold]
+    #[inline(never)]
+    fn sync_in_company(
+        &self,
+        gather: &mut Gather,
+        target: &Target<H, M>,
+        pair: Pair,
+        company: Company,
+        mask: InterruptMask,
+    ) -> Result<SyncProof, SyncError> {
+        let ticket = target.port.publish_in_company(pair, company, mask);
+        let result = target.complete(&ticket, gather.range());
+        // SAFETY: the target is the only unit, and `complete` asks the devices.
+        unsafe { self.conclude(gather, result) }
+    }
+
+    /// The rest of a sync whose only command is on its way.
+    #[cold]
+    #[inline(never)]
+    fn sync_sent(
+        &self,
+        gather: &mut Gather,
+        target: &Target<H, M>,
+        pair: Pair,
+    ) -> Result<SyncProof, SyncError> {
+        let result = target.complete(&pair.published(Publisher::Own), gather.range());
+        // SAFETY: the target is the only unit, and `complete` asks the devices.
+        unsafe { self.conclude(gather, result) }
+    }
+
+    /// The rest of a sync that is only the devices' to do.
+    #[cold]
+    #[inline(never)]
+    fn sync_caches(&self, gather: &mut Gather, target: &Target<H, M>) -> Result<SyncProof, SyncError> {
+        let result = target.forget_caches(gather.range());
+        // SAFETY: the target is the only unit, and has done its part.
+        unsafe { self.conclude(gather, result) }
+    }
+
+    /// Ends the round of `gather`, where there are tables to free.
+    ///
+    /// # Safety
+    ///
+    /// All hardware has confirmed the invalidation of what it recorded.
+    #[cold]
+    #[inline(never)]
+    unsafe fn finish_with_tables(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
+        // SAFETY: as the caller vouches; the frames come from the page table, which allocates from this `hal`.
+        Ok(unsafe { gather.finish(self.hal()) })
+    }
+
+    /// Ends the round of `gather`.
+    ///
+    /// # Safety
+    ///
+    /// With `Ok`, all hardware has confirmed the invalidation of what it recorded.
+    unsafe fn conclude(
+        &self,
+        gather: &mut Gather,
+        result: Result<(), SyncError>,
+    ) -> Result<SyncProof, SyncError> {
+        match result {
+            Ok(()) => {
+                self.resizes().end(gather);
+                // SAFETY: as the caller vouches; the frames come from the page table, which allocates from this `hal`.
+                Ok(unsafe { gather.finish(self.hal()) })
+            }
             Err(error) => {
                 gather.quarantine();
                 Err(error)

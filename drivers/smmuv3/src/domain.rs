@@ -1,6 +1,6 @@
 //! I/O address spaces.
 
-use crate::cmdq::Ticket;
+use crate::cmdq::Tried;
 use crate::command::Scope;
 use crate::entry::missing_for;
 use crate::features::Features;
@@ -59,10 +59,8 @@ impl<H: Hal> Body<H> {
 pub(crate) enum Attempt<'a, H: Hal, M: Mmio> {
     /// All hardware has confirmed it.
     Confirmed,
-    /// The only unit has forgotten it. Devices have not been asked.
-    Forgotten(&'a Target<H, M>),
-    /// It is on its way to the only unit.
-    Submitted(&'a Target<H, M>, Ticket),
+    /// The only unit was asked, with this result. Devices have not been asked.
+    Begun(&'a Target<H, M>, Tried),
     /// Nothing has been done.
     Untried,
 }
@@ -149,6 +147,14 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         self.granule
     }
 
+    /// What is invalidated at the least: what the owner of foreign tables took out, and cut off, is not told here.
+    pub(crate) fn least_scope(&self) -> Scope {
+        match self.body {
+            Body::Shared(_) => Scope::Walk,
+            _ => Scope::Leaf,
+        }
+    }
+
     pub(crate) fn aperture_range(&self) -> IovaRange {
         self.aperture
     }
@@ -183,6 +189,11 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             Body::Tables(tables) => Ok(tables),
             _ => Err(NoTables),
         }
+    }
+
+    /// The changes of sizes that are not synced.
+    pub(crate) fn resizes(&self) -> &Resizes {
+        &self.resizes
     }
 
     /// Changes the sizes of leaves.
@@ -230,45 +241,26 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         }
     }
 
-    /// Makes the only unit forget what `gather` recorded, if that is one command: the way of most unmaps.
+    /// Makes the only unit forget what `gather` recorded, if that is one command: the way of most unmaps. Only domains with
+    /// tables have units here.
     #[inline(always)]
     pub(crate) fn invalidate_at_once(&self, gather: &Gather) -> Attempt<'_, H, M> {
         // The table entries were stored before the set of units is read.
-        match (&self.body, gather.range(), self.targets.read().only()) {
-            (Body::Tables(_), Some(range), Some(target)) if !self.resizes.concerns_others(gather) => {
-                let attempt = target.forget_at_once(&Unmapped::of(gather, range));
-                if matches!(attempt, Attempt::Confirmed) {
-                    self.resizes.end(gather);
-                }
-                attempt
+        match (self.targets.read().only(), gather.range()) {
+            (Some(target), Some(range)) if !self.resizes.are_pending() => {
+                target.forget_at_once(&Unmapped::of(gather, range))
             }
             _ => Attempt::Untried,
         }
     }
 
     /// Makes every unit forget what `gather` recorded; for shared tables, of which nobody records anything here,
-    /// everything that it knows of the domain unless a range is given. Goes on where an attempt at it ended.
+    /// everything that it knows of the domain unless a range is given.
     ///
     /// # Errors
     ///
     /// One of the units did not confirm. The others have.
-    pub(crate) fn invalidate_gather(
-        &self,
-        gather: &Gather,
-        attempt: Attempt<'_, H, M>,
-    ) -> Result<(), SyncError> {
-        let range = gather.range();
-        match attempt {
-            Attempt::Confirmed => return Ok(()),
-            Attempt::Submitted(target, ticket) => target.complete(&ticket, range)?,
-            Attempt::Forgotten(target) => target.forget_caches(range)?,
-            Attempt::Untried => self.invalidate_everywhere(gather)?,
-        }
-        self.resizes.end(gather);
-        Ok(())
-    }
-
-    fn invalidate_everywhere(&self, gather: &Gather) -> Result<(), SyncError> {
+    pub(crate) fn invalidate_everywhere(&self, gather: &Gather) -> Result<(), SyncError> {
         match &self.body {
             Body::Blocked | Body::Identity => return Ok(()),
             // Nor has it changed sizes.
@@ -280,8 +272,9 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
         // What another gather changed the size of, a unit may hold as something larger.
         let range = gather.range().filter(|_| !self.resizes.concerns_others(gather));
         let unmapped = range.map(|range| match &self.body {
-            // What the owner of foreign tables took out, and cut off, is not told here.
-            Body::Shared(_) => Unmapped { range, leaf_shift: self.granule.shift(), scope: Scope::Walk },
+            Body::Shared(_) => {
+                Unmapped { range, leaf_shift: self.granule.shift(), scope: self.least_scope() }
+            }
             _ => Unmapped::of(gather, range),
         });
         let mut result = Ok(());

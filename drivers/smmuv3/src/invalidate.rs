@@ -14,7 +14,7 @@
 
 use crate::command::{Command, Level, Scope, Span, Tag, field};
 use crate::spec::cmd::{COMMAND_WORDS, Tlbi0, Tlbi1};
-use portcullis_hal::{Gather, Granule, IovaRange};
+use portcullis_hal::{Gather, Granule, Iova, IovaRange};
 use portcullis_iommu::Stage;
 
 /// The most commands by address. More cost the unit more than walks do for what it then looks up again.
@@ -82,68 +82,118 @@ pub fn invalidation(tag: Tag, granule: Granule, ranges: RangeInvalidation, what:
     Batch { tag, scope, pieces, left }
 }
 
-/// What the commands of a target have in common, made once: the way of most unmaps is one command, which lacks its tag and
-/// its addresses only.
+/// The commands of a target, made once: the way of most unmaps is one command, which lacks its tag and its addresses only.
 #[derive(Clone, Copy, Debug)]
 pub struct Prepared {
-    /// A range of leaves, in units of one granule.
-    words: [u64; COMMAND_WORDS],
+    /// All in one granule.
+    page: Piece,
+    /// A leaf one level above the last one.
+    block: Piece,
+    /// Its size, as a power of two in bytes; 0 where nobody tells of leaves.
+    block_shift: u8,
     /// A granule, as a power of two in bytes.
-    granule_shift: u32,
-    /// What the leaves one level above the last one map, as a power of two in granules.
-    table_shift: u32,
+    granule_shift: u8,
+    /// What is invalidated at the least.
+    least: Scope,
     ranges: RangeInvalidation,
+    /// Any range, in units of one granule.
+    range: [u64; COMMAND_WORDS],
+}
+
+/// A naturally aligned piece of the addresses, and the command for it.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    /// The bits of an address within it.
+    mask: u64,
+    command: [u64; COMMAND_WORDS],
+}
+
+impl Piece {
+    /// The command of [`invalidation`], without a tag and a place.
+    fn new(stage: Stage, granule: Granule, ranges: RangeInvalidation, shift: u8, scope: Scope) -> Self {
+        let (tag, range) = (Tag::from_bits(stage, 0), IovaRange::block(Iova::new(0), 1 << shift));
+        let what = Unmapped { range, leaf_shift: shift, scope };
+        let mut batch = invalidation(tag, granule, ranges, Some(what));
+        let Command(command) = batch.next().unwrap_or(Command::tlbi_tag(tag));
+        Self { mask: (1 << shift) - 1, command }
+    }
+
+    /// The command for the piece that has this address.
+    #[inline]
+    fn at(&self, tag: u64, address: u64) -> Command {
+        let [first, second] = self.command;
+        Command([first | tag, second | address & !self.mask])
+    }
 }
 
 impl Prepared {
     /// For tables of this stage and granule, on a unit that invalidates ranges or not.
-    pub fn new(stage: Stage, granule: Granule, ranges: RangeInvalidation) -> Self {
+    pub fn new(stage: Stage, granule: Granule, ranges: RangeInvalidation, least: Scope) -> Self {
+        let (granule_shift, block_shift) = (granule.shift(), 2 * granule.shift() - 3);
         let span = Span::Granules { start: 0, granule, num: 0, scale: 0, level: None };
-        let Command(words) = Command::tlbi_span(Tag::from_bits(stage, 0), span, Scope::Leaf);
-        let granule_shift = granule.shift().into();
-        Self { words, granule_shift, table_shift: granule_shift - 3, ranges }
+        let Command(range) = Command::tlbi_span(Tag::from_bits(stage, 0), span, least);
+        Self {
+            page: Piece::new(stage, granule, ranges, granule_shift, least),
+            block: Piece::new(stage, granule, ranges, block_shift, least),
+            block_shift: if least == Scope::Leaf { block_shift } else { 0 },
+            granule_shift,
+            least,
+            ranges,
+            range,
+        }
     }
 
     /// The only command of [`invalidation`] under the tag with these [bits](Tag::bits), where it is plain that there is but
     /// one.
-    #[inline]
+    #[inline(always)]
     pub fn single(&self, tag: u64, what: &Unmapped) -> Option<Command> {
+        let (start, last) = (what.range.start().get(), what.range.last().get());
+        match what.scope {
+            // No larger leaf, and no table, fits in.
+            Scope::Leaf if start ^ last == self.page.mask => Some(self.page.at(tag, start)),
+            Scope::Leaf if start ^ last == self.block.mask && what.leaf_shift == self.block_shift => {
+                Some(self.block.at(tag, start))
+            }
+            _ => self.single_range(tag, what),
+        }
+    }
+
+    /// [`single`](Self::single) of several granules.
+    #[inline(always)]
+    fn single_range(&self, tag: u64, what: &Unmapped) -> Option<Command> {
         const NUM: u64 = Tlbi0::new().with_num(1).into_bits();
         const SCALE: u64 = Tlbi0::new().with_scale(1).into_bits();
         const LEAF: u64 = Tlbi1::new().with_leaf(true).into_bits();
         const LAST: u64 = Tlbi1::new().with_ttl(3).into_bits();
-        const ABOVE: u64 = Tlbi1::new().with_ttl(2).into_bits();
         if self.ranges == RangeInvalidation::Unsupported {
             return None;
         }
-        let Self { words: [first, second], granule_shift, table_shift, .. } = *self;
-        let page = what.range.start().get().wrapping_shr(granule_shift);
-        let last = what.range.last().get().wrapping_shr(granule_shift);
+        let shift = u32::from(self.granule_shift);
+        let page = what.range.start().get().wrapping_shr(shift);
+        let last = what.range.last().get().wrapping_shr(shift);
         let granules = last.wrapping_sub(page).wrapping_add(1);
         let scale = granules.trailing_zeros();
         let num = granules.wrapping_shr(scale).wrapping_sub(1);
         // Either is too large for its five bits. The scale leaves an odd number of units, or none of all that there are.
-        if num | u64::from(scale) >= MAX_UNITS {
+        // A single granule is an address, not a range.
+        if num | u64::from(scale) >= MAX_UNITS || granules == 1 {
             return None;
         }
-        let above = u32::from(what.leaf_shift).wrapping_sub(granule_shift);
+        let [first, second] = self.range;
         let second = match what.scope {
-            // A single address, which has no granule.
-            Scope::Walk if granules == 1 => return None,
             Scope::Walk => second & !LEAF,
+            _ if self.least == Scope::Walk => second,
             // No larger leaf fits in.
-            Scope::Leaf if above == 0 && granules.wrapping_shr(table_shift) == 0 => second | LAST,
-            // One leaf, if it lies like one.
-            Scope::Leaf if above == table_shift && granules == 1_u64.wrapping_shl(table_shift) => {
-                if !page.is_multiple_of(granules) {
-                    return None;
-                }
-                second | ABOVE
+            Scope::Leaf
+                if what.leaf_shift == self.granule_shift
+                    && granules.wrapping_shl(shift) <= self.block.mask =>
+            {
+                second | LAST
             }
             Scope::Leaf => return None,
         };
         let range = field(num, NUM) | field(scale, SCALE);
-        Some(Command([first | tag | range, second | page.wrapping_shl(granule_shift)]))
+        Some(Command([first | tag | range, second | page.wrapping_shl(shift)]))
     }
 }
 
@@ -312,8 +362,23 @@ mod tests {
                     for scope in [Scope::Leaf, Scope::Walk] {
                         let what = unmapped(first * page, pages * page, shift, scope);
                         for ranges in [RangeInvalidation::Supported, RangeInvalidation::Unsupported] {
+                            // No leaf reaches out of the range.
                             let batch = invalidation(tag, granule, ranges, Some(what));
-                            let prepared = Prepared::new(stage, granule, ranges);
+                            let prepared = Prepared::new(stage, granule, ranges, Scope::Leaf);
+                            if pages * page >> shift != 0
+                                && let Some(one) = prepared.single(tag.bits(), &what)
+                            {
+                                assert_eq!(batch.collect::<Vec<_>>(), [one], "{granule:?} {what:?}");
+                                found += 1;
+                            }
+                            // Nor does it matter which leaves they say there are, whose tables are somebody else's.
+                            let all = Unmapped {
+                                range: what.range,
+                                leaf_shift: granule.shift(),
+                                scope: Scope::Walk,
+                            };
+                            let batch = invalidation(tag, granule, ranges, Some(all));
+                            let prepared = Prepared::new(stage, granule, ranges, Scope::Walk);
                             if let Some(one) = prepared.single(tag.bits(), &what) {
                                 assert_eq!(batch.collect::<Vec<_>>(), [one], "{granule:?} {what:?}");
                                 found += 1;
@@ -324,13 +389,35 @@ mod tests {
             }
         }
         assert!(found > 1000, "{found}");
-        let prepared = Prepared::new(Stage::Stage1, Granule::Size4K, RangeInvalidation::Supported);
-        let is_plain = |len, shift, scope| {
-            prepared.single(TAG.bits(), &unmapped(0x20_0000, len, shift, scope)).is_some()
+        let is_plain = |ranges, least, what: Unmapped| {
+            Prepared::new(Stage::Stage1, Granule::Size4K, ranges, least).single(TAG.bits(), &what).is_some()
         };
-        assert!(is_plain(0x1000, 12, Scope::Leaf), "a page");
-        assert!(is_plain(0x20_0000, 21, Scope::Leaf), "a large leaf");
-        assert!(is_plain(0x20_0000, 12, Scope::Walk), "a table");
+        use RangeInvalidation::{Supported, Unsupported};
+        for ranges in [Supported, Unsupported] {
+            for least in [Scope::Leaf, Scope::Walk] {
+                assert!(is_plain(ranges, least, unmapped(0x20_0000, 0x1000, 12, Scope::Leaf)), "a page");
+            }
+            let leaf = unmapped(0x20_0000, 0x20_0000, 21, Scope::Leaf);
+            assert!(is_plain(ranges, Scope::Leaf, leaf), "a large leaf");
+        }
+        let table = |scope| unmapped(0x20_0000, 0x20_0000, 12, scope);
+        assert!(is_plain(Supported, Scope::Leaf, table(Scope::Walk)), "a table");
+        assert!(is_plain(Supported, Scope::Walk, table(Scope::Leaf)), "a table of somebody else's");
+    }
+
+    #[test]
+    fn what_somebody_else_changed_within_a_page_is_invalidated_with_the_page() {
+        let prepared =
+            Prepared::new(Stage::Stage1, Granule::Size4K, RangeInvalidation::Supported, Scope::Walk);
+        let word1 = |start: u64, last: u64| {
+            let range = IovaRange::from_bounds(Iova::new(start), Iova::new(last)).unwrap();
+            let what = Unmapped { range, leaf_shift: 12, scope: Scope::Leaf };
+            prepared.single(TAG.bits(), &what).map(|Command([_, second])| second)
+        };
+        // Bits 11:0 of the word are not the address's.
+        assert_eq!(word1(0x5000, 0x5fff), Some(0x5000));
+        assert!(word1(0x5123, 0x5edc).is_none_or(|word| word == 0x5000));
+        assert!(word1(0x5800, 0x67ff).is_none_or(|word| word & !0xfff == 0x5000 && word & 0xc00 != 0));
     }
 
     #[test]

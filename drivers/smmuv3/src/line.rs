@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_hal::OutOfMemory;
-use portcullis_hal::producers::{Bell, Position, Producers, Publisher, Run};
+use portcullis_hal::producers::{Bell, Company, Overrun, Position, Producers, Publisher, Run};
 use portcullis_hal::word::Word;
 
 /// What a batch ends with.
@@ -85,10 +85,20 @@ struct Attendant<'a, W, C> {
 }
 
 impl<W: Word, C: Consumer> Bell for Attendant<'_, W, C> {
+    fn ring(&mut self, run: Run) {
+        self.line.attend(run, self.consumer);
+    }
+}
+
+/// Whoever publishes a batch with a sync of its own, and no other.
+struct Alone<'a, W, C>(Attendant<'a, W, C>);
+
+impl<W: Word, C: Consumer> Bell for Alone<'_, W, C> {
     // On the way of every unmap; as a closure it would be called.
     #[inline(always)]
     fn ring(&mut self, run: Run) {
-        self.line.attend(run, self.consumer);
+        let Attendant { line, consumer } = &self.0;
+        line.attend_alone(run, *consumer);
     }
 }
 
@@ -104,6 +114,9 @@ impl<W: Word> Line<W> {
     fn book(&self) -> &Book<W> {
         self.producers.book()
     }
+
+    /// A command and its sync.
+    const PAIR: u32 = 1 + Tail::Sync.weight();
 
     /// How many slots one batch can have.
     #[inline]
@@ -126,21 +139,47 @@ impl<W: Word> Line<W> {
         if share { Tail::Command } else { Tail::Sync }
     }
 
-    /// Takes slots for one command and a sync, unless somebody else publishes: [`reserve`](Self::reserve) on the way of
-    /// most unmaps.
+    /// Whether somebody publishes, with whom a sync can be shared.
     #[inline]
-    pub(crate) fn reserve_undisturbed(&self, consumer: &impl Consumer) -> Option<Position> {
-        if self.producers.is_publishing() {
-            return None;
-        }
-        self.producers.reserve(1 + Tail::Sync.weight(), || consumer.consumed())
+    pub(crate) fn is_disturbed(&self) -> bool {
+        self.producers.is_publishing()
     }
 
-    /// Publishes what was [reserved](Self::reserve_undisturbed) so, as [`publish`](Self::publish) does.
+    /// Takes slots for one command and a sync: [`reserve`](Self::reserve) on the way of most unmaps.
+    ///
+    /// # Errors
+    ///
+    /// The room that is known is used up. The overrun is to be [given up](Self::give_up) at once.
+    #[inline]
+    pub(crate) fn reserve_pair(&self) -> Result<Position, Overrun> {
+        self.producers.reserve_known(Self::PAIR)
+    }
+
+    /// Goes back behind an overrun.
+    pub(crate) fn give_up(&self, overrun: Overrun, consumer: &impl Consumer) {
+        self.producers.give_up(overrun, || consumer.consumed());
+    }
+
+    /// Publishes what was [reserved](Self::reserve_pair) so, as [`publish`](Self::publish) does, as far as it goes alone.
+    ///
+    /// # Errors
+    ///
+    /// There is company, in which the rest is to be [done](Self::publish_pair_in_company) at once.
     #[inline(always)]
-    pub(crate) fn publish_undisturbed(&self, first: Position, consumer: &impl Consumer) -> Publisher {
-        let weight = Tail::Sync.weight();
-        self.producers.publish_with(first, 1 + weight, weight, Attendant { line: self, consumer })
+    pub(crate) fn publish_pair(&self, first: Position, consumer: &impl Consumer) -> Result<(), Company> {
+        let mut bell = Alone(Attendant { line: self, consumer });
+        self.producers.publish_alone(first, Self::PAIR, Tail::Sync.weight(), &mut bell)
+    }
+
+    /// The rest of [`publish_pair`](Self::publish_pair).
+    pub(crate) fn publish_pair_in_company(
+        &self,
+        first: Position,
+        company: Company,
+        consumer: &impl Consumer,
+    ) -> Publisher {
+        let bell = Attendant { line: self, consumer };
+        self.producers.publish_in_company(first, Self::PAIR, Tail::Sync.weight(), company, bell)
     }
 
     /// Publishes a reserved batch of `slots` slots, which are filled, or leaves that to whoever is publishing or has an
@@ -180,8 +219,23 @@ impl<W: Word> Line<W> {
         (1..=self.capacity()).contains(&self.producers.published().since(position))
     }
 
-    /// Tells the consumer of what was published, with a sync behind it. Called by whoever publishes.
+    /// [`attend`](Self::attend) to a single batch whose own sync is the last command that anybody has reserved.
     #[inline(always)]
+    fn attend_alone(&self, run: Run, consumer: &impl Consumer) {
+        let book = self.book();
+        book.synced.store(run.tail.get().into(), Ordering::Release);
+        if book.owed.load(Ordering::Relaxed) != 0 {
+            book.owed.store(0, Ordering::Relaxed);
+        }
+        consumer.tell(run.tail);
+        // All before the batch was told of: what is published and untold has a sync behind it that is neither, and then
+        // this batch is not the next one.
+        Book::add(&book.told, Self::PAIR.into());
+        Book::add(&book.doorbells, 1);
+    }
+
+    /// Tells the consumer of what was published, with a sync behind it. Called by whoever publishes.
+    #[inline]
     fn attend(&self, run: Run, consumer: &impl Consumer) {
         let book = self.book();
         let synced = Book::position(&book.synced, Ordering::Relaxed);

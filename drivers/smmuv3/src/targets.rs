@@ -66,7 +66,7 @@ impl<H: Hal, M: Mmio> Target<H, M> {
             _ => Stage::Stage2,
         };
         Self {
-            prepared: Prepared::new(stage, granule, port.features.ranges),
+            prepared: Prepared::new(stage, granule, port.features.ranges, domain.least_scope()),
             port,
             stage,
             granule,
@@ -157,9 +157,7 @@ impl<H: Hal, M: Mmio> Target<H, M> {
         match self.port.attempt(command) {
             // Devices only now: they fill their caches from the TLB.
             Tried::Done if self.caches.is_empty() => Attempt::Confirmed,
-            Tried::Done => Attempt::Forgotten(self),
-            Tried::Submitted(ticket) => Attempt::Submitted(self, ticket),
-            Tried::Disturbed => Attempt::Untried,
+            tried => Attempt::Begun(self, tried),
         }
     }
 
@@ -167,12 +165,10 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     /// `None` if there is nothing to wait for.
     pub(crate) fn submit(&self, what: Option<Unmapped>) -> Result<Option<Ticket>, SyncError> {
         let Some((tag, _)) = self.in_use() else { return Ok(None) };
-        if what.is_none() {
-            match self.port.attempt(Command::tlbi_tag(tag)) {
-                Tried::Done => return Ok(Some(Ticket::DONE)),
-                Tried::Submitted(ticket) => return Ok(Some(ticket)),
-                Tried::Disturbed => {}
-            }
+        if what.is_none()
+            && let Some(ticket) = self.port.submit_one(Command::tlbi_tag(tag))
+        {
+            return Ok(Some(ticket));
         }
         self.port.submit(invalidation(tag, self.granule, self.port.features.ranges, what)).map(Some)
     }

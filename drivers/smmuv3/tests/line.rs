@@ -78,10 +78,11 @@ impl Queue {
     /// What the driver does with one command, but with little patience, since loom follows every turn of a loop.
     fn submit(&self) -> Option<Ticket> {
         let (first, tail) = (0..PATIENCE).find_map(|turn| {
-            if turn == 0
-                && let Some(first) = self.line.reserve_undisturbed(self)
-            {
-                return Some((first, Tail::Sync));
+            if turn == 0 && !self.line.is_disturbed() {
+                match self.line.reserve_pair() {
+                    Ok(first) => return Some((first, Tail::Sync)),
+                    Err(overrun) => self.line.give_up(overrun, self),
+                }
             }
             thread::yield_now();
             self.line.reserve(1, self)
@@ -92,10 +93,11 @@ impl Queue {
             self.put(end, SYNC);
             end = end.plus(1);
         }
-        let _ = match tail {
-            Tail::Sync => self.line.publish_undisturbed(first, self),
-            Tail::Command => self.line.publish(first, end.since(first), tail, self),
-        };
+        if tail == Tail::Command {
+            let _ = self.line.publish(first, end.since(first), tail, self);
+        } else if let Err(company) = self.line.publish_pair(first, self) {
+            let _ = self.line.publish_pair_in_company(first, company, self);
+        }
         Some(Ticket { end, tail })
     }
 
