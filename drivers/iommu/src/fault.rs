@@ -86,6 +86,9 @@ pub enum UnitEvent {
     /// The page-request queue was full. The hardware has answered what it had no room for, so groups whose last request
     /// has not been seen stay incomplete and get no answer.
     PageRequestOverflow,
+    /// The call ended before the unit's queues were empty, and no interrupt will tell of what is left: the unit is to be
+    /// asked once more.
+    Unread,
     /// The command or invalidation queue stopped at an error; whoever notices it first sets it going again.
     QueueError,
     /// The unit reported an error that concerns no single request.

@@ -57,7 +57,8 @@ pub use iopf::{
 pub use iova::{IovaAllocator, IovaError};
 pub use namespace::{PasidClaim, PasidNamespace};
 pub use page_request::{
-    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege, StallId,
+    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestFlow, PageRequestKind, PageResponse,
+    Privilege, StallId,
 };
 pub use pasid::{GuestPasid, PasidError, PasidSetId, PasidSetSpec, PasidSpace};
 pub use registry::{AddDeviceError, Iommu};

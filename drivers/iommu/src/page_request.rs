@@ -67,6 +67,15 @@ pub enum PageRequestKind {
     Stall(StallId),
 }
 
+/// Whether page requests leave the hardware's queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum PageRequestFlow {
+    /// They are reported.
+    Open,
+    /// They stay where they are. Hardware answers what finds no room there.
+    Held,
+}
+
 /// A device's request for a page, as the unit read it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRequest {

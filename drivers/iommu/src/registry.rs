@@ -8,7 +8,7 @@ use crate::{
     FaultHandler, FaultLog, ReservedKind, Transition, Unit, UnitEvent, UnitId,
 };
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use portcullis_hal::{Arc, EndpointId, Hal, MapError, OutOfMemory, list};
 use spin::{Mutex, RwLock};
 use thiserror::Error;
@@ -46,6 +46,8 @@ pub struct Iommu<H: Hal> {
     swallowed: AtomicU64,
     /// Page requests of nobody that may make any.
     pub(crate) strays: Mutex<Strays>,
+    /// A unit has queued more than it was asked for.
+    pub(crate) unread: AtomicBool,
     /// With which device the next round of page faults begins.
     pub(crate) turn: AtomicUsize,
     /// The PASIDs of devices that have none of their own.
@@ -70,6 +72,7 @@ impl<H: Hal> Iommu<H> {
             complained: AtomicU64::new(0),
             swallowed: AtomicU64::new(0),
             strays: Mutex::new(Strays::new()),
+            unread: AtomicBool::new(false),
             turn: AtomicUsize::new(0),
             system: PasidNamespace::new(),
             bound: Mutex::new(Vec::new()),
@@ -88,6 +91,10 @@ impl<H: Hal> Iommu<H> {
             list::push(&mut units, unit)?;
             Ok(UnitId(id))
         })
+    }
+
+    pub(crate) fn unit_count(&self) -> usize {
+        self.units.read().len()
     }
 
     /// The unit with this number.
@@ -246,7 +253,15 @@ impl<H: Hal> Iommu<H> {
     pub fn handle_interrupt(&self, unit: UnitId) {
         self.hal.critical(|| {
             let Some(hardware) = self.unit(unit) else { return };
-            hardware.handle_interrupt(&mut |event| self.event(unit, event));
+            hardware.handle_interrupt(&mut |event| {
+                if self.event(unit, event).is_some() {
+                    self.complain(
+                        unit,
+                        "a page request of a device that may make none was not answered",
+                        None,
+                    );
+                }
+            });
         });
     }
 
@@ -267,6 +282,7 @@ impl<H: Hal> Iommu<H> {
             }
             UnitEvent::QueueError => self.complain(unit, "the command queue stopped at an error", None),
             UnitEvent::UnitError { name, value } => self.complain(unit, name, Some(value)),
+            UnitEvent::Unread => self.unread.store(true, Ordering::Release),
             UnitEvent::PageRequest(_) | UnitEvent::PageRequestOverflow => {}
         }
     }

@@ -1,6 +1,8 @@
 //! What every IOMMU back end offers.
 
-use crate::{Abilities, Domain, DomainError, DomainSpec, PageAnswer, ReservedRegion, UnitEvent};
+use crate::{
+    Abilities, Domain, DomainError, DomainSpec, PageAnswer, PageRequestFlow, ReservedRegion, UnitEvent,
+};
 use alloc::vec::Vec;
 use bitflags::bitflags;
 use core::any::Any;
@@ -391,10 +393,20 @@ pub trait Unit: Any + Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Reads everything that the hardware has queued for software. Never waits for the hardware.
+    /// Reads what the hardware has queued for software: all of it up to a queueful, and if more is there then, says
+    /// [`Unread`](UnitEvent::Unread). Never waits for the hardware.
     ///
     /// Each [`PageRequest`](UnitEvent::PageRequest) that wants an answer is to be [answered](Self::answer) once.
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent));
+
+    /// Lets [`handle_interrupt`](Self::handle_interrupt) report page requests, or leave them in the hardware and say
+    /// [`Unread`](UnitEvent::Unread): from the next one on, also when it is called by `report`. Drains go on.
+    ///
+    /// A unit whose hardware takes page requests only of those that may make them keeps this body: the common layer has
+    /// room for theirs.
+    fn set_page_request_flow(&self, flow: PageRequestFlow) {
+        let _ = flow;
+    }
 
     /// Answers page requests. When it returns, the hardware has the answers, or will never need them.
     fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {
@@ -406,7 +418,7 @@ pub trait Unit: Any + Send + Sync {
     }
 
     /// Reports everything that the endpoints' page requests up to now have left in the hardware: when it returns, each
-    /// was reported here or to [`handle_interrupt`](Self::handle_interrupt), or answered by the hardware. The caller
+    /// was reported here or by [`handle_interrupt`](Self::handle_interrupt), or answered by the hardware. The caller
     /// made sure that the device asks no more. Not for interrupt handlers: it waits.
     fn drain_page_requests(
         &self,

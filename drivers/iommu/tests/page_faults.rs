@@ -144,6 +144,40 @@ fn a_request_of_nobody_is_refused_too() {
     assert_eq!(nobody, Err(PageFaultError::NotEnabled));
 }
 
+/// Some hardware passes on whatever a device asks.
+#[test]
+fn requests_of_nobody_are_all_refused_once_however_many_there_are() {
+    let rig = Rig::new(3);
+    let devices = [0, 1, 2].map(|unit| rig.plain_device(unit, 8));
+    for group in 0..300 {
+        for (device, unit) in devices.iter().zip(&rig.units) {
+            unit.ask(request(device, Some(pasid(5)), 1, last(group)));
+        }
+    }
+    rig.interrupt();
+    assert!(rig.units.iter().any(|unit| !unit.wires().events.is_empty()), "they stay in the hardware");
+    // No further interrupt comes.
+    assert!((0..1000).any(|_| rig.iommu.handle_page_faults() == PageFaultWork::Done));
+    for unit in &rig.units {
+        let wires = unit.wires();
+        assert!(wires.asked.is_empty() && wires.events.is_empty());
+        assert!(wires.answered.iter().all(|answer| answer.response == PageResponse::Invalid));
+        assert_eq!(wires.answered.len(), 300);
+    }
+}
+
+#[test]
+fn requests_of_nobody_that_a_drain_brings_are_refused_by_it() {
+    let rig = Rig::new(1);
+    let (device, nobody) = (rig.device(0, 8, PRI), rig.plain_device(0, 9));
+    for group in 0..100 {
+        rig.unit().hold(request(&nobody, None, 1, last(group)));
+    }
+    rig.unit().hold(request(&device, None, 1, last(1)));
+    rig.iommu.remove_page_fault_handler(&device, None).unwrap();
+    assert!(rig.unit().wires().asked.is_empty());
+}
+
 #[test]
 fn a_handler_may_answer_later_on_another_thread_or_not_at_all() {
     let rig = Rig::new(1);

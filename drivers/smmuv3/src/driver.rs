@@ -15,8 +15,8 @@ use portcullis_hal::{
     Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, StreamId, SyncError, TableRoot, unsize_arc,
 };
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, Missing, PageAnswer, Permissions, Transition, Unit,
-    UnitEvent, UnitInfo, UnitStats,
+    AttachError, Domain, DomainError, DomainSpec, Missing, PageAnswer, PageRequestFlow, Permissions,
+    Transition, Unit, UnitEvent, UnitInfo, UnitStats,
 };
 use spin::Mutex;
 
@@ -245,9 +245,12 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
     }
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
-        self.inner.port.handle_events(report);
-        self.inner.port.handle_page_requests(report);
+        self.inner.port.read_queues(report);
         self.inner.port.handle_errors(report);
+    }
+
+    fn set_page_request_flow(&self, flow: PageRequestFlow) {
+        self.inner.port.set_page_request_flow(flow);
     }
 
     fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {

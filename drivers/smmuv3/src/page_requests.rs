@@ -12,41 +12,70 @@ use crate::stalls::{self, Stall, stall};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Access, EndpointId, Hal, Iova, Mmio, Pasid, StreamId, SyncError};
 use portcullis_iommu::{
-    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,
-    Requests, StallId, UnitEvent,
+    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestFlow, PageRequestKind, PageResponse,
+    Privilege, Requests, StallId, UnitEvent,
 };
 
 /// How many commands are submitted together.
 const TOGETHER: usize = stalls::ANSWERING;
 
-/// How many queuefuls of page requests one call reads at most. What a device sends on even then, beyond its credits, is
-/// given up, and so may be what others sent meanwhile.
-const QUEUEFULS: u64 = 16;
-
 /// How often the unit may be ahead once more while records are given up. Each time takes two accesses to registers.
 const SKIPS: usize = 64;
 
-/// How often a drain is repeated that met an overflow, and how often an answer is given to a unit that refuses it.
+/// How often an answer is given to a unit that refuses it.
 const ATTEMPTS: usize = 4;
 
+/// Whether records may be left in a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Some,
+}
+
 impl<H: Hal, M: Mmio> Port<H, M> {
+    /// Reports what the queues hold. Page requests that are held stay there.
+    pub(crate) fn read_queues(&self, report: &mut dyn FnMut(UnitEvent)) {
+        self.read(report, || self.held.load(Ordering::Acquire));
+    }
+
+    /// One CPU at a time: who gets the turn finds no record on its way, read by somebody else and not reported.
+    fn read(&self, report: &mut dyn FnMut(UnitEvent), held: impl Fn() -> bool) {
+        self.hal().critical(|| {
+            let _turn = self.reading.lock();
+            let events = self.read_events(report);
+            let requests = self.read_page_requests(report, held);
+            if events == Left::Some || requests == Left::Some {
+                report(UnitEvent::Unread);
+            }
+        });
+    }
+
+    /// Has page requests stay in their queue, or not.
+    pub(crate) fn set_page_request_flow(&self, flow: PageRequestFlow) {
+        self.held.store(flow == PageRequestFlow::Held, Ordering::Release);
+    }
+
     /// Reports what the event queue holds: all of it up to a queueful, and beyond that no more than its stalls, each of
     /// which has to be answered. A device that faults without end takes the CPU for a bounded time.
-    pub(crate) fn handle_events(&self, report: &mut dyn FnMut(UnitEvent)) {
+    fn read_events(&self, report: &mut dyn FnMut(UnitEvent)) -> Left {
         for _ in 0..self.events.size().entries() {
             let mut stalled = None;
             match self.events.next(&self.block, |raw| stalled = self.stalls.note(raw)) {
                 Some(Found::Record(raw)) => report(self.event(raw, stalled)),
                 Some(Found::Overflow) => self.report_lost_events(report),
-                None => return,
+                None => return Left::Nothing,
             }
         }
+        let mut left = Left::Some;
         let mut lost = Lost::None;
         for _ in 0..SKIPS + self.stalls.most() {
             let mut stalled = None;
             let note = |raw: &_| stalled = self.stalls.note(raw);
             match self.events.skip(&self.block, |raw| stall(raw).is_some(), note) {
-                Skipped::Nothing => break,
+                Skipped::Nothing => {
+                    left = Left::Nothing;
+                    break;
+                }
                 Skipped::All => lost = Lost::Some,
                 Skipped::UpTo(raw, before) => {
                     if before == Lost::Some {
@@ -59,6 +88,7 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         if lost == Lost::Some {
             self.report_lost_events(report);
         }
+        left
     }
 
     fn report_lost_events(&self, report: &mut dyn FnMut(UnitEvent)) {
@@ -81,38 +111,27 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         }
     }
 
-    /// Reports what the PRI queue holds.
-    pub(crate) fn handle_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) {
-        let _lost = self.read_page_requests(report);
-    }
-
-    fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) -> Lost {
-        let Some(requests) = &self.page_requests else { return Lost::None };
-        let mut lost = Lost::None;
-        let mut tell = |found| match found {
-            Found::Record(raw) => {
-                count(&self.counters.page_requests);
-                report(UnitEvent::PageRequest(page_request(raw)));
+    /// Reports what the PRI queue holds, up to a queueful: what devices send on even then, beyond their credits, waits
+    /// there, and the unit answers what finds no room (8.1).
+    fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent), held: impl Fn() -> bool) -> Left {
+        let Some(requests) = &self.page_requests else { return Left::Nothing };
+        for _ in 0..=requests.size().entries() {
+            if held() {
+                return Left::Some;
             }
-            Found::Overflow => {
-                count(&self.counters.overflows);
-                lost = Lost::Some;
-                report(UnitEvent::PageRequestOverflow);
-            }
-        };
-        for _ in 0..requests.size().entries() * QUEUEFULS {
             match requests.next(&self.block, |_| ()) {
-                Some(found) => tell(found),
-                None => return lost,
+                Some(Found::Record(raw)) => {
+                    count(&self.counters.page_requests);
+                    report(UnitEvent::PageRequest(page_request(raw)));
+                }
+                Some(Found::Overflow) => {
+                    count(&self.counters.overflows);
+                    report(UnitEvent::PageRequestOverflow);
+                }
+                None => return Left::Nothing,
             }
         }
-        for _ in 0..SKIPS {
-            if requests.skip(&self.block, |_| false, |_| ()) == Skipped::Nothing {
-                break;
-            }
-            tell(Found::Overflow);
-        }
-        lost
+        Left::Some
     }
 
     /// Gives answers to the unit, as many as fit its queue together, and waits until it has taken them. Those that it
@@ -161,20 +180,16 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 
     /// Carries a drain out. A device's answer to its invalidation pushes the page requests ahead of it. Of a stream that
     /// stalls the configuration is invalidated: with the sync that follows, the events of the stalls before it are there,
-    /// and those that found no room never come (4.7.3). A sync alone would not do.
+    /// and those that found no room never come (4.7.3). A sync alone would not do. By then all is in the queues, so that
+    /// a queueful of each is all of it; for what found the queue full there, the unit has answered.
     pub(crate) fn drain(
         &self,
         commands: &[Command],
         report: &mut dyn FnMut(UnitEvent),
     ) -> Result<(), SyncError> {
-        for _ in 0..ATTEMPTS {
-            self.execute(commands)?;
-            self.handle_events(report);
-            if self.read_page_requests(report) == Lost::None {
-                return Ok(());
-            }
-        }
-        Err(SyncError::Faulted)
+        self.execute(commands)?;
+        self.read(report, || false);
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use crate::spec::event::EVENT_WORDS;
 use crate::spec::pri::PAGE_REQUEST_WORDS;
 use crate::spec::registers::{self, Cr0, Gerror};
 use crate::stalls::{self, Stalls};
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, Mmio, TableWrites};
 use portcullis_iommu::UnitStats;
@@ -88,6 +88,10 @@ pub(crate) struct Port<H: Hal, M: Mmio> {
     pub(crate) stalls: Stalls,
     /// Where devices' page requests arrive, if the unit takes any.
     pub(crate) page_requests: Option<RecordQueue<H, PAGE_REQUEST_WORDS>>,
+    /// Held by whoever reads events or page requests, until they are reported. Taken with interrupts masked.
+    pub(crate) reading: Mutex<()>,
+    /// Page requests are to be left where they are.
+    pub(crate) held: AtomicBool,
     pub(crate) counters: Counters,
     health: AtomicU8,
     /// What it did not do in time, if that is why it is out of service. Taken with interrupts masked.
@@ -131,6 +135,8 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             stalls: Stalls::new(if features.can_stall() { features.stall_max } else { 0 })?,
             page_requests: page_requests
                 .map(|ring| RecordQueue::new(ring, [registers::PRIQ_PROD, registers::PRIQ_CONS])),
+            reading: Mutex::new(()),
+            held: AtomicBool::new(false),
             block,
             counters: Counters::default(),
             health: AtomicU8::new(Health::Off as u8),

@@ -3,7 +3,7 @@
 use super::incoming::{Taken, Whose, refusal};
 use super::queue::{Next, PageQueue, TURN};
 use super::{Handled, PageFaultHandler, PageFaultStats, PageRights};
-use crate::{Device, Iommu, PageAnswer, PageRequest, PageResponse, UnitEvent, UnitId};
+use crate::{Device, Iommu, PageAnswer, PageRequest, PageRequestFlow, PageResponse, Unit, UnitEvent, UnitId};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Arc, Hal, OutOfMemory, Pasid, SyncError};
 use thiserror::Error;
@@ -17,7 +17,8 @@ const ROUNDS: usize = 16;
 pub enum PageFaultWork {
     /// Every request so far was given to its handler.
     Done,
-    /// Requests are left: devices go on asking, or handlers owe so many answers that no more were given to them.
+    /// Requests are left: devices go on asking, or handlers owe so many answers that no more were given to them, or a
+    /// unit has more in its queue than one interrupt may take.
     More,
 }
 
@@ -38,46 +39,58 @@ pub enum PageFaultError {
 /// How many requests of unknown devices wait for their refusal.
 const STRAYS: usize = 64;
 
-/// Refusals of requests that belong to no device that may make any. Hardware does not pass these on, unless it is
-/// being torn down, or broken.
+/// Refusals of requests that belong to no device that may make any. Some hardware passes on whatever a device asks
+/// (SMMUv3, chapter 8): when the places run out, the requests that follow stay [there](PageRequestFlow::Held).
 pub(crate) struct Strays {
     answers: [Option<(UnitId, PageAnswer)>; STRAYS],
-    lost: u64,
+    free: usize,
 }
 
 impl Strays {
     pub(crate) const fn new() -> Self {
-        Self { answers: [None; STRAYS], lost: 0 }
+        Self { answers: [None; STRAYS], free: STRAYS }
     }
 
-    fn push(&mut self, unit: UnitId, answer: PageAnswer) {
-        match self.answers.iter_mut().find(|slot| slot.is_none()) {
-            Some(slot) => *slot = Some((unit, answer)),
-            None => self.lost += 1,
-        }
+    /// Keeps an answer, and tells how many places are left.
+    fn push(&mut self, unit: UnitId, answer: PageAnswer) -> Option<usize> {
+        let slot = self.answers.iter_mut().find(|slot| slot.is_none())?;
+        *slot = Some((unit, answer));
+        self.free -= 1;
+        Some(self.free)
     }
 
     fn pop(&mut self) -> Option<(UnitId, PageAnswer)> {
-        self.answers.iter_mut().find_map(Option::take)
+        let answer = self.answers.iter_mut().find_map(Option::take)?;
+        self.free += 1;
+        Some(answer)
     }
 }
 
 impl<H: Hal> Iommu<H> {
-    /// Queues a request for a thread. Interrupts are masked.
-    pub(crate) fn take_page_request(&self, unit: UnitId, request: PageRequest) {
+    /// Queues a request for a thread. One of a device that may make none is returned, as its refusal if it wants an
+    /// answer. Interrupts are masked.
+    fn take_page_request(&self, unit: UnitId, request: PageRequest) -> Option<PageAnswer> {
         let owner = self.owner(unit, request.endpoint);
-        match owner.as_ref().and_then(|device| device.page_queue()) {
-            Some(queue) => match queue.push(request) {
-                Taken::Queued => {}
-                Taken::Refused => self.complain(unit, "a device makes too many page requests", None),
-            },
-            None => {
-                self.complain(unit, "a page request of a device that may make none was refused", None);
-                if let Some(answer) = refusal(&request) {
-                    self.strays.lock().push(unit, answer);
-                }
-            }
+        let Some(queue) = owner.as_ref().and_then(|device| device.page_queue()) else {
+            self.complain(unit, "a page request of a device that may make none was refused", None);
+            return refusal(&request);
+        };
+        if queue.push(request) == Taken::Refused {
+            self.complain(unit, "a device makes too many page requests", None);
         }
+        None
+    }
+
+    /// Leaves the refusal of a stray request to a thread, if there is a place for it. Each unit that is not held finds one
+    /// more: it reports one request at a time. Interrupts are masked.
+    fn keep_stray(&self, unit: UnitId, answer: PageAnswer) -> Option<PageAnswer> {
+        let Some(free) = self.strays.lock().push(unit, answer) else { return Some(answer) };
+        if free < self.unit_count()
+            && let Some(unit) = self.unit(unit)
+        {
+            unit.set_page_request_flow(PageRequestFlow::Held);
+        }
+        None
     }
 
     /// Incomplete groups of all devices behind a unit stay so. Interrupts are masked.
@@ -93,9 +106,25 @@ impl<H: Hal> Iommu<H> {
     /// Groups page requests and stalls that interrupts have brought, has their handlers resolve them, and answers. For
     /// thread context, on any CPU, also on several at once. Devices take turns.
     ///
-    /// To be called after interrupts, and again while there is [more](PageFaultWork::More).
+    /// To be called after interrupts, and again while there is [more](PageFaultWork::More); and after what drains a
+    /// device's requests, which may have found more of other devices' than it had to read.
     pub fn handle_page_faults(&self) -> PageFaultWork {
         self.refuse_strays();
+        if self.unread.swap(false, Ordering::AcqRel) {
+            self.for_each_unit(|id, unit| {
+                unit.set_page_request_flow(PageRequestFlow::Open);
+                self.handle_interrupt(id);
+            });
+            self.refuse_strays();
+        }
+        match self.serve_all() {
+            PageFaultWork::Done if !self.unread.load(Ordering::Acquire) => PageFaultWork::Done,
+            _ => PageFaultWork::More,
+        }
+    }
+
+    /// Each device has its turns.
+    fn serve_all(&self) -> PageFaultWork {
         // Another device begins each time.
         let first = self.turn.fetch_add(1, Ordering::Relaxed);
         let mut work = PageFaultWork::Done;
@@ -158,11 +187,10 @@ impl<H: Hal> Iommu<H> {
     }
 
     fn refuse_strays(&self) {
-        while let Some((unit, answer)) = self.hal.critical(|| self.strays.lock().pop()) {
-            if let Some(unit) = self.unit(unit)
-                && let Err(error) = unit.answer(&[answer])
-            {
-                log::error!("the refusal of a page request was not delivered: {error}");
+        for _ in 0..STRAYS {
+            let Some((unit, answer)) = self.hal.critical(|| self.strays.lock().pop()) else { return };
+            if let Some(unit) = self.unit(unit) {
+                refuse_stray(&*unit, answer);
             }
         }
     }
@@ -206,19 +234,35 @@ impl<H: Hal> Iommu<H> {
         let id = device.unit();
         let unit = self.unit(id).ok_or(SyncError::Faulted)?;
         let drained = unit.drain_page_requests(device.endpoints(), &mut |event| {
-            self.hal.critical(|| self.event(id, event))
+            let stray = self.hal.critical(|| match event {
+                UnitEvent::PageRequest(request) => self.take_page_request(id, request),
+                event => self.event(id, event),
+            });
+            if let Some(answer) = stray {
+                refuse_stray(&*unit, answer);
+            }
         });
         queue.refuse_all(&self.hal, whose);
         drained
     }
 
-    /// What a unit tells while it is drained is what it tells in interrupts.
-    pub(crate) fn event(&self, unit: UnitId, event: UnitEvent) {
+    /// What a unit tells. Returned is an answer for which there is no place. Interrupts are masked.
+    pub(crate) fn event(&self, unit: UnitId, event: UnitEvent) -> Option<PageAnswer> {
         match event {
-            UnitEvent::PageRequest(request) => self.take_page_request(unit, request),
+            UnitEvent::PageRequest(request) => {
+                let stray = self.take_page_request(unit, request)?;
+                return self.keep_stray(unit, stray);
+            }
             UnitEvent::PageRequestOverflow => self.lose_page_requests(unit),
             other => self.take_event(unit, other),
         }
+        None
+    }
+}
+
+fn refuse_stray(unit: &dyn Unit, answer: PageAnswer) {
+    if let Err(error) = unit.answer(&[answer]) {
+        log::error!("the refusal of a page request was not delivered: {error}");
     }
 }
 

@@ -68,6 +68,8 @@ pub(crate) struct Wires {
     pub(crate) answered: Vec<PageAnswer>,
     /// How many answers each submission had.
     pub(crate) batches: Vec<usize>,
+    /// What is in `events` stays there.
+    paused: bool,
     pub(crate) on_answer: Option<OnAnswer>,
     /// The call that fails.
     pub(crate) fails: &'static str,
@@ -172,8 +174,16 @@ impl Unit for FakeUnit {
         Ok(self.note(format!("detach {}.{pasid}", ids[0]))?)
     }
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
-        let events = std::mem::take(&mut self.wires().events);
-        events.into_iter().for_each(report);
+        let mut events = std::mem::take(&mut self.wires().events).into_iter();
+        while !self.wires().paused {
+            let Some(event) = events.next() else { return };
+            report(event);
+        }
+        self.wires().events.splice(0..0, events);
+        report(UnitEvent::Unread);
+    }
+    fn set_page_request_flow(&self, flow: PageRequestFlow) {
+        self.wires().paused = flow == PageRequestFlow::Held;
     }
     fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {
         let mut wires = self.wires();

@@ -5,7 +5,8 @@ use crate::space::Driver;
 use portcullis_hal::{Access, Arc, Attributes, EndpointId, FrameOrder, Frames, Iova, Mapped, SyncError};
 use portcullis_iommu::{
     Answered, AttachError, Domain, FaultModels, GroupIndex, InGroup, Missing, PageAnswer, PageRequest,
-    PageRequestKind, PageResponse, Privilege, Requests, Stage, Transition, Unit as _, UnitEvent,
+    PageRequestFlow, PageRequestKind, PageResponse, Privilege, Requests, Stage, Transition, Unit as _,
+    UnitEvent,
 };
 use portcullis_model::core::{Mode, Outcome, Request, ResponseCode};
 use portcullis_model::device::{Attempt, Device, Job, points as habits};
@@ -201,6 +202,83 @@ fn what_finds_no_room_is_answered_by_the_unit_and_told() {
         assert_eq!(events(&bench), []);
     }
     assert_eq!(bench.driver.stats().overflows, 3);
+    finish(&bench, &device);
+}
+
+/// A device that ignores its credits asks again for each request that is read.
+#[test]
+fn a_flood_takes_a_queueful_for_each_call_and_every_request_gets_its_answer() {
+    let bench = Bench::with_page_requests(Config { oas: 44, ..Config::full() }, 3);
+    let device = asking(&bench, SID, &bench.domain(Stage::Stage1));
+    let mut left = 400;
+    device.request_pages(&[read(7)]).unwrap();
+    let mut turns = 0;
+    loop {
+        let (mut asked, mut more) = (Vec::new(), false);
+        bench.driver.handle_interrupt(&mut |event| match event {
+            UnitEvent::PageRequest(request) => {
+                asked.push(request);
+                if left > 0 {
+                    left -= 1;
+                    device.request_pages(&[read(7)]).unwrap();
+                }
+            }
+            UnitEvent::Unread => more = true,
+            event => assert_eq!(event, UnitEvent::PageRequestOverflow),
+        });
+        assert!(asked.len() <= 9);
+        bench.driver.answer(&answers(&asked, PageResponse::Success)).unwrap();
+        told(&device);
+        turns += 1;
+        if !more {
+            break;
+        }
+    }
+    assert_eq!((left, device.unanswered()), (0, 0), "after {turns} turns");
+    assert!(turns >= 400 / 9);
+    finish(&bench, &device);
+}
+
+#[test]
+fn requests_that_are_held_stay_and_what_finds_no_room_is_answered_by_the_unit() {
+    let bench = Bench::with_page_requests(Config { oas: 44, ..Config::full() }, 3);
+    let device = asking(&bench, SID, &bench.domain(Stage::Stage1));
+    // From within a report: the next one is held.
+    (0..12).for_each(|_| _ = device.request_pages(&[read(7)]).unwrap());
+    let mut all = Vec::new();
+    bench.driver.handle_interrupt(&mut |event| {
+        bench.driver.set_page_request_flow(PageRequestFlow::Held);
+        all.push(event);
+    });
+    assert!(matches!(all[..], [UnitEvent::PageRequest(_), UnitEvent::Unread]), "{all:?}");
+    assert_eq!(events(&bench), [UnitEvent::Unread]);
+    let first = request(all[0]);
+    bench.driver.set_page_request_flow(PageRequestFlow::Open);
+    let mut rest = events(&bench);
+    assert_eq!(rest.pop(), Some(UnitEvent::PageRequestOverflow));
+    let rest: Vec<_> = rest.into_iter().map(request).chain([first]).collect();
+    assert_eq!((rest.len(), told(&device).len()), (8, 4));
+    bench.driver.answer(&answers(&rest, PageResponse::Success)).unwrap();
+    assert_eq!((told(&device).len(), device.unanswered()), (8, 0));
+    finish(&bench, &device);
+}
+
+#[test]
+fn a_drain_comes_to_its_end_though_others_flood_the_queue() {
+    let (bench, domain, device) = bench();
+    let other = asking(&bench, OTHER, &domain);
+    let group = device.request_pages(&[read(7)]).unwrap();
+    bench.unit.schedule.odds(points::PRIQ_OVERFLOW, 1, 1);
+    let mut asked = Vec::new();
+    let drained = bench.driver.drain_page_requests(&endpoint(SID), &mut |event| {
+        other.request_pages(&[read(7)]).unwrap();
+        if let UnitEvent::PageRequest(request) = event {
+            asked.push(request);
+        }
+    });
+    assert_eq!(drained, Ok(()));
+    bench.driver.answer(&answers(&asked, PageResponse::Invalid)).unwrap();
+    assert_eq!(told(&device), [(group, ResponseCode::InvalidRequest)]);
     finish(&bench, &device);
 }
 

@@ -53,6 +53,14 @@ impl Bench {
         Self::start(kernel, unit)
     }
 
+    /// A bench whose unit has a queue for `2^log2` page requests.
+    pub(crate) fn with_page_requests(config: Config, log2: u8) -> Self {
+        let kernel = Kernel::new(config.coherent);
+        let mut unit = Unit::with(config, 0, &kernel, &mut Prng::new(7));
+        unit.options.page_request_queue_log2 = log2;
+        Self::start(kernel, unit)
+    }
+
     fn start(kernel: Kernel, mut unit: Unit) -> Self {
         unit.schedule.calm();
         *lock(&kernel.0.units) = vec![unit.model.clone()];

@@ -406,8 +406,8 @@ impl World {
                         unit.lost = true;
                         let again = if unit.losses.0 == losses { unit.losses.1 + 1 } else { 1 };
                         unit.losses = (losses, again);
-                        // A full queue and a failed write are told apart, and each once.
-                        if again > 2 || losses == 0 {
+                        // A full queue, a failed write and what a late handler gave up are told apart, and each once.
+                        if again > 3 || losses == 0 {
                             return Err(format!(
                                 "unit {at} reports a loss again where nothing more was lost"
                             ));
@@ -421,6 +421,7 @@ impl World {
                         self.count("reported a page request");
                     }
                     UnitEvent::PageRequestOverflow => self.count("reported an overflow of page requests"),
+                    UnitEvent::Unread => self.count("reported that more is there"),
                     UnitEvent::QueueError => self.count("reported queue error"),
                     UnitEvent::UnitError { name, value } if name.starts_with("MSI_") => {
                         let _ = value;
