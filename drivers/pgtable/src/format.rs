@@ -192,6 +192,12 @@ impl Scheme {
         self.granule_shift.wrapping_add(level.wrapping_mul(self.stride()))
     }
 
+    /// The index of `iova` in tables at `level`; high bits are left to the table to mask.
+    #[inline(always)]
+    pub(crate) const fn index(&self, iova: u64, level: u32) -> usize {
+        iova.wrapping_shr(self.level_shift(level)) as usize
+    }
+
     /// The bytes that one entry at `level` covers.
     #[inline(always)]
     pub(crate) const fn level_size(&self, level: u32) -> u64 {
@@ -303,6 +309,12 @@ impl Scheme {
         } else {
             Kind::Leaf
         }
+    }
+
+    /// Whether `entry`, which references no table, maps something and is no part of a run under the contiguous hint.
+    #[inline(always)]
+    pub(crate) fn is_single(&self, entry: u64) -> bool {
+        entry & self.present != 0 && entry & self.contiguous == 0
     }
 
     /// The bits of `leaf`, at `level`, that leaves of other sizes and at other addresses share with it.

@@ -4,17 +4,16 @@
 //! What is called here at all is called last, with the arguments where they are, so that the compiler need not save
 //! anything on the way.
 
-use crate::format::{Format, Kind, low_bits};
+use crate::format::{Format, low_bits};
 use crate::map::{LONG_RUN, fill};
 use crate::table::AnyTable;
-use crate::tree::{Below, Cut, Place, Walk};
+use crate::tree::{Below, Cut, End, Place};
 use crate::walk::{Step, recount};
 use core::sync::atomic::Ordering;
-use portcullis_hal::{Gather, Hal, Iova, IovaRange, MapError, Mapping, OutOfMemory, UnmapError, barrier};
+use portcullis_hal::{Gather, Hal, IovaRange, MapError, Mapping, OutOfMemory, UnmapError, barrier};
 
-/// The number of levels for which the compiler makes code of its own: what most tables have.
-pub(crate) const SHORT_LEVELS: u8 = TOP as u8 + 1;
-const TOP: u32 = 3;
+/// The level of the root in the tables to which there is a short way: what most have.
+pub(crate) const TOP: u32 = 3;
 
 /// The short way in tables of one format.
 #[derive(Debug)]
@@ -29,162 +28,123 @@ impl<H: Hal> Short<H> {
     }
 }
 
-/// How a call goes on.
-enum Way<'t, H: Hal> {
-    /// Not at all.
-    Done,
-    /// With the count of leaves, which somebody else is at too.
-    Count(Walk<'t, H>),
-    /// With a table.
-    Table(Place<'t, H>),
-    /// As all calls can: there is more to it, and nothing was done yet.
-    Long,
-}
-
 impl<H: Hal> AnyTable<H> {
     /// Maps a list, by the short way if it is one page or one leaf of the next size.
     #[inline(never)]
     pub(crate) fn map_one<F: Format>(&self, list: &[Mapping]) -> Result<(), MapError> {
-        let way = match list {
-            [mapping] => {
-                let extent = mapping.memory.last().get().wrapping_sub(mapping.memory.start().get());
-                if extent == low_bits(F::SCHEME.level_shift(0)) {
-                    self.map_leaf::<F>(mapping, 0)
-                } else if extent == low_bits(F::SCHEME.level_shift(1))
-                    && self.page_sizes & F::SCHEME.level_size(1) != 0
-                {
-                    self.map_leaf::<F>(mapping, 1)
-                } else {
-                    Way::Long
-                }
+        if let [mapping] = list {
+            let extent = mapping.memory.last().get().wrapping_sub(mapping.memory.start().get());
+            let done = if extent == low_bits(F::SCHEME.level_shift(0)) {
+                self.map_leaf::<F>(mapping, 0)
+            } else if extent == low_bits(F::SCHEME.level_shift(1))
+                && self.page_sizes & F::SCHEME.level_size(1) != 0
+            {
+                self.map_leaf::<F>(mapping, 1)
+            } else {
+                None
+            };
+            if done.is_some() {
+                return Ok(());
             }
-            _ => Way::Long,
-        };
-        match way {
-            Way::Done => Ok(()),
-            Way::Count(walk) => self.mapped_slowly::<F>(list, walk),
-            Way::Table(_) | Way::Long => self.map_pieces(list),
         }
+        self.map_pieces(list)
     }
 
-    /// Maps a piece that is as long as a leaf at `level`.
+    /// Maps a piece that is as long as a leaf at `level`. `None` if there is more to it, and nothing was done.
     #[inline(always)]
-    fn map_leaf<F: Format>(&self, mapping: &Mapping, level: u32) -> Way<'_, H> {
-        let Some(attribute_bits) = self.seals.get(mapping.attributes) else {
-            return Way::Long;
-        };
+    fn map_leaf<F: Format>(&self, mapping: &Mapping, level: u32) -> Option<()> {
+        let attribute_bits = self.seals.get(mapping.attributes)?;
         let (iova, phys) = (mapping.iova.get(), mapping.memory.start());
         let aligned = (iova | phys.get()) & low_bits(F::SCHEME.level_shift(level)) == 0;
-        // An aligned leaf is all within the aperture, a larger power of two, if its start is; memory likewise.
-        if !aligned || iova >= self.short_end || phys.get() > self.last_phys {
-            return Way::Long;
+        // An aligned leaf is all within memory, a larger power of two, if its start is.
+        if !aligned || phys.get() > self.last_phys {
+            return None;
         }
-        let Some(found) = self.tree.walk().find::<F>(iova, level, TOP) else {
-            return Way::Long;
-        };
+        let found = self.tree.find::<F>(iova, level)?;
         let slot = found.place.slot();
         if found.common & self.tree.settled != self.tree.settled || slot.load(Ordering::Relaxed) != 0 {
-            return Way::Long;
+            return None;
         }
         slot.store(F::SCHEME.leaf(phys, level, attribute_bits), Ordering::Relaxed);
-        if level == 0 && found.recount::<F>(Step::Up).is_err() {
-            return Way::Count(found.place.walk);
+        if level == 0 {
+            found.recount::<F>(Step::Up);
         }
         found.place.complete();
         // The caller goes on to tell a device.
         barrier::before_doorbell();
-        Way::Done
+        Some(())
     }
 
-    /// Completes the mapping of a page that is yet to be counted. See [`unmapped_slowly`](Self::unmapped_slowly).
-    #[cold]
-    #[inline(never)]
-    fn mapped_slowly<F: Format>(&self, list: &[Mapping], walk: Walk<'_, H>) -> Result<(), MapError> {
-        if let [mapping] = list
-            && let Some(found) = walk.find::<F>(mapping.iova.get(), 0, TOP)
-        {
-            found.recount_surely(Step::Up);
-            found.place.complete();
-            barrier::before_doorbell();
-        }
-        Ok(())
-    }
-
-    /// Unmaps a range, by the short way if it is one page, one leaf of the next size, or all that a table of pages maps.
+    /// As [`unmap_short`](Self::unmap_short), out of line.
     #[inline(never)]
     pub(crate) fn unmap_one<F: Format>(
         &self,
         range: IovaRange,
         gather: &mut Gather,
     ) -> Result<u64, UnmapError> {
-        let extent = range.last().get().wrapping_sub(range.start().get());
-        let way = if extent == low_bits(F::SCHEME.level_shift(0)) {
-            self.unmap_leaf::<F>(range, gather, 0)
-        } else if extent == low_bits(F::SCHEME.level_shift(1)) {
-            self.unmap_leaf::<F>(range, gather, 1)
-        } else {
-            Way::Long
-        };
-        match way {
-            Way::Done => Ok(extent.wrapping_add(1)),
-            Way::Count(walk) => self.unmapped_slowly::<F>(range, gather, walk),
-            Way::Table(place) => self.unmap_table(range.start(), gather, place),
-            Way::Long => self.unmap_all(range, gather),
-        }
+        self.unmap_short::<F>(range, gather)
     }
 
-    /// Unmaps a range that is as long as a leaf at `level`, if it is a leaf.
+    /// Unmaps a range, by the short way if it is one page, one leaf of the next size, or all that a table of pages maps.
     #[inline(always)]
-    fn unmap_leaf<F: Format>(&self, range: IovaRange, gather: &mut Gather, level: u32) -> Way<'_, H> {
-        let (iova, shift) = (range.start().get(), F::SCHEME.level_shift(level));
-        if iova & low_bits(shift) != 0 || iova >= self.short_end {
-            return Way::Long;
-        }
-        let Some(found) = self.tree.walk().find::<F>(iova, level, TOP) else {
-            return Way::Long;
-        };
-        let slot = found.place.slot();
-        let leaf = slot.load(Ordering::Relaxed);
-        if level != 0 && F::SCHEME.is_table(leaf) {
-            return Way::Table(found.place);
-        }
-        if F::SCHEME.kind(leaf, level) != Kind::Leaf || leaf & F::SCHEME.contiguous != 0 {
-            return Way::Long;
-        }
-        slot.store(0, Ordering::Relaxed);
-        if level == 0 && found.recount::<F>(Step::Down).is_err() {
-            return Way::Count(found.place.walk);
-        }
-        found.place.complete();
-        barrier::publish_to_device();
-        gather.record(range, shift as u8);
-        Way::Done
-    }
-
-    /// Completes taking out a page that is yet to be counted. It is looked for once more: to hand it over would be on the
-    /// way of all calls.
-    #[cold]
-    #[inline(never)]
-    fn unmapped_slowly<F: Format>(
+    pub(crate) fn unmap_short<F: Format>(
         &self,
         range: IovaRange,
         gather: &mut Gather,
-        walk: Walk<'_, H>,
     ) -> Result<u64, UnmapError> {
-        if let Some(found) = walk.find::<F>(range.start().get(), 0, TOP) {
-            found.recount_surely(Step::Down);
-            found.place.complete();
-            barrier::publish_to_device();
+        let (page, block) = (F::SCHEME.level_shift(0), F::SCHEME.level_shift(1));
+        let iova = range.start().get();
+        let extent = range.last().get().wrapping_sub(iova);
+        // A leaf is an aligned power of two.
+        if iova & extent != 0 {
+            return self.unmap_all(range, gather);
         }
-        gather.record(range, F::SCHEME.level_shift(0) as u8);
-        Ok(range.len())
+        let Some(end) = self.tree.find_end::<F>(iova) else {
+            return self.unmap_all(range, gather);
+        };
+        let shift = match end {
+            End::Page(found) if extent != low_bits(page) => {
+                return self.unmap_table(range, gather, found.up());
+            }
+            End::Page(found) => {
+                let slot = found.place.slot();
+                if !F::SCHEME.is_single(slot.load(Ordering::Relaxed)) {
+                    drop(found);
+                    return self.unmap_all(range, gather);
+                }
+                slot.store(0, Ordering::Relaxed);
+                found.recount::<F>(Step::Down);
+                found.place.complete();
+                page
+            }
+            End::Block(place, leaf) if extent == low_bits(block) && F::SCHEME.is_single(leaf) => {
+                place.slot().store(0, Ordering::Relaxed);
+                place.complete();
+                block
+            }
+            End::Block(place, _) => {
+                drop(place);
+                return self.unmap_all(range, gather);
+            }
+        };
+        barrier::publish_to_device();
+        gather.record(range, shift as u8);
+        Ok(extent.wrapping_add(1))
     }
 
-    /// Unmaps all of the table in a slot at level 1, which maps from `iova` on, by cutting it off.
+    /// Unmaps a range that is more than one page of the table in a slot at level 1; by cutting that off if it is all of it.
     #[inline(never)]
-    fn unmap_table(&self, iova: Iova, gather: &mut Gather, place: Place<'_, H>) -> Result<u64, UnmapError> {
-        let range = IovaRange::block(iova, self.scheme().level_size(1));
-        let Cut::Done(tally) = place.cut(1, gather) else {
+    fn unmap_table(
+        &self,
+        range: IovaRange,
+        gather: &mut Gather,
+        place: Place<'_, H>,
+    ) -> Result<u64, UnmapError> {
+        let cut = match range.len() == self.scheme().level_size(1) {
+            true => place.cut(1, gather),
+            false => Cut::Busy,
+        };
+        let Cut::Done(tally) = cut else {
             drop(place);
             return self.unmap_all(range, gather);
         };

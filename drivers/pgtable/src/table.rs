@@ -1,7 +1,7 @@
 //! The page table as its users see it.
 
 use crate::format::{AccessedDirty, Config, ConfigError, Format, Geometry, Scheme, low_bits};
-use crate::single::{SHORT_LEVELS, Short};
+use crate::single::Short;
 use crate::tree::{Traits, Tree};
 use core::marker::PhantomData;
 use core::ops::Deref;
@@ -42,8 +42,6 @@ pub struct AnyTable<H: Hal> {
     /// The bytes of the smallest run of pages that gets the contiguous hint; `u64::MAX` if none does.
     pub(crate) shortest_run: u64,
     pub(crate) last_iova: u64,
-    /// The end of the addresses to which there is a short way: of the aperture in tables of four levels, else 0.
-    pub(crate) short_end: u64,
     pub(crate) last_phys: u64,
     pub(crate) seals: Seals,
     input_bits: u8,
@@ -71,9 +69,9 @@ impl<H: Hal, F: Format> PageTable<H, F> {
     }
 
     /// As [`AnyTable::unmap`], with the format known.
-    #[inline]
+    #[inline(always)]
     pub fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
-        self.any.unmap_one::<F>(range, gather)
+        self.any.unmap_short::<F>(range, gather)
     }
 
     /// As [`AnyTable::trim`].
@@ -141,7 +139,6 @@ impl<H: Hal> AnyTable<H> {
             page_sizes,
             shortest_run: if runs { run } else { u64::MAX },
             last_iova,
-            short_end: if geometry.levels == SHORT_LEVELS { last_iova.wrapping_add(1) } else { 0 },
             last_phys,
             seals,
             input_bits: config.input_bits,

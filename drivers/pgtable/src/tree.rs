@@ -9,7 +9,7 @@
 //!   [`Walk::supplant`], which first takes the link out and then makes sure that no other walk is running: one that began
 //!   later cannot see the link any more. So a table reached in a walk is there until the walk ends, even if calls on
 //!   overlapping ranges race with each other.
-//! - **Formats**: a tree goes by the scheme of the format that it was made with. [`Walk::find`] has the same one as a
+//! - **Formats**: a tree goes by the scheme of the format that it was made with. [`Tree::find`] has the same one as a
 //!   constant: it is called by the short way of that format, which `AnyTable` got together with the scheme, or for which a
 //!   [`PageTable`](crate::PageTable) stands with its type. So nobody may exchange the table in a `PageTable`: it is
 //!   borrowed from there for reading only.
@@ -19,7 +19,8 @@
 mod reclaim;
 
 use crate::format::{AccessedDirty, Format, Geometry, Kind, Replacement, Scheme, low_bits};
-use crate::walk::{Contended, Step, recount, recount_one};
+use crate::single::TOP;
+use crate::walk::{Step, recount_one};
 use core::marker::PhantomData;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -46,6 +47,9 @@ pub(crate) struct Tree<H: Hal> {
     top: u32,
     /// The number of entries of the root that the aperture uses, less one.
     root_mask: usize,
+    /// The number of entries of the root that are begun with by the [short way](crate::single): all that the aperture uses,
+    /// if the root is at the right level, or none.
+    short_roots: usize,
     table_order: FrameOrder,
     /// The bits that a table entry must have before the walker may rely on hardware finding it.
     pub(crate) settled: u64,
@@ -104,14 +108,29 @@ pub(crate) enum Below<'w> {
 
 /// An entry, and the walk that keeps its table: a pair that fits registers.
 pub(crate) struct Place<'t, H: Hal> {
-    pub(crate) walk: Walk<'t, H>,
+    walk: Walk<'t, H>,
     slot: &'t AtomicU64,
 }
 
-impl<H: Hal> Place<'_, H> {
+impl<'t, H: Hal> Place<'t, H> {
     #[inline(always)]
     pub(crate) fn slot(&self) -> &AtomicU64 {
         self.slot
+    }
+
+    /// Goes on to the entry for `iova` of the table that the slot, in a table at `level` above 0, references; what is in
+    /// the slot, if that is no table.
+    #[inline(always)]
+    fn enter<F: Format>(self, iova: u64, level: u32) -> Result<Found<'t, H>, (Self, u64)> {
+        let Self { walk, slot: link } = self;
+        let entry = link.load(Ordering::SeqCst);
+        if !F::SCHEME.is_table(entry) {
+            return Err((Self { walk, slot: link }, entry));
+        }
+        // SAFETY: read in this walk, above level 0, and only table entries look like this.
+        let table = unsafe { walk.tree.follow(entry, &F::SCHEME) };
+        let slot = table.entry(F::SCHEME.index(iova, level.wrapping_sub(1)));
+        Ok(Found { place: Self { walk, slot }, link, entry, common: entry })
     }
 
     /// Writes the slot back to memory if the walker needs that, and ends the walk.
@@ -138,18 +157,24 @@ pub(crate) struct Found<'t, H: Hal> {
 }
 
 impl<'t, H: Hal> Found<'t, H> {
-    /// Notes one leaf more, or one fewer, in the table that the place is in, which is one of pages; an error if something
-    /// else was noted meanwhile.
+    /// Notes one leaf more, or one fewer, in the table that the place is in, which is one of pages.
     #[inline(always)]
-    pub(crate) fn recount<F: Format>(&self, step: Step) -> Result<(), Contended> {
-        recount_one::<F>(self.link, self.entry, step)
+    pub(crate) fn recount<F: Format>(&self, step: Step) {
+        recount_one::<F>(self.link, self.entry, step);
     }
 
-    /// As [`recount`](Self::recount), for certain.
+    /// The place of the link.
     #[inline(always)]
-    pub(crate) fn recount_surely(&self, step: Step) {
-        recount(&self.place.walk.tree.scheme, self.link, self.entry, if step == Step::Up { 1 } else { -1 });
+    pub(crate) fn up(self) -> Place<'t, H> {
+        Place { walk: self.place.walk, slot: self.link }
     }
+}
+
+/// The end of a way, which leads to a table of pages or ends above.
+pub(crate) enum End<'t, H: Hal> {
+    Page(Found<'t, H>),
+    /// A place at level 1, and what is in it: no table.
+    Block(Place<'t, H>, u64),
 }
 
 /// What became of an attempt to cut a table off.
@@ -211,6 +236,9 @@ impl<H: Hal> Tree<H> {
         let top = u32::from(geometry.levels.saturating_sub(1));
         // The index bits of the root that the aperture uses.
         let root_bits = u32::from(geometry.aperture_bits).saturating_sub(scheme.level_shift(top));
+        let root_mask = low_bits(root_bits) as usize;
+        // Where the aperture ends within an entry, its end would have to be looked at.
+        let short = top == TOP && u32::from(geometry.aperture_bits) >= scheme.level_shift(top);
         let tree = Self {
             hal: hal.clone(),
             scheme,
@@ -219,7 +247,8 @@ impl<H: Hal> Tree<H> {
             writes,
             top,
             root: frames(hal, order(8_u64.wrapping_shl(root_bits))?, last_phys)?,
-            root_mask: low_bits(root_bits) as usize,
+            root_mask,
+            short_roots: if short { root_mask.wrapping_add(1) } else { 0 },
             table_order: order(scheme.level_size(0))?,
             settled: if writes == TableWrites::Cleaned { scheme.cleaned } else { 0 },
             last_phys,
@@ -247,6 +276,39 @@ impl<H: Hal> Tree<H> {
         // In one total order with the loads of links and with `cut`: see there.
         self.walks.fetch_add(1, Ordering::SeqCst);
         Walk { tree: self }
+    }
+
+    /// Begins a walk by the short way of `F`, and goes down to the entry for `iova` in a table at level `to`, below the root;
+    /// if there are tables all the way.
+    #[inline(always)]
+    pub(crate) fn find<F: Format>(&self, iova: u64, to: u32) -> Option<Found<'_, H>> {
+        let index = F::SCHEME.index(iova, TOP);
+        if index >= self.short_roots {
+            return None;
+        }
+        let walk = self.walk();
+        // SAFETY: the root has so many entries or more (`new`), and lives as long as the tree.
+        let slot = unsafe { self.root_table().entries.add(index).as_ref() };
+        let mut level = TOP;
+        let mut found = Place { walk, slot }.enter::<F>(iova, level).ok()?;
+        loop {
+            level = level.wrapping_sub(1);
+            if level == to {
+                return Some(found);
+            }
+            let next = found.place.enter::<F>(iova, level).ok()?;
+            found = Found { common: found.common & next.entry, ..next };
+        }
+    }
+
+    /// As [`find`](Self::find), down to the last entry that there is, which is at level 0 or 1.
+    #[inline(always)]
+    pub(crate) fn find_end<F: Format>(&self, iova: u64) -> Option<End<'_, H>> {
+        let found = self.find::<F>(iova, 1)?;
+        Some(match found.place.enter::<F>(iova, 1) {
+            Ok(page) => End::Page(page),
+            Err((place, entry)) => End::Block(place, entry),
+        })
     }
 
     /// Writes the cache lines of `words` back to memory if the walker needs that.
@@ -319,32 +381,8 @@ impl<'t, H: Hal> Walk<'t, H> {
         }
     }
 
-    /// Goes down to the entry for `iova` in a table at level `to`, below `top`, that of the root; if there are tables all
-    /// the way.
-    #[inline(always)]
-    pub(crate) fn find<F: Format>(self, iova: u64, to: u32, top: u32) -> Option<Found<'t, H>> {
-        let index = |level| iova.wrapping_shr(F::SCHEME.level_shift(level)) as usize;
-        let mut level = top;
-        let mut link = self.tree.root_table().entry(index(level));
-        let mut common = u64::MAX;
-        loop {
-            let entry = link.load(Ordering::SeqCst);
-            if !F::SCHEME.is_table(entry) {
-                return None;
-            }
-            common &= entry;
-            // SAFETY: read in this walk, above level 0, and only table entries look like this.
-            let table = unsafe { self.tree.follow(entry, &F::SCHEME) };
-            level = level.wrapping_sub(1);
-            let slot = table.entry(index(level));
-            if level == to {
-                return Some(Found { place: Place { walk: self, slot }, link, entry, common });
-            }
-            link = slot;
-        }
-    }
-
-    /// As [`find`](Self::find), in a tree of any format and depth, and only by way of entries that hardware finds.
+    /// Goes down to the entry for `iova` in a table at level `to`, below the root, in a tree of any format and depth; only by
+    /// way of entries that hardware finds.
     pub(crate) fn descend(&self, iova: u64, to: u32) -> Option<&AtomicU64> {
         let scheme = &self.tree.scheme;
         let mut level = self.tree.top();

@@ -265,26 +265,31 @@ pub(crate) enum Step {
     Down,
 }
 
-/// The link was changed meanwhile, or the count is at its limit or in two parts.
-pub(crate) struct Contended;
-
-/// As [`recount`], for a single leaf, if it is done by one exchange.
+/// As [`recount`], for a single leaf.
 #[inline(always)]
-pub(crate) fn recount_one<F: Format>(link: &AtomicU64, entry: u64, step: Step) -> Result<(), Contended> {
+pub(crate) fn recount_one<F: Format>(link: &AtomicU64, mut entry: u64, step: Step) {
     let scheme = F::SCHEME;
-    if scheme.leaves_high != 0 {
-        return Err(Contended);
+    let full = 1_u64.wrapping_shl(scheme.stride());
+    let one = 1_u64.wrapping_shl(scheme.leaves_low.trailing_zeros());
+    loop {
+        let count = scheme.leaf_count(entry);
+        let new = match step {
+            // Counts go from none to full, the one value with its bit set.
+            Step::Up if count & full != 0 => return,
+            Step::Down if count == 0 => return,
+            Step::Up if scheme.leaves_high == 0 => entry.wrapping_add(one),
+            Step::Down if scheme.leaves_high == 0 => entry.wrapping_sub(one),
+            Step::Up => scheme.with_leaf_count(entry, count.wrapping_add(1)),
+            Step::Down => scheme.with_leaf_count(entry, count.wrapping_sub(1)),
+        };
+        if link.compare_exchange(entry, new, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            return;
+        }
+        entry = link.load(Ordering::Relaxed);
+        if !scheme.is_table(entry) {
+            return;
+        }
     }
-    let (full, one) =
-        (1_u64.wrapping_shl(scheme.stride()), 1_u64.wrapping_shl(scheme.leaves_low.trailing_zeros()));
-    // Counts go from none to full, the one value with its bit set.
-    let (possible, new) = match step {
-        Step::Up => (entry & full.wrapping_mul(one) == 0, entry.wrapping_add(one)),
-        Step::Down => (scheme.leaf_count(entry) != 0, entry.wrapping_sub(one)),
-    };
-    let exchanged =
-        possible && link.compare_exchange(entry, new, Ordering::Relaxed, Ordering::Relaxed).is_ok();
-    if exchanged { Ok(()) } else { Err(Contended) }
 }
 
 /// Notes that the level-0 table that `link` references holds `added` leaves more, or fewer. `entry`, a table entry, is

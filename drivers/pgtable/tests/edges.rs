@@ -32,10 +32,10 @@ fn the_first_and_the_last_page_of_the_aperture_can_be_mapped_and_nothing_beyond(
         assert_eq!(table.map(&[rw(u64::MAX - page + 1, 0, page)]), out(u64::MAX - page + 1));
         assert_eq!(table.map(&[rw(u64::MAX - page + 1, 0, 2 * page)]), out(u64::MAX - page + 1));
         assert_eq!(table.translate(Iova::new(beyond)), None);
-        assert_eq!(
-            table.unmap(range(last, 2 * page), &mut Gather::new()),
-            Err(UnmapError::OutOfRange { iova: Iova::new(last) })
-        );
+        for (start, len) in [(last, 2 * page), (beyond, page), (u64::MAX - page + 1, page)] {
+            let out = Err(UnmapError::OutOfRange { iova: Iova::new(start) });
+            assert_eq!(table.unmap(range(start, len), &mut Gather::new()), out);
+        }
         let mut gather = Gather::new();
         assert_eq!(table.unmap(table.aperture(), &mut gather), Ok(2 * page));
         assert_eq!(gather.leaf_shift(), F::GRANULE_SHIFT as u8);
@@ -43,6 +43,11 @@ fn the_first_and_the_last_page_of_the_aperture_can_be_mapped_and_nothing_beyond(
         assert!(leaves(&hal, &table.root()).is_empty());
     }
     for_each_format!(check);
+    // Apertures of a part of an entry of the root, of one, and of two.
+    for bits in [32, 38, 39, 40] {
+        check(X86_4, bits);
+        check(SECOND_4, bits);
+    }
 }
 
 #[test]

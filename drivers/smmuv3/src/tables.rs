@@ -1,15 +1,42 @@
 //! The page tables of a paging domain: one of the formats that a unit can walk.
 
 use crate::features::Features;
-use portcullis_hal::{Granule, Hal};
+use core::ops::Deref;
+use portcullis_hal::{Gather, Granule, Hal, IovaRange, UnmapError};
 use portcullis_iommu::{Abilities, DomainError, Missing, PagingSpec, Stage};
 use portcullis_pgtable::{
     AccessedDirty, AnyTable, BbmLevel, Config, ConfigError, PageTable, VmsaStage1, VmsaStage1Lpa2,
     VmsaStage2, VmsaStage2Lpa2,
 };
 
-/// A page table of either stage and any granule.
-pub(crate) type Tables<H> = AnyTable<H>;
+/// A page table of either stage and any granule. It is used as any, but for what is done for each page.
+pub(crate) enum Tables<H: Hal> {
+    /// What most domains have: its format is known to the compiler.
+    Usual(PageTable<H, VmsaStage1<12>>),
+    Other(AnyTable<H>),
+}
+
+impl<H: Hal> Tables<H> {
+    /// As [`AnyTable::unmap`].
+    #[inline(always)]
+    pub(crate) fn unmap(&self, range: IovaRange, gather: &mut Gather) -> Result<u64, UnmapError> {
+        match self {
+            Self::Usual(table) => table.unmap(range, gather),
+            Self::Other(table) => table.unmap(range, gather),
+        }
+    }
+}
+
+impl<H: Hal> Deref for Tables<H> {
+    type Target = AnyTable<H>;
+
+    fn deref(&self) -> &AnyTable<H> {
+        match self {
+            Self::Usual(table) => table,
+            Self::Other(table) => table,
+        }
+    }
+}
 
 /// An empty table as `spec` asks, as far as the unit can walk it.
 pub(crate) fn new<H: Hal>(hal: &H, spec: &PagingSpec, features: &Features) -> Result<Tables<H>, DomainError> {
@@ -54,22 +81,27 @@ pub(crate) fn new<H: Hal>(hal: &H, spec: &PagingSpec, features: &Features) -> Re
     macro_rules! table {
         ($format:ty) => {{
             let format = <$format>::new().with_break_before_make(level).with_accessed_dirty(marks);
-            PageTable::new(hal, format, config).map(PageTable::into_any)
+            PageTable::new(hal, format, config)
         }};
+    }
+    macro_rules! other {
+        ($format:ty) => {
+            table!($format).map(PageTable::into_any).map(Tables::Other)
+        };
     }
     // Descriptors with 52-bit addresses, where they make a difference. The 64 KiB granule has no others.
     let wide = features.lpa2 && input_bits.max(features.output_bits()) > 48;
     let tables = match (stage, granule) {
-        (Stage::Stage1, Granule::Size4K) if wide => table!(VmsaStage1Lpa2<12>),
-        (Stage::Stage1, Granule::Size16K) if wide => table!(VmsaStage1Lpa2<14>),
-        (Stage::Stage2, Granule::Size4K) if wide => table!(VmsaStage2Lpa2<12>),
-        (Stage::Stage2, Granule::Size16K) if wide => table!(VmsaStage2Lpa2<14>),
-        (Stage::Stage1, Granule::Size4K) => table!(VmsaStage1<12>),
-        (Stage::Stage1, Granule::Size16K) => table!(VmsaStage1<14>),
-        (Stage::Stage1, Granule::Size64K) => table!(VmsaStage1<16>),
-        (Stage::Stage2, Granule::Size4K) => table!(VmsaStage2<12>),
-        (Stage::Stage2, Granule::Size16K) => table!(VmsaStage2<14>),
-        (Stage::Stage2, Granule::Size64K) => table!(VmsaStage2<16>),
+        (Stage::Stage1, Granule::Size4K) if wide => other!(VmsaStage1Lpa2<12>),
+        (Stage::Stage1, Granule::Size16K) if wide => other!(VmsaStage1Lpa2<14>),
+        (Stage::Stage2, Granule::Size4K) if wide => other!(VmsaStage2Lpa2<12>),
+        (Stage::Stage2, Granule::Size16K) if wide => other!(VmsaStage2Lpa2<14>),
+        (Stage::Stage1, Granule::Size4K) => table!(VmsaStage1<12>).map(Tables::Usual),
+        (Stage::Stage1, Granule::Size16K) => other!(VmsaStage1<14>),
+        (Stage::Stage1, Granule::Size64K) => other!(VmsaStage1<16>),
+        (Stage::Stage2, Granule::Size4K) => other!(VmsaStage2<12>),
+        (Stage::Stage2, Granule::Size16K) => other!(VmsaStage2<14>),
+        (Stage::Stage2, Granule::Size64K) => other!(VmsaStage2<16>),
     };
     tables.map_err(|error| match error {
         ConfigError::OutOfMemory(error) => error.into(),
