@@ -1,10 +1,10 @@
 //! VT-d second stage (VT-d specification, sections 3.7 and 9.9).
 
 use crate::format::{
-    AccessedDirty, ConfigError, Format, Geometry, Levels, Scheme, TableTest, sealed::Sealed, usage,
-    without_usage,
+    AccessedDirty, ConfigError, Format, Geometry, Levels, Scheme, sealed::Sealed, usage, without_usage,
 };
 use crate::spec::vtd::{Leaf, Table};
+use crate::x86::X86;
 use portcullis_hal::{Access, Attributes, MemoryKind, TableFormat};
 
 /// VT-d second-stage tables.
@@ -32,8 +32,6 @@ impl VtdSecondStage {
 
 /// R, W and X: an entry without any of them is absent.
 const PERMISSIONS: u64 = 0b111;
-/// PS above level 0.
-const PAGE_SIZE: u64 = 1 << 7;
 
 const ACCESSED: u64 = Leaf::new().with_accessed(true).into_bits();
 const DIRTY: u64 = Leaf::new().with_dirty(true).into_bits();
@@ -42,29 +40,17 @@ impl Sealed for VtdSecondStage {}
 
 impl Format for VtdSecondStage {
     const SCHEME: Scheme = Scheme {
-        granule_shift: 12,
-        leaf_levels: 3,
-        wide_levels: 0,
-        output_bits: 52,
-        split_bit: 52,
-        high_address: 0,
         present: PERMISSIONS,
-        // PS is the sign of the lowest byte.
-        table_test: TableTest::Byte,
-        page: 0,
-        block: PAGE_SIZE,
         table: Table::new().with_read(true).with_write(true).into_bits(),
-        contiguous: 0,
-        run_shifts: [0; 4],
-        transient: 0,
         cleaned: Table::new().with_cleaned(true).into_bits(),
         leaves_low: Table::new().with_leaves(0x3ff).into_bits(),
-        leaves_high: 0,
         attribute_bits,
         attributes,
         usage: usage::<ACCESSED, DIRTY>,
         without_usage: without_usage::<ACCESSED, DIRTY>,
         with_usage,
+        // Tables have the shape of the first stage's, and larger pages have PS where it is there.
+        ..X86::SCHEME
     };
 
     fn accessed_dirty(&self) -> AccessedDirty {
