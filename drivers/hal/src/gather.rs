@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "what a proof stands for is a contract of this crate")]
 
-use crate::{FrameChain, FrameOrder, Hal, IovaRange, SyncError};
+use crate::{FrameChain, FrameOrder, Hal, Iova, IovaRange, SyncError};
 use core::sync::atomic::{AtomicU64, Ordering};
 use thiserror::Error;
 
@@ -31,12 +31,17 @@ pub struct Gather {
     round: u64,
     /// The key of the space; 0 as long as it is nobody's.
     owner: u64,
-    range: Option<IovaRange>,
+    /// Of no meaning while nothing was unmapped.
+    range: IovaRange,
+    /// [`NO_LEAF`] while nothing was unmapped.
     leaf_shift: u8,
     tables: FrameChain,
     token: u64,
     resized: bool,
 }
+
+/// More than the shift of any leaf.
+const NO_LEAF: u8 = u8::MAX;
 
 impl Gather {
     /// An empty gather.
@@ -44,8 +49,8 @@ impl Gather {
         Self {
             round: 0,
             owner: 0,
-            range: None,
-            leaf_shift: u8::MAX,
+            range: IovaRange::block(Iova::new(0), 1),
+            leaf_shift: NO_LEAF,
             tables: FrameChain::new(FrameOrder::SINGLE),
             token: 0,
             resized: false,
@@ -55,7 +60,7 @@ impl Gather {
     /// The hull of all that was unmapped; `None` if nothing was.
     #[inline]
     pub fn range(&self) -> Option<IovaRange> {
-        self.range
+        (self.leaf_shift != NO_LEAF).then_some(self.range)
     }
 
     /// The smallest entry that was unmapped, as a power of two in bytes.
@@ -122,10 +127,8 @@ impl Gather {
     /// claimed.
     #[inline]
     pub fn record(&mut self, range: IovaRange, leaf_shift: u8) {
-        (self.range, self.leaf_shift) = match self.range {
-            None => (Some(range), leaf_shift),
-            Some(hull) => (Some(hull.hull(&range)), self.leaf_shift.min(leaf_shift)),
-        };
+        self.range = self.range().map_or(range, |hull| hull.hull(&range));
+        self.leaf_shift = self.leaf_shift.min(leaf_shift).min(NO_LEAF - 1);
     }
 
     /// The round that the next sync ends; no other gather has it, and this one only until then. Never 0. It is numbered
@@ -156,11 +159,10 @@ impl Gather {
     /// elsewhere and copied.
     #[inline(always)]
     fn next_round(&mut self) {
-        let Self { round, owner, range, leaf_shift, tables: _, token, resized } = self;
+        let Self { round, owner, range: _, leaf_shift, tables: _, token, resized } = self;
         *round = 0;
         *owner = 0;
-        *range = None;
-        *leaf_shift = u8::MAX;
+        *leaf_shift = NO_LEAF;
         *token = 0;
         *resized = false;
     }
