@@ -1,50 +1,13 @@
 //! The order in which unit and device learn what the device may do, and PASIDs in the registry.
 
-#![expect(unsafe_code, reason = "an address space for the tests")]
+mod rig;
 
 use core::fmt;
 use portcullis_hal::host::HostHal;
-use portcullis_hal::{
-    Arc, EndpointId, Gather, IoSpace, Iova, IovaRange, MapError, Mapping, PAGE_SIZE, Pasid, RequesterId,
-    SyncError, SyncProof, Translated, UnmapError, unsize_arc,
-};
+use portcullis_hal::{Arc, EndpointId, PAGE_SIZE, Pasid, RequesterId, unsize_arc};
 use portcullis_iommu::*;
+use rig::{Log, nowhere, pasid};
 use std::sync::Mutex;
-
-type Log = std::sync::Arc<Mutex<Vec<String>>>;
-
-struct Nowhere;
-
-// SAFETY: there is no device behind this space.
-unsafe impl IoSpace for Nowhere {
-    fn aperture(&self) -> IovaRange {
-        IovaRange::new(Iova::new(0), 1 << 39).unwrap()
-    }
-    fn page_sizes(&self) -> u64 {
-        PAGE_SIZE
-    }
-    unsafe fn map(&self, _: &[Mapping]) -> Result<(), MapError> {
-        Err(MapError::NotPaging)
-    }
-    unsafe fn unmap(&self, _: IovaRange, _: &mut Gather) -> Result<u64, UnmapError> {
-        Ok(0)
-    }
-    fn sync(&self, _: &mut Gather) -> Result<SyncProof, SyncError> {
-        Err(SyncError::Faulted)
-    }
-    fn iova_to_phys(&self, _: Iova) -> Option<Translated> {
-        None
-    }
-}
-
-impl Domain for Nowhere {
-    fn info(&self) -> DomainInfo {
-        DomainInfo { kind: DomainKind::Paging, stage: None, root: None }
-    }
-    fn describe(&self, _: &mut dyn fmt::Write) -> fmt::Result {
-        Ok(())
-    }
-}
 
 /// Notes what it is told; answers the call named in `fails` with an error.
 struct Recorder {
@@ -65,7 +28,7 @@ impl Unit for Recorder {
         &self.info
     }
     fn new_domain(&self, _: &DomainSpec) -> Result<Arc<dyn Domain>, DomainError> {
-        Ok(domain())
+        Ok(nowhere())
     }
     fn attach(&self, _: &[EndpointId], _: &Arc<dyn Domain>) -> Result<Transition, AttachError> {
         Ok(Transition::Hitless)
@@ -194,15 +157,6 @@ fn add(iommu: &Iommu<HostHal>, bdf: u16, group: u32) -> Arc<Device> {
     iommu.add_device(description).unwrap()
 }
 
-fn domain() -> Arc<dyn Domain> {
-    let domain = Arc::try_new(Nowhere).unwrap();
-    unsize_arc!(domain => dyn Domain)
-}
-
-fn pasid(value: u32) -> Pasid {
-    Pasid::new(value).unwrap()
-}
-
 #[test]
 fn the_unit_permits_before_the_device_starts_and_withdraws_after_it_stopped() {
     let rig = Rig::new();
@@ -272,7 +226,7 @@ fn what_the_device_lacks_is_named_and_nothing_is_touched() {
 #[test]
 fn a_pasid_is_attached_if_permitted_and_keeps_its_permission() {
     let rig = Rig::new();
-    let (one, other) = (domain(), domain());
+    let (one, other) = (nowhere(), nowhere());
     let refused = rig.iommu.attach_pasid(&rig.device, pasid(5), &one);
     assert_eq!(refused, Err(AttachError::UnknownPasid(pasid(5))));
     rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
@@ -303,8 +257,8 @@ fn a_pasid_is_released_when_no_device_can_use_it_any_more() {
     let set = space.add_set(PasidSetSpec { min: pasid(1), max: pasid(255), quota: 2 }).unwrap();
     let (one, other) = (space.allocate(set).unwrap(), space.allocate(set).unwrap());
     rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
-    rig.iommu.attach_pasid(&rig.device, one, &domain()).unwrap();
-    rig.iommu.attach_pasid(&rig.device, other, &domain()).unwrap();
+    rig.iommu.attach_pasid(&rig.device, one, &nowhere()).unwrap();
+    rig.iommu.attach_pasid(&rig.device, other, &nowhere()).unwrap();
     assert_eq!(rig.iommu.release_pasid(&mut space, one), Err(PasidError::Attached(one)));
     rig.iommu.detach_pasid(&rig.device, one).unwrap();
     rig.iommu.release_pasid(&mut space, one).unwrap();
@@ -319,10 +273,10 @@ fn a_pasid_is_released_when_no_device_can_use_it_any_more() {
 fn a_failed_attachment_of_a_pasid_leaves_the_old_one() {
     let rig = Rig::new();
     rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
-    let one = domain();
+    let one = nowhere();
     rig.iommu.attach_pasid(&rig.device, pasid(5), &one).unwrap();
     *rig.unit.fails.lock().unwrap() = "attach 0x5";
-    assert_eq!(rig.iommu.attach_pasid(&rig.device, pasid(5), &domain()), Err(AttachError::NoFreeId));
+    assert_eq!(rig.iommu.attach_pasid(&rig.device, pasid(5), &nowhere()), Err(AttachError::NoFreeId));
     assert!(rig.device.pasid_domain(pasid(5)).is_some_and(|domain| Arc::ptr_eq(&domain, &one)));
 }
 
@@ -331,7 +285,7 @@ fn a_device_that_shares_its_group_has_no_pasids() {
     let rig = Rig::new();
     rig.iommu.enable(&rig.device, &rig.switches(""), &ALL).unwrap();
     add(&rig.iommu, 9, 1);
-    assert_eq!(rig.iommu.attach_pasid(&rig.device, pasid(5), &domain()), Err(AttachError::GroupInUse));
+    assert_eq!(rig.iommu.attach_pasid(&rig.device, pasid(5), &nowhere()), Err(AttachError::GroupInUse));
 }
 
 #[test]

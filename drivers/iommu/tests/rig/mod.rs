@@ -53,6 +53,12 @@ impl Domain for FakeDomain {
     }
 }
 
+/// A domain of nobody's.
+pub(crate) fn nowhere() -> Arc<dyn Domain> {
+    let domain = FakeDomain { kind: DomainKind::Paging, number: 0, log: Log::default() };
+    unsize_arc!(Arc::try_new(domain).unwrap() => dyn Domain)
+}
+
 /// What a device does when it has an answer.
 pub(crate) type OnAnswer = std::sync::Arc<dyn Fn(&PageAnswer) + Send + Sync>;
 
