@@ -365,7 +365,7 @@ mod tests {
                             // No leaf reaches out of the range.
                             let batch = invalidation(tag, granule, ranges, Some(what));
                             let prepared = Prepared::new(stage, granule, ranges, Scope::Leaf);
-                            if pages * page >> shift != 0
+                            if (pages * page) >> shift != 0
                                 && let Some(one) = prepared.single(tag.bits(), &what)
                             {
                                 assert_eq!(batch.collect::<Vec<_>>(), [one], "{granule:?} {what:?}");
