@@ -11,9 +11,7 @@ use portcullis_hal::InterruptMask;
 use spin::Once;
 use x86_64::instructions::interrupts;
 use x86_64::registers::control::{Cr0, Cr0Flags, Cr4, Cr4Flags};
-
-/// `InterruptMask` of a CPU that took interrupts.
-const WERE_ENABLED: u64 = 1;
+use x86_64::registers::rflags::{self, RFlags};
 
 /// This CPU's index: 0 is the boot CPU, the others have what [`smp::start`](super::smp::start) gave them.
 pub fn index() -> usize {
@@ -27,14 +25,14 @@ pub fn wait_for_interrupt() {
 
 /// Masks interrupts and returns what [`restore_interrupts`] needs.
 pub fn mask_interrupts() -> InterruptMask {
-    let enabled = interrupts::are_enabled();
+    let flags = rflags::read_raw();
     interrupts::disable();
-    InterruptMask(if enabled { WERE_ENABLED } else { 0 })
+    InterruptMask(flags & RFlags::INTERRUPT_FLAG.bits())
 }
 
 /// Goes back to the state before [`mask_interrupts`].
 pub fn restore_interrupts(mask: InterruptMask) {
-    if mask.0 == WERE_ENABLED {
+    if mask.0 != 0 {
         interrupts::enable();
     }
 }

@@ -148,9 +148,21 @@ impl Gather {
     /// and the table frames came from `hal`.
     #[inline]
     pub unsafe fn finish<H: Hal>(&mut self, hal: &H) -> SyncProof {
+        // SAFETY: the caller vouches for the invalidations and the origin of the frames, of which then none are left.
+        unsafe {
+            self.tables.free(hal);
+            self.finish_leaves()
+        }
+    }
+
+    /// [`finish`](Self::finish) of a round in which no tables were cut off.
+    ///
+    /// # Safety
+    ///
+    /// As there, and it [has no tables](Self::has_tables).
+    #[inline]
+    pub unsafe fn finish_leaves(&mut self) -> SyncProof {
         let round = self.round;
-        // SAFETY: the caller vouches for the invalidations and the origin of the frames.
-        unsafe { self.tables.free(hal) };
         self.next_round();
         SyncProof { round }
     }

@@ -32,6 +32,7 @@ use core::alloc::Layout;
 use core::cell::UnsafeCell;
 use core::fmt;
 use core::marker::PhantomData;
+use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -146,6 +147,20 @@ unsafe impl<T: Send + Sync, W: Word, P: Pointer<Node<T>> + Sync> Sync for Snapsh
 pub struct Reading<'a, T, W: Word = AtomicU64> {
     value: &'a T,
     count: &'a W,
+}
+
+impl<'a, T, W: Word> Reading<'a, T, W> {
+    /// A part of the value, which stays as it is for as long as this is kept; `None` if there is no such part.
+    #[inline]
+    pub fn filter_map<U>(
+        reading: Self,
+        part: impl for<'b> FnOnce(&'b T) -> Option<&'b U>,
+    ) -> Option<Reading<'a, U, W>> {
+        let value = part(reading.value)?;
+        // What was counted in is counted out by the result.
+        let Self { count, .. } = *ManuallyDrop::new(reading);
+        Some(Reading { value, count })
+    }
 }
 
 impl<T, W: Word> Deref for Reading<'_, T, W> {

@@ -3,11 +3,18 @@
 #![expect(unsafe_code, reason = "queue slots, 128-bit table words and the contract of IoSpace")]
 
 use crate::domain::PagingDomain;
+use crate::invalidate::Descriptor;
+use crate::queue::{Ticket, Unsubmitted};
+use crate::ring::Ring;
+use crate::unit::Inner;
+use core::iter;
 use core::mem::ManuallyDrop;
 use core::ops::{ControlFlow, Deref};
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portcullis_hal::atomic128::AtomicU128;
+use portcullis_hal::producers::{Position, Publisher};
+use portcullis_hal::snapshot::Reading;
 use portcullis_hal::{
     Frames, Gather, Hal, HarvestError, IoSpace, Iova, IovaRange, MapError, Mapping, Mmio, NoTables,
     OutOfMemory, PhysAddr, Progress, ResizeError, SyncError, SyncProof, Translated, UnmapError, Usage,
@@ -110,6 +117,110 @@ impl<H: Hal, T: ?Sized> Deref for Words<H, T> {
     }
 }
 
+/// A slot of a queue of 256-bit descriptors.
+pub(crate) type Slot = [AtomicU64; 4];
+
+/// The slots of a queue, whose places count round and round.
+pub(crate) struct Slots<H: Hal> {
+    slots: Words<H, [Slot]>,
+    ring: Ring,
+}
+
+impl<H: Hal> Slots<H> {
+    /// # Errors
+    ///
+    /// There are not as many as the ring says.
+    pub(crate) fn new(frames: Frames<H>, ring: Ring) -> Result<Self, OutOfMemory> {
+        let slots = Words::new(frames, |words| Some(words.as_chunks().0))?;
+        if slots.len() == ring.slots() as usize { Ok(Self { slots, ring }) } else { Err(OutOfMemory) }
+    }
+
+    #[inline]
+    pub(crate) fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    pub(crate) fn phys(&self) -> PhysAddr {
+        self.slots.phys()
+    }
+
+    /// The physical address, to be shown to hardware.
+    pub(crate) fn publish(&self) -> PhysAddr {
+        self.slots.publish()
+    }
+
+    /// The slot of a place.
+    #[inline]
+    pub(crate) fn at(&self, place: Position) -> &Slot {
+        let slots = self.slots.view.cast::<Slot>();
+        // SAFETY: a ring's slots are numbered from zero, and there are as many here (`new`); they live as long as self.
+        unsafe { slots.add(self.ring.slot(place)).as_ref() }
+    }
+}
+
+impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
+    /// Syncs a gather that was claimed.
+    #[cold]
+    #[inline(never)]
+    fn sync_everything(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
+        let result = self.invalidate(gather);
+        // SAFETY: `invalidate` returns after all units confirmed the invalidation of the recorded range, with the walk
+        // caches if tables were cut off, and then in the device TLBs of the endpoints that may ask for translations.
+        unsafe { self.end_sync(gather, result) }
+    }
+
+    /// The rest of a sync from the submission on.
+    #[cold]
+    #[inline(never)]
+    fn sync_unsubmitted(
+        &self,
+        gather: &mut Gather,
+        unit: Reading<'_, Inner<H, M>>,
+        unsubmitted: Unsubmitted<iter::Once<Descriptor>>,
+    ) -> Result<SyncProof, SyncError> {
+        let result = unit.submit_on(unsubmitted).and_then(|ticket| unit.wait(ticket));
+        drop(unit);
+        // SAFETY: the descriptor is all that the gather takes, and the hardware carried it out, or refused to.
+        unsafe { self.end_sync(gather, result) }
+    }
+
+    /// The rest of a sync whose descriptor is submitted.
+    #[cold]
+    #[inline(never)]
+    fn sync_undone(
+        &self,
+        gather: &mut Gather,
+        unit: Reading<'_, Inner<H, M>>,
+        first: Position,
+        end: Position,
+        errors: u32,
+    ) -> Result<SyncProof, SyncError> {
+        let result = unit.wait(Ticket { first, end, errors, publisher: Publisher::Own });
+        drop(unit);
+        // SAFETY: as above.
+        unsafe { self.end_sync(gather, result) }
+    }
+
+    /// Ends the round of a gather that was claimed.
+    ///
+    /// # Safety
+    ///
+    /// If the result is not an error, no unit and no device TLB holds anything that the gather recorded.
+    unsafe fn end_sync(
+        &self,
+        gather: &mut Gather,
+        result: Result<(), SyncError>,
+    ) -> Result<SyncProof, SyncError> {
+        if let Err(error) = result {
+            gather.quarantine();
+            return Err(error);
+        }
+        // SAFETY: the caller vouches for the invalidations. The gather was claimed for this domain before anything was
+        // recorded, so its frames come from this domain's page table and its `Hal`.
+        Ok(unsafe { gather.finish(self.hal()) })
+    }
+}
+
 // SAFETY: a device reaches what the domain's page table maps, since its PASID entry holds that table's root or, with
 // the domain blocked, is not reachable. `unmap` returns what the table took out, and `sync` makes a proof only after
 // every unit that may cache translations of the domain has confirmed their invalidation. The page table changes the sizes
@@ -134,15 +245,21 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for PagingDomain<H, M> {
 
     fn sync(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
         gather.claim(self.key())?;
-        if let Err(error) = self.invalidate(gather) {
-            gather.quarantine();
-            return Err(error);
+        // Each of the rare cases is a call of what does all that is left, so that nothing is kept for after it.
+        let Some((unit, descriptor)) = self.only_unit(gather) else {
+            return self.sync_everything(gather);
+        };
+        let ticket = match unit.queue.submit_at_once(&unit.registers, iter::once(descriptor)) {
+            Ok(ticket) => ticket,
+            Err(unsubmitted) => return self.sync_unsubmitted(gather, unit, unsubmitted),
+        };
+        if !unit.queue.is_done(ticket) {
+            // Word by word: as a whole the ticket would be in memory, also where it is done.
+            return self.sync_undone(gather, unit, ticket.first, ticket.end, ticket.errors);
         }
-        // SAFETY: `invalidate` returned after all units confirmed the invalidation of the recorded range, with the
-        // walk caches if tables were cut off, and then in the device TLBs of the endpoints that may ask for translations.
-        // The gather was claimed for this domain before anything was recorded, so its frames come from this domain's
-        // page table and its `Hal`.
-        Ok(unsafe { gather.finish(self.hal()) })
+        drop(unit);
+        // SAFETY: the descriptor, which the hardware has carried out, is all that the gather takes, and there are no tables.
+        Ok(unsafe { gather.finish_leaves() })
     }
 
     fn iova_to_phys(&self, iova: Iova) -> Option<Translated> {

@@ -2,13 +2,15 @@
 
 use crate::endpoint::PasidEntry;
 use crate::features::{Features, address_width, depth};
-use crate::invalidate::{Changed, RID_PASID, TagKind};
+use crate::invalidate::{Changed, Descriptor, RID_PASID, TagKind};
 use crate::spec::entries::{PagingMode, Pasid0, Pasid1, Pasid2, Translation};
 use crate::tables::quantum;
 use crate::targets::Targets;
+use crate::unit::Inner;
 use core::fmt;
 use core::ops::ControlFlow;
 use core::sync::atomic::{AtomicBool, Ordering};
+use portcullis_hal::snapshot::Reading;
 use portcullis_hal::{
     DomainId, Gather, Hal, HarvestError, Iova, IovaRange, MapError, Mapping, Mmio, NoTables, PhysAddr,
     Progress, ResizeError, Resizes, SharedTable, SpaceKey, SyncError, TableFormat, TableRoot, Translated,
@@ -324,39 +326,33 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
         }
     }
 
+    /// The only unit that may hold a translation that the gather recorded, and the descriptor that drops all of them; if
+    /// it is as usual, so that no tables were cut off, and nobody changes the sizes of leaves.
+    #[inline(always)]
+    pub(crate) fn only_unit(&self, gather: &Gather) -> Option<(Reading<'_, Inner<H, M>>, Descriptor)> {
+        // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
+        match gather.range() {
+            Some(range) if !gather.has_tables() && !self.resizes.are_pending() => {
+                self.targets.only_unit(range, self.at_least)
+            }
+            _ => None,
+        }
+    }
+
     /// Returns when no unit holds a translation that the gather recorded. For tables of somebody else, who does not
     /// tell whether tables have changed, that is what was cached of tables in the range too, and everything if no range
     /// was recorded.
-    #[inline]
     pub(crate) fn invalidate(&self, gather: &Gather) -> Result<(), SyncError> {
-        // The entries were cleared before; now the targets are read. Who attaches does it the other way round.
-        match gather.range() {
-            Some(range) if !self.takes_more(gather) => {
-                self.targets.invalidate_range(range, Changed::Leaves)?
-            }
-            _ => self.invalidate_more(gather)?,
-        }
-        self.resizes.end(gather);
-        Ok(())
-    }
-
-    /// Whether it may not be enough that units forget the leaves in the gather's range.
-    #[inline]
-    fn takes_more(&self, gather: &Gather) -> bool {
-        gather.has_tables() || self.at_least == Changed::Tables || self.resizes.concerns_others(gather)
-    }
-
-    #[inline(never)]
-    fn invalidate_more(&self, gather: &Gather) -> Result<(), SyncError> {
         let changed = if gather.has_tables() { Changed::Tables } else { self.at_least };
-        let range = gather.range();
-        if range.is_none() && changed == Changed::Leaves {
-            return Ok(());
-        }
         // What another gather changed the size of, a unit may hold as something larger, which takes a larger
         // invalidation (6.5.2.3).
         let whole = self.resizes.concerns_others(gather);
-        self.targets.invalidate(range.filter(|_| !whole), changed)
+        match gather.range() {
+            None if changed == Changed::Leaves => {}
+            range => self.targets.invalidate(range.filter(|_| !whole), changed)?,
+        }
+        self.resizes.end(gather);
+        Ok(())
     }
 }
 

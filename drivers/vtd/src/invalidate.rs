@@ -135,7 +135,7 @@ impl Descriptor {
     #[inline]
     const fn with_pages(self, block: Block, changed: Changed) -> Self {
         let Self([low, high]) = self;
-        let pages = block.page << PAGE_SHIFT | block.mask as u64 | changed.hint();
+        let pages = block.start | block.mask as u64 | changed.hint();
         Self([low, high | pages])
     }
 
@@ -232,6 +232,7 @@ impl Descriptor {
 // What is put together by hand where it has to be quick.
 const _: () = {
     assert!(Pages::new().with_addr(1).into_bits() == 1 << PAGE_SHIFT);
+    assert!(Pages::new().with_ih(true).into_bits() == Changed::Leaves.hint());
     assert!(Pages::new().with_am(0x3f).into_bits() == 0x3f);
     assert!(Wait0::new().with_status_data(1).into_bits() == 1 << 32);
     assert!(Pasid0::new().with_did(u16::MAX).with_pasid(1).into_bits() == 0xffff_0000 | 1 << 32);
@@ -317,18 +318,18 @@ impl TagWord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Changed {
     /// Only leaves.
-    Leaves,
+    Leaves = HINT,
     /// Entries that point to tables too.
-    Tables,
+    Tables = 0,
 }
+
+/// IH, in its place.
+const HINT: isize = 1 << 6;
 
 impl Changed {
     /// IH, in its place.
     const fn hint(self) -> u64 {
-        match self {
-            Self::Leaves => const { Pages::new().with_ih(true).into_bits() },
-            Self::Tables => 0,
-        }
+        self as u64
     }
 }
 
@@ -364,28 +365,23 @@ impl Invalidation {
         RangeInvalidation { template, changed: Changed::Tables, pieces: Pieces::FIRST_PAGE }
     }
 
-    /// What drops pages with a tag, if that need not drop all others, too.
-    pub(crate) fn of_pages(&self, tag: TagWord) -> PageWord {
-        let (Descriptor([low, _]), _) = self.pages.unwrap_or_default();
-        PageWord(if low == 0 { 0 } else { low | tag.0 })
-    }
-
-    /// The most pages that one descriptor drops, as a power of two.
-    pub(crate) fn max_mask(&self) -> u8 {
-        self.pages.map_or(0, |(_, mask)| mask)
+    /// What drops pages with a tag, if that need not drop all others, too, and how many masks that can have.
+    pub(crate) fn of_pages(&self, tag: TagWord) -> Option<(PageWord, u32)> {
+        let (Descriptor([low, _]), max_mask) = self.pages?;
+        Some((PageWord(low | tag.0), u32::from(max_mask) + 1))
     }
 }
 
-/// The lower half of a descriptor that drops pages, prepared for those who unmap; 0 if there is none.
+/// The lower half of a descriptor that drops pages, prepared for those who unmap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PageWord(pub(crate) u64);
 
 impl PageWord {
-    /// The descriptor that drops the pages in `range` and no others, if one does.
+    /// The descriptor that drops the pages in `range` and no others, if one with so many masks does.
     #[inline]
-    pub(crate) fn exactly(self, range: IovaRange, max_mask: u8, changed: Changed) -> Option<Descriptor> {
-        let block = Block::exactly(range.start().get(), range.last().get(), max_mask)?;
-        (self.0 != 0).then_some(Descriptor([self.0, 0]).with_pages(block, changed))
+    pub(crate) fn exactly(self, range: IovaRange, masks: u32, changed: Changed) -> Option<Descriptor> {
+        let block = Block::exactly(range.start().get(), range.last().get(), masks)?;
+        Some(Descriptor([self.0, 0]).with_pages(block, changed))
     }
 }
 
@@ -484,7 +480,7 @@ mod tests {
     #[test]
     fn descriptors_have_the_bits_of_the_manual() {
         let features = features(18);
-        let pages = Block { page: 0xabcde00, mask: 9 };
+        let pages = Block { start: 0xab_cde0_0000, mask: 9 };
         let cases = [
             (Descriptor::context_cache_global(), [0x11, 0]),
             (Descriptor::context_cache_device(0x00f8), [0xf8_0000_0031, 0]),
@@ -519,7 +515,8 @@ mod tests {
         let made = |features: &Features, tag: Tag, range, changed| {
             let (invalidation, word) = (Invalidation::new(features, tag.kind), TagWord::new(tag));
             let made: Vec<_> = invalidation.of(word, Some(range), changed).map(|made| made.0).collect();
-            if let Some(exact) = invalidation.of_pages(word).exactly(range, invalidation.max_mask(), changed)
+            if let Some((page_word, masks)) = invalidation.of_pages(word)
+                && let Some(exact) = page_word.exactly(range, masks, changed)
             {
                 assert_eq!(made, [exact.0]);
             }

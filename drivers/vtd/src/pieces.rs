@@ -23,20 +23,21 @@ const ALL: u32 = 52;
 /// An aligned block of 2^`mask` pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Block {
-    pub(crate) page: u64,
-    pub(crate) mask: u8,
+    /// The first address.
+    pub(crate) start: u64,
+    pub(crate) mask: u32,
 }
 
 impl Block {
-    /// The bytes `first..=last` as one block of at most 2^`max_mask` pages, if they are one.
+    /// The bytes `first..=last` as one block with one of the first `masks` masks, if they are one.
     #[inline]
-    pub(crate) fn exactly(first: u64, last: u64, max_mask: u8) -> Option<Self> {
+    pub(crate) fn exactly(first: u64, last: u64, masks: u32) -> Option<Self> {
         let rest = first ^ last;
         // All bits that differ, and no others, are the lower ones: clear in the first byte and set in the last. For less
         // than a page the mask comes out too large.
         let mask = (rest | 1).ilog2().wrapping_sub(PAGE_SHIFT - 1);
-        let is_one = (rest.wrapping_add(1) | first) & rest == 0 && mask <= u32::from(max_mask);
-        is_one.then_some(Self { page: first >> PAGE_SHIFT, mask: mask as u8 })
+        let is_one = (rest.wrapping_add(1) | first) & rest == 0 && mask < masks;
+        is_one.then_some(Self { start: first, mask })
     }
 }
 
@@ -96,8 +97,8 @@ impl Range {
     #[inline]
     fn block(&self) -> Option<Block> {
         let left = self.end.checked_sub(self.next)?.checked_ilog2()?;
-        let mask = left.min(self.next.trailing_zeros()).min(u32::from(self.max_mask)) as u8;
-        Some(Block { page: self.next, mask })
+        let mask = left.min(self.next.trailing_zeros()).min(u32::from(self.max_mask));
+        Some(Block { start: self.next << PAGE_SHIFT, mask })
     }
 
     /// The range in blocks, if they are few enough.
@@ -124,8 +125,12 @@ mod tests {
     use super::*;
     use portcullis_hal::host::Random;
 
-    fn cut(first: u64, last: u64, max_mask: u8) -> Option<Vec<(u64, u8)>> {
-        Some(Pieces::new(first, last, max_mask)?.map(|block| (block.page, block.mask)).collect())
+    fn cut(first: u64, last: u64, max_mask: u8) -> Option<Vec<(u64, u32)>> {
+        Some(
+            Pieces::new(first, last, max_mask)?
+                .map(|block| (block.start >> PAGE_SHIFT, block.mask))
+                .collect(),
+        )
     }
 
     #[test]
@@ -154,7 +159,9 @@ mod tests {
 
     #[test]
     fn one_block_is_whole_pages() {
-        let exactly = |first, last| Block::exactly(first, last, 52).map(|block| (block.page, block.mask));
+        let exactly = |first, last| {
+            Block::exactly(first, last, 53).map(|block| (block.start >> PAGE_SHIFT, block.mask))
+        };
         assert_eq!(exactly(0x5000, 0x5fff), Some((5, 0)));
         assert_eq!(exactly(0, u64::MAX), Some((0, 52)));
         for (first, last) in
@@ -180,19 +187,20 @@ mod tests {
                 continue;
             };
             let blocks: Vec<_> = pieces.collect();
-            let is_all = |block: &&Block| block.page == first && last - first + 1 == 1 << block.mask;
+            let page = |block: &Block| block.start >> PAGE_SHIFT;
+            let is_all = |block: &&Block| page(block) == first && last - first + 1 == 1 << block.mask;
             let only = blocks.first().filter(is_all);
             let bytes = (first << PAGE_SHIFT, ((last + 1) << PAGE_SHIFT) - 1);
-            assert_eq!(Block::exactly(bytes.0, bytes.1, max), only.copied());
+            assert_eq!(Block::exactly(bytes.0, bytes.1, u32::from(max) + 1), only.copied());
             assert!((1..=MOST).contains(&blocks.len()));
-            let mut next = blocks[0].page;
+            let mut next = page(&blocks[0]);
             for block in &blocks {
-                assert!(block.mask <= max && block.page.trailing_zeros() >= u32::from(block.mask));
-                assert_eq!(block.page, next);
+                assert!(block.mask <= u32::from(max) && page(block).trailing_zeros() >= block.mask);
+                assert_eq!(page(block), next);
                 next += 1 << block.mask;
             }
-            assert!(blocks[0].page <= first && next > last);
-            let (before, behind) = (first - blocks[0].page, next - 1 - last);
+            assert!(page(&blocks[0]) <= first && next > last);
+            let (before, behind) = (first - page(&blocks[0]), next - 1 - last);
             let eighth = (last - first + 1) / 8;
             assert!(
                 before <= eighth && behind <= eighth,

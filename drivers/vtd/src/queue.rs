@@ -8,7 +8,7 @@
 //! waits, however many, and to whoever looks for room. Somebody else's later wait serves as well as one's own, and the
 //! registers are read only when an answer takes long.
 
-use crate::dma::Words;
+use crate::dma::{Slots, Words};
 use crate::invalidate::{Cache, Descriptor, RangeInvalidation};
 use crate::recovery::Errors;
 use crate::registers::Registers;
@@ -16,7 +16,7 @@ use crate::ring::Ring;
 use crate::spec::registers::IQT;
 use core::iter::{Copied, Once};
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::producers::{self, Bell, Overrun, Position, Producers, Publisher, Run};
+use portcullis_hal::producers::{self, Bell, Company, Overrun, Position, Producers, Publisher, Run};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Frames, Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
@@ -31,11 +31,10 @@ type Status = [AtomicU64; DRAINED + 1];
 
 /// A unit's invalidation queue.
 pub(crate) struct Queue<H: Hal> {
-    pub(crate) descriptors: Descriptors<H>,
+    pub(crate) slots: Slots<H>,
     status: Words<H, Status>,
     /// What writes the status word.
     wait: Descriptor,
-    pub(crate) ring: Ring,
     pub(crate) producers: Producers<AtomicU64, Told>,
     pub(crate) errors: Errors,
     pub(crate) counters: Counters,
@@ -103,7 +102,23 @@ pub(crate) struct Ticket {
     pub(crate) end: Position,
     /// How many errors there were before.
     pub(crate) errors: u32,
-    publisher: Publisher,
+    pub(crate) publisher: Publisher,
+}
+
+/// A submission that did not go straight through. Interrupts are masked until the [rest](Queue::submit_on) is done.
+#[must_use = "others cannot submit until it is done"]
+pub(crate) struct Unsubmitted<B> {
+    /// As the interrupts were before.
+    mask: InterruptMask,
+    left: Left<B>,
+}
+
+/// What is left of a submission.
+enum Left<B> {
+    /// The room that was known is used up.
+    Everything(B, Overrun),
+    /// The slots are written, and others submit at the same time.
+    Publication(Ticket, Size, Company),
 }
 
 impl<H: Hal> Queue<H> {
@@ -112,18 +127,18 @@ impl<H: Hal> Queue<H> {
     pub(crate) fn new(ring: Ring, slots: Frames<H>, status: Frames<H>) -> Result<Self, OutOfMemory> {
         let status = Words::new(status, |words| words.first_chunk())?;
         Ok(Self {
-            descriptors: Descriptors(Words::new(slots, |words| Some(words.as_chunks().0))?),
+            slots: Slots::new(slots, ring)?,
             wait: Descriptor::wait(status.phys()),
             status,
-            ring,
             producers: Producers::with_book(ring.slots(), Told::default())?,
             errors: Errors::default(),
             counters: Counters::default(),
         })
     }
 
+    #[inline]
     pub(crate) fn ring(&self) -> Ring {
-        self.ring
+        self.slots.ring()
     }
 
     /// What the hardware was told of since start-up.
@@ -133,13 +148,13 @@ impl<H: Hal> Queue<H> {
 
     /// The physical address of the ring.
     pub(crate) fn phys(&self) -> PhysAddr {
-        self.descriptors.0.phys()
+        self.slots.phys()
     }
 
     /// The physical address of the ring, to be shown to hardware, which will write the status word too.
     pub(crate) fn publish(&self) -> PhysAddr {
         self.status.publish();
-        self.descriptors.0.publish()
+        self.slots.publish()
     }
 
     /// A wait that also drains page requests, and then writes a token elsewhere in the status memory.
@@ -162,75 +177,82 @@ impl<H: Hal> Queue<H> {
 
     /// Puts a batch in the queue and returns when it has completed; see [`submit`](Self::submit) and
     /// [`wait`](Self::wait).
-    #[inline(always)]
     pub(crate) fn run<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
         batch: impl Batch,
     ) -> Result<(), SyncError> {
-        let size = batch.size();
-        let mask = registers.hal().mask_interrupts();
-        match self.producers.reserve_known(size.places) {
-            Ok(first) => {
-                let ticket = self.submit_at(registers, first, batch, size);
-                registers.hal().restore_interrupts(mask);
-                self.wait(registers, ticket)
-            }
-            Err(overrun) => self.run_beyond(registers, batch, overrun, mask),
-        }
-    }
-
-    /// The rest of [`run`](Self::run) where the room that was known is used up.
-    #[cold]
-    #[inline(never)]
-    fn run_beyond<M: Mmio>(
-        &self,
-        registers: &Registers<H, M>,
-        batch: impl Batch,
-        overrun: Overrun,
-        mask: InterruptMask,
-    ) -> Result<(), SyncError> {
-        let ticket = self.submit_beyond(registers, batch, overrun, mask)?;
+        let ticket = self.submit(registers, batch)?;
         self.wait(registers, ticket)
     }
 
     /// Puts a batch in the queue, with one write of the doorbell or none, if another CPU rings for both. If there is no
     /// room it waits for some.
-    #[inline]
     pub(crate) fn submit<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
         batch: impl Batch,
     ) -> Result<Ticket, Timeout> {
-        let size = batch.size();
-        let mask = registers.hal().mask_interrupts();
-        match self.producers.reserve_known(size.places) {
-            Ok(first) => {
-                let ticket = self.submit_at(registers, first, batch, size);
-                registers.hal().restore_interrupts(mask);
-                Ok(ticket)
-            }
-            Err(overrun) => self.submit_beyond(registers, batch, overrun, mask),
+        match self.submit_at_once(registers, batch) {
+            Ok(ticket) => Ok(ticket),
+            Err(unsubmitted) => self.submit_on(registers, unsubmitted),
         }
     }
 
-    /// The rest of [`submit`](Self::submit) where the room that was known is used up. Interrupts are masked, and will be as
-    /// `mask` says.
-    #[cold]
-    fn submit_beyond<M: Mmio>(
+    /// [`submit`](Self::submit) as far as it goes where there is room and nobody else submits.
+    ///
+    /// # Errors
+    ///
+    /// What is [left](Self::submit_on) of it.
+    #[inline(always)]
+    pub(crate) fn submit_at_once<M: Mmio, B: Batch>(
         &self,
         registers: &Registers<H, M>,
-        batch: impl Batch,
-        overrun: Overrun,
-        mask: InterruptMask,
-    ) -> Result<Ticket, Timeout> {
+        batch: B,
+    ) -> Result<Ticket, Unsubmitted<B>> {
         let size = batch.size();
-        let first = self.producers.settle(overrun, || self.done());
-        let ticket = first.map(|first| self.submit_at(registers, first, batch.clone(), size));
+        let mask = registers.hal().mask_interrupts();
+        let first = match self.producers.reserve_known(size.places) {
+            Ok(first) => first,
+            Err(overrun) => return Err(Unsubmitted { mask, left: Left::Everything(batch, overrun) }),
+        };
+        let ticket = self.ticket(first, size);
+        self.fill(first, batch);
+        let bell = &mut Doorbell { queue: self, registers };
+        if let Err(company) = self.producers.publish_alone(first, size.places, size.invalidations, bell) {
+            return Err(Unsubmitted { mask, left: Left::Publication(ticket, size, company) });
+        }
         registers.hal().restore_interrupts(mask);
-        match ticket {
-            Some(ticket) => Ok(ticket),
-            None => self.submit_when_there_is_room(registers, batch, size),
+        Ok(ticket)
+    }
+
+    /// Does the rest of [`submit_at_once`](Self::submit_at_once).
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn submit_on<M: Mmio>(
+        &self,
+        registers: &Registers<H, M>,
+        Unsubmitted { mask, left }: Unsubmitted<impl Batch>,
+    ) -> Result<Ticket, Timeout> {
+        match left {
+            Left::Publication(ticket, size, company) => {
+                let Size { places, invalidations } = size;
+                let bell = Doorbell { queue: self, registers };
+                let publisher =
+                    self.producers.publish_in_company(ticket.first, places, invalidations, company, bell);
+                registers.hal().restore_interrupts(mask);
+                Ok(Ticket { publisher, ..ticket })
+            }
+            Left::Everything(batch, overrun) => {
+                let size = batch.size();
+                let first = self.producers.settle(overrun, || self.done());
+                let ticket = first.map(|first| self.submit_at(registers, first, batch.clone(), size));
+                registers.hal().restore_interrupts(mask);
+                match ticket {
+                    Some(ticket) => Ok(ticket),
+                    None => self.submit_when_there_is_room(registers, batch, size),
+                }
+            }
         }
     }
 
@@ -265,7 +287,6 @@ impl<H: Hal> Queue<H> {
     }
 
     /// Submits a batch at a place that is reserved for it.
-    #[inline(always)]
     fn submit_at<M: Mmio>(
         &self,
         registers: &Registers<H, M>,
@@ -273,16 +294,22 @@ impl<H: Hal> Queue<H> {
         batch: impl Batch,
         size: Size,
     ) -> Ticket {
-        let errors = self.errors.count();
+        let ticket = self.ticket(first, size);
         self.fill(first, batch);
         let publisher = self.hand_over(registers, first, size);
-        Ticket { first, end: first.plus(size.places), errors, publisher }
+        Ticket { publisher, ..ticket }
+    }
+
+    /// The ticket of a batch of this size at a place, whose slots are yet to be written.
+    #[inline]
+    fn ticket(&self, first: Position, Size { places, .. }: Size) -> Ticket {
+        let (end, errors) = (first.plus(places), self.errors.count());
+        Ticket { first, end, errors, publisher: Publisher::Own }
     }
 
     /// Writes a batch to its slots, with its fences and the wait descriptor behind it.
     #[inline(always)]
     fn fill<B: Batch>(&self, first: Position, batch: B) {
-        let slots = self.descriptors.slots();
         let mut place = first;
         let mut cache = None;
         for descriptor in batch {
@@ -290,20 +317,20 @@ impl<H: Hal> Queue<H> {
                 let before = cache.replace(descriptor.cache());
                 if before.is_some_and(|before| before != descriptor.cache()) {
                     // Hardware may take all between two fences in any order (6.5.2.8).
-                    slots.write(place, self.wait_at(place));
+                    self.slots.write(place, self.wait_at(place));
                     place = place.plus(1);
                 }
             }
-            slots.write(place, descriptor);
+            self.slots.write(place, descriptor);
             place = place.plus(1);
         }
-        slots.write(place, self.wait_at(place));
+        self.slots.write(place, self.wait_at(place));
     }
 
     /// Writes a wait descriptor to a slot.
     #[inline]
     pub(crate) fn put_wait(&self, place: Position) {
-        self.descriptors.slots().write(place, self.wait_at(place));
+        self.slots.write(place, self.wait_at(place));
     }
 
     /// The wait descriptor of a place.
@@ -328,7 +355,7 @@ impl<H: Hal> Queue<H> {
     #[inline(always)]
     pub(crate) fn ring_doorbell<M: Mmio>(&self, registers: &Registers<H, M>, run: &Run) {
         barrier::before_doorbell();
-        registers.write64(IQT, self.ring.register_of(run.tail));
+        registers.write64(IQT, self.ring().register_of(run.tail));
         self.producers.book().add(run);
     }
 
@@ -342,35 +369,20 @@ impl<H: Hal> Queue<H> {
     /// # Errors
     ///
     /// [`SyncError::Timeout`], and [`SyncError::Faulted`] if the hardware refused a descriptor of this batch.
-    #[inline(always)]
     pub(crate) fn wait<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        if self.is_done(ticket) {
-            return Ok(());
-        }
-        // Word by word: as a whole it would go through memory, also where nobody waits longer.
-        let Ticket { first, end, errors, publisher } = ticket;
-        self.wait_longer(registers, first, end, errors, publisher)
+        if self.is_done(ticket) { Ok(()) } else { self.wait_longer(registers, ticket) }
     }
 
     /// Whether the batch has completed, and there was no error meanwhile.
     #[inline]
-    fn is_done(&self, ticket: Ticket) -> bool {
+    pub(crate) fn is_done(&self, ticket: Ticket) -> bool {
         let is_done = self.done().has_reached(ticket.end);
         barrier::after_completion();
         is_done && self.errors.count() == ticket.errors
     }
 
     #[cold]
-    #[inline(never)]
-    fn wait_longer<M: Mmio>(
-        &self,
-        registers: &Registers<H, M>,
-        first: Position,
-        end: Position,
-        errors: u32,
-        publisher: Publisher,
-    ) -> Result<(), SyncError> {
-        let ticket = Ticket { first, end, errors, publisher };
+    fn wait_longer<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
         if ticket.publisher == Publisher::Other {
             producers::leave_to_others(registers.hal(), || self.done().has_reached(ticket.end));
         }
@@ -467,43 +479,20 @@ impl Batch for RangeInvalidation {
     }
 }
 
-/// A slot of the ring.
-type Slot = [AtomicU64; 4];
-
-/// The slots of the ring, a power of two. Their upper halves are zero from the beginning, and nobody writes to them.
-pub(crate) struct Descriptors<H: Hal>(Words<H, [Slot]>);
-
-impl<H: Hal> Descriptors<H> {
-    #[inline]
-    pub(crate) fn slots(&self) -> Slots<'_> {
-        Slots(&self.0)
-    }
-}
-
-/// [`Descriptors`], where they are.
-#[derive(Clone, Copy)]
-pub(crate) struct Slots<'a>(&'a [Slot]);
-
-impl<'a> Slots<'a> {
-    #[inline]
-    fn at(self, place: Position) -> Option<[&'a AtomicU64; 2]> {
-        let slot = self.0.get(place.get() as usize & self.0.len().wrapping_sub(1));
-        slot.map(|[low, high, _, _]| [low, high])
-    }
-
+/// The upper halves of the slots are zero from the beginning, and nobody writes to them.
+impl<H: Hal> Slots<H> {
     /// Fills the slot of a place.
     #[inline]
-    pub(crate) fn write(self, place: Position, descriptor: Descriptor) {
-        if let (Some([low, high]), Descriptor([low_value, high_value])) = (self.at(place), descriptor) {
-            low.store(low_value, Ordering::Relaxed);
-            high.store(high_value, Ordering::Relaxed);
-        }
+    fn write(&self, place: Position, Descriptor(words): Descriptor) {
+        let ([low, high, _, _], [low_value, high_value]) = (self.at(place), words);
+        low.store(low_value, Ordering::Relaxed);
+        high.store(high_value, Ordering::Relaxed);
     }
 
     /// What is in the slot of a place.
-    pub(crate) fn read(self, place: Position) -> Descriptor {
-        let words = self.at(place);
-        Descriptor(words.map_or([0; 2], |words| words.map(|word| word.load(Ordering::Relaxed))))
+    pub(crate) fn read(&self, place: Position) -> Descriptor {
+        let [low, high, _, _] = self.at(place);
+        Descriptor([low, high].map(|word| word.load(Ordering::Relaxed)))
     }
 }
 

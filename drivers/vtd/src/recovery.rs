@@ -110,7 +110,7 @@ impl<H: Hal> Queue<H> {
         self.counters.errors.fetch_add(1, Ordering::Relaxed);
         self.errors.last.store(status.into_bits(), Ordering::Relaxed);
         let errors = QueueErrors::from_bits(registers.read64(IQERCD));
-        let head = self.ring.position_of(registers.read64(IQH), self.producers.published());
+        let head = self.ring().position_of(registers.read64(IQH), self.producers.published());
         if status.ice() {
             log::error!(
                 "VT-d: device {:#06x} confirmed an invalidation that it was not asked for",
@@ -138,8 +138,8 @@ impl<H: Hal> Queue<H> {
     fn replace_bad(&self, recent: &mut Recent, bad: Position, errors: QueueErrors) {
         log::error!(
             "VT-d: invalidation descriptor {:#x?} in slot {} refused (IQERCD_REG {:#x})",
-            self.descriptors.slots().read(bad).0,
-            self.ring.slot(bad),
+            self.slots.read(bad).0,
+            self.ring().slot(bad),
             errors.into_bits()
         );
         // At the tail there is no descriptor: then it was the tail register itself that was refused.
@@ -154,11 +154,11 @@ impl<H: Hal> Queue<H> {
     fn blame_device(&self, recent: &mut Recent, head: Position, device: u16) {
         let done = self.done();
         // Both come from the hardware, which may be mistaken.
-        let count = if head.has_reached(done) { head.since(done).min(2 * self.ring.slots()) } else { 0 };
+        let count = if head.has_reached(done) { head.since(done).min(2 * self.ring().slots()) } else { 0 };
         let sent = |wanted: Option<u16>| {
             let places = (0..count).map(move |offset| done.plus(offset));
             places.filter(move |&place| {
-                let target = target(self.descriptors.slots().read(place));
+                let target = target(self.slots.read(place));
                 target.is_some() && wanted.is_none_or(|wanted| target == Some(wanted))
             })
         };
@@ -172,7 +172,7 @@ impl<H: Hal> Queue<H> {
     /// even so, a wait is among what is still to be fetched; this is tried again all the same.
     fn make_up_for_waits<M: Mmio>(&self, registers: &Registers<H, M>) {
         let published = self.producers.published();
-        let head = self.ring.position_of(registers.read64(IQH), published);
+        let head = self.ring().position_of(registers.read64(IQH), published);
         for _ in 0..ATTEMPTS {
             if let Some(place) = self.producers.reserve_again(1, || head) {
                 self.errors.waits_dropped.store(false, Ordering::Relaxed);

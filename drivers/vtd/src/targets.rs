@@ -18,7 +18,7 @@ use crate::unit::Inner;
 use alloc::vec::Vec;
 use core::iter;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use portcullis_hal::snapshot::Snapshot;
+use portcullis_hal::snapshot::{Reading, Snapshot};
 use portcullis_hal::{Arc, Hal, IovaRange, Mmio, OutOfMemory, SyncError, list};
 
 /// Translations of a domain on a unit.
@@ -27,10 +27,10 @@ struct Target<H: Hal, M: Mmio> {
     kind: TagKind,
     /// A [`TagWord`].
     tag: AtomicU64,
-    /// The [`PageWord`] of the tag; none while nobody uses it.
+    /// The [`PageWord`] of the tag.
     page_word: AtomicU64,
-    /// The most pages that one descriptor drops, as a power of two.
-    max_mask: u8,
+    /// The masks that one descriptor can have, by their number; none while nobody uses the tag.
+    masks: AtomicU32,
     /// How the unit is told.
     invalidation: Invalidation,
     in_use: AtomicBool,
@@ -46,7 +46,7 @@ impl<H: Hal, M: Mmio> Target<H, M> {
             kind,
             tag: AtomicU64::new(0),
             page_word: AtomicU64::new(0),
-            max_mask: invalidation.max_mask(),
+            masks: AtomicU32::new(0),
             invalidation,
             in_use: AtomicBool::new(false),
             users: AtomicU32::new(0),
@@ -83,18 +83,23 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     /// What drops the pages in `range`, if one descriptor does and drops no others.
     #[inline]
     fn exactly(&self, range: IovaRange, changed: Changed) -> Option<Descriptor> {
-        PageWord(self.page_word.load(Ordering::Relaxed)).exactly(range, self.max_mask, changed)
+        // Acquire: with the masks there is a word, of this tag or an older one.
+        let masks = self.masks.load(Ordering::Acquire);
+        PageWord(self.page_word.load(Ordering::Relaxed)).exactly(range, masks, changed)
     }
 
     fn set_in_use(&self, tag: Tag) {
         let word = TagWord::new(tag);
         self.tag.store(word.0, Ordering::Relaxed);
-        self.page_word.store(self.invalidation.of_pages(word).0, Ordering::Relaxed);
+        if let Some((page_word, masks)) = self.invalidation.of_pages(word) {
+            self.page_word.store(page_word.0, Ordering::Relaxed);
+            self.masks.store(masks, Ordering::Release);
+        }
         self.in_use.store(true, Ordering::Relaxed);
     }
 
     fn strike_out(&self) {
-        self.page_word.store(0, Ordering::Relaxed);
+        self.masks.store(0, Ordering::Relaxed);
         self.in_use.store(false, Ordering::Relaxed);
     }
 }
@@ -364,27 +369,25 @@ impl<'a, H: Hal, M: Mmio + 'static> Sender<'a, H, M> {
 }
 
 impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
-    /// Drops the translations of `range` from all caches of all units and devices. The targets are read behind a full
-    /// fence.
+    /// The usual case of [`invalidate`](Self::invalidate): one unit, which works, no device TLB, and a page, a leaf or the
+    /// range of a table, so one descriptor. The targets are read behind a full fence.
     #[inline(always)]
-    pub(crate) fn invalidate_range(&self, range: IovaRange, changed: Changed) -> Result<(), SyncError> {
-        let list = self.list.read();
-        // The usual case: one unit, no device TLB, and a page, a leaf or the range of a table.
-        if let Some(target) = list.only()
-            && let Some(descriptor) = target.exactly(range, changed)
-        {
-            return target.unit.run(iter::once(descriptor));
-        }
-        list.invalidate(Some(range), changed)
+    pub(crate) fn only_unit(
+        &self,
+        range: IovaRange,
+        changed: Changed,
+    ) -> Option<(Reading<'_, Inner<H, M>>, Descriptor)> {
+        let target = Reading::filter_map(self.list.read(), List::only)?;
+        let descriptor = target.exactly(range, changed)?;
+        let works = |unit: &&Inner<H, M>| !unit.is_faulted();
+        let unit = Reading::filter_map(target, |target| Some(&*target.unit).filter(works))?;
+        Some((unit, descriptor))
     }
 
     /// Drops the translations of `range`, or all, from all caches of all units and devices. The targets are read behind a
     /// full fence.
     pub(crate) fn invalidate(&self, range: Option<IovaRange>, changed: Changed) -> Result<(), SyncError> {
-        match range {
-            Some(range) => self.invalidate_range(range, changed),
-            None => self.list.read().invalidate(None, changed),
-        }
+        self.list.read().invalidate(range, changed)
     }
 
     /// Calls `tell` for each target, and waits for the batch that it may have submitted. It is given what makes such a
@@ -412,9 +415,11 @@ impl<H: Hal, M: Mmio + 'static> Targets<H, M> {
 
 impl<H: Hal, M: Mmio + 'static> List<H, M> {
     /// See [`Targets::invalidate`].
-    #[inline(never)]
     fn invalidate(&self, range: Option<IovaRange>, changed: Changed) -> Result<(), SyncError> {
         if let Some(target) = self.only() {
+            if let Some(descriptor) = range.and_then(|range| target.exactly(range, changed)) {
+                return target.unit.run(iter::once(descriptor));
+            }
             return match target.is_in_use() {
                 true => target.unit.run(target.invalidation(range, changed)),
                 false => Ok(()),

@@ -8,7 +8,7 @@ use crate::forget::all_of;
 use crate::invalidate::{Descriptor, RID_PASID};
 use crate::page_requests::{Counters as PageCounters, PageRequests};
 use crate::permit::Nowhere;
-use crate::queue::{Batch, Queue, Ticket};
+use crate::queue::{Batch, Queue, Ticket, Unsubmitted};
 use crate::registers::Registers;
 use crate::tables::Table;
 use crate::tags::Tags;
@@ -174,12 +174,16 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     }
 
     /// Submits a batch and waits for it.
-    #[inline(always)]
     pub(crate) fn run(&self, batch: impl Batch) -> Result<(), SyncError> {
         if self.is_faulted() {
             return Err(SyncError::Faulted);
         }
         self.queue.run(&self.registers, batch).map_err(|error| self.failed(error))
+    }
+
+    /// Does the rest of a submission.
+    pub(crate) fn submit_on(&self, unsubmitted: Unsubmitted<impl Batch>) -> Result<Ticket, SyncError> {
+        self.queue.submit_on(&self.registers, unsubmitted).map_err(|timeout| self.failed(timeout.into()))
     }
 
     /// As [`run`](Self::run), for changes of entries: if the unit refuses a descriptor, it is told to forget everything
