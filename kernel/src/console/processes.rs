@@ -12,19 +12,31 @@ use crate::user::{Order, Program, Thread};
 use alloc::format;
 use alloc::string::{String, ToString};
 use portcullis_hal::{Access, Arc, Mm, Pasid, unsize_arc};
-use portcullis_iommu::{Bond, Device, ExitHandler, Feature, PageRights};
+use portcullis_iommu::{Bond, Device, ExitHandler, Feature, PageFaultWork, PageRights};
 
 /// Where a process has its memory.
 const HEAP: u64 = 0x10_0000_0000;
 
+/// How often page requests are looked after at an exit: others may ask for ever.
+const ROUNDS: u32 = 64;
+
 /// A bond of the console's.
 pub(super) type DeviceBond = Bond<'static, KernelHal>;
 
-/// The devices are driven by whoever types; there is nothing to stop.
-struct Announce;
+/// The devices are driven by whoever types, who is told. What they have asked for until then is answered here, as a
+/// driver would wait for it before it calls its device stopped.
+struct Announce {
+    iommu: &'static KernelIommu,
+}
 
 impl ExitHandler for Announce {
     fn exit(&self, device: &Device, pasid: Option<Pasid>) {
+        self.iommu.handle_interrupt(device.unit());
+        for _ in 0..ROUNDS {
+            if self.iommu.handle_page_faults() == PageFaultWork::Done {
+                break;
+            }
+        }
         match pasid {
             Some(pasid) => text(format_args!("exit: device {} pasid {pasid}", device.id())),
             None => text(format_args!("exit: device {}", device.id())),
@@ -106,7 +118,7 @@ pub(super) fn bind(state: &mut State, arguments: &[&str]) -> Result<Next, String
     let control = pasids::control(state.machine, function);
     iommu.enable_feature(&device, &control, Feature::Sva, &space.root()).map_err(words)?;
     state.machine.enable_bus_master(function.index);
-    let on_exit = unsize_arc!(Arc::try_new(Announce).map_err(words)? => dyn ExitHandler);
+    let on_exit = unsize_arc!(Arc::try_new(Announce { iommu }).map_err(words)? => dyn ExitHandler);
     let mm = unsize_arc!(space => dyn Mm);
     state.bonds.try_reserve(1).map_err(words)?;
     let bond = iommu.bind(&device, &mm, PageRights::empty(), on_exit).map_err(words)?;

@@ -4,9 +4,10 @@
 
 use super::space::Life;
 use super::{AddressSpace, MmError, PageRange};
+use crate::memory::KernelHal;
 use portcullis_hal::{
-    Access, Arc, Asid, FaultOutcome, MapError, Mm, MmFault, MmNotifier, PinError, SubscribeError, TableRoot,
-    list,
+    Access, Arc, Asid, FaultOutcome, Hal, MapError, Mm, MmFault, MmNotifier, PinError, SubscribeError,
+    TableRoot, list,
 };
 
 // SAFETY: the root lives as long as the space, which its users hold; the tables below it go when `release` has returned.
@@ -24,15 +25,18 @@ unsafe impl Mm for AddressSpace {
 
     fn subscribe(&self, notifier: Arc<dyn MmNotifier>) -> Result<(), SubscribeError> {
         let mut state = self.state.lock();
-        if state.life == Life::Ended {
-            return Err(SubscribeError::Released);
-        }
+        state.running().map_err(|_| SubscribeError::Released)?;
         Ok(list::push(&mut state.notifiers, notifier)?)
     }
 
     fn unsubscribe(&self, notifier: &Arc<dyn MmNotifier>) {
-        // All calls are made under the lock.
+        // All calls are made under the lock, but for those at the end.
         let mut state = self.state.lock();
+        while state.life == Life::Ending {
+            drop(state);
+            KernelHal.relax();
+            state = self.state.lock();
+        }
         state.notifiers.retain(|known| !Arc::ptr_eq(known, notifier));
     }
 

@@ -1,7 +1,7 @@
 //! Page faults, of CPUs and of devices alike, and the pages that must not fault.
 
 use super::page::{Page, UserFrame};
-use super::space::{Life, State};
+use super::space::State;
 use super::{AddressSpace, MmError, PageRange};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Access, Attributes, FaultOutcome, Gather, Iova, Mapping};
@@ -32,9 +32,7 @@ impl AddressSpace {
         address: u64,
         access: Access,
     ) -> Result<(), MmError> {
-        if state.life == Life::Ended {
-            return Err(MmError::Ended);
-        }
+        state.running()?;
         let range = PageRange::page_of(address)?;
         let region = state.regions.at(address).ok_or(MmError::NotMapped(address))?;
         let allowed = region.access();

@@ -10,9 +10,7 @@ impl AddressSpace {
     pub(crate) fn fork(&self) -> Result<Arc<Self>, MmError> {
         let child = Self::new()?;
         let mut state = self.state.lock();
-        if state.life == super::space::Life::Ended {
-            return Err(MmError::Ended);
-        }
+        state.running()?;
         let mut gather = Gather::new();
         let copied = state.regions.copied(|address, page| {
             let frame = share(page)?;

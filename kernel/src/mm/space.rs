@@ -10,7 +10,7 @@ use super::{MmError, PAGE, PageRange, Region, Regions};
 use crate::memory::KernelHal;
 use alloc::vec::Vec;
 use core::marker::PhantomData;
-use core::mem::ManuallyDrop;
+use core::mem::{self, ManuallyDrop};
 use core::sync::atomic::{AtomicU64, Ordering};
 use portcullis_arch::{CpuSet, UserTables, cpu, paging, tlb};
 use portcullis_hal::{Access, Arc, Gather, MmNotifier, TableRoot, barrier};
@@ -48,6 +48,8 @@ enum Walkers {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Life {
     Running,
+    /// Notifiers are told of the end, without the lock; nobody else changes them.
+    Ending,
     Ended,
 }
 
@@ -57,7 +59,8 @@ impl State {
         self.regions.at(address)?.page_mut(address)?.as_mut()
     }
 
-    fn running(&self) -> Result<(), MmError> {
+    /// Refuses a space that is going or gone.
+    pub(super) fn running(&self) -> Result<(), MmError> {
         if self.life == Life::Running { Ok(()) } else { Err(MmError::Ended) }
     }
 }
@@ -146,11 +149,17 @@ impl AddressSpace {
     pub(crate) fn end(&self) -> Result<usize, MmError> {
         let mut state = self.state.lock();
         state.running()?;
-        state.life = Life::Ended;
+        state.life = Life::Ending;
+        let notifiers = mem::take(&mut state.notifiers);
+        // Drivers stop their devices now, which may wait for an answer to a page request, and that for this lock.
+        drop(state);
         let mut released = Ok(());
-        for notifier in &state.notifiers {
+        for notifier in &notifiers {
             released = released.and(notifier.release());
         }
+        let mut state = self.state.lock();
+        state.notifiers = notifiers;
+        state.life = Life::Ended;
         if let Err(error) = released {
             // Neither the tables nor what they map may be reused.
             state.walkers = Walkers::Some;
@@ -186,7 +195,7 @@ impl AddressSpace {
             resident += region.resident();
             if forgotten.is_err() {
                 // Somebody may still reach it.
-                core::mem::forget(region);
+                mem::forget(region);
             }
         }
         forgotten.map(|()| resident)

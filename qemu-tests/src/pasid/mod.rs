@@ -32,7 +32,7 @@ pub struct Test {
 const BOTH: &[&str] = &["x86_64-first", "x86_64-second"];
 const FIRST: &[&str] = &["x86_64-first"];
 
-static TESTS: [Test; 13] = [
+static TESTS: [Test; 14] = [
     Test { name: "switches", machines: BOTH, play: dma::switches },
     Test { name: "dma", machines: BOTH, play: dma::dma },
     Test { name: "two-endpoints", machines: BOTH, play: dma::two_endpoints },
@@ -45,6 +45,7 @@ static TESTS: [Test; 13] = [
     Test { name: "flood", machines: FIRST, play: pages::flood },
     Test { name: "bind", machines: FIRST, play: process::bind },
     Test { name: "exit", machines: FIRST, play: process::exit },
+    Test { name: "exit-in-wait", machines: FIRST, play: process::exit_in_wait },
     Test { name: "exit-in-flood", machines: FIRST, play: process::exit_in_flood },
 ];
 

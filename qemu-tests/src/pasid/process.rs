@@ -206,6 +206,24 @@ pub(super) fn exit(rig: &mut Rig) -> Result<()> {
     Ok(())
 }
 
+/// A process ends while its endpoint waits for a page. Its driver waits in turn, for the answer, before it lets the
+/// process go.
+pub(super) fn exit_in_wait(rig: &mut Rig) -> Result<()> {
+    let name = process(rig, "new 64K")?;
+    let bound = Bound::new(rig, 0, &name)?;
+    let (_, place) = rig.endpoint(0)?;
+    bound.write(rig, HEAP, 1, 1)?;
+    rig.ask("hold")?;
+    ask(rig, 0, bound.request(HEAP + PAGE, "rw", 2))?;
+    rig.ask(&format!("exit {name}"))?;
+    expect(rig, 0, &[bound.response(2, Code::Invalid)])?;
+    rig.ask(&format!("serve {place}"))?;
+    refused(bound.cached_write(rig, HEAP, 0xee)?, "no translation")?;
+    rig.ask(&format!("unbind {}", bound.bond))?;
+    expect(rig, 0, &[])?;
+    rig.no_fault()
+}
+
 /// A process ends in the middle of a flood: each request that the unit took has one answer, and
 /// another process's endpoint goes on.
 pub(super) fn exit_in_flood(rig: &mut Rig) -> Result<()> {
