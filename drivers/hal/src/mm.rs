@@ -23,6 +23,10 @@ pub unsafe trait Mm: Send + Sync {
     fn root(&self) -> TableRoot;
 
     /// An ASID that the kernel pinned for this address space and invalidates by broadcast, if it has one.
+    ///
+    /// For units that listen to the CPUs' broadcasts (SMMU_IDR0.BTM with SMMU_CR2.PTM = 0). The drivers of this stack
+    /// have theirs not listen: they take ASIDs of their own and learn of every change by the notifier, and so do not
+    /// ask for this.
     fn pinned_asid(&self) -> Option<Asid> {
         None
     }

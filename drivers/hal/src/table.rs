@@ -127,6 +127,8 @@ pub struct TableRoot {
     pub input_bits: u8,
     /// The width of the physical addresses that the entries may hold, in bits.
     pub output_bits: u8,
+    /// The sizes that leaves may have, as a bit mask in bytes.
+    pub page_sizes: u64,
     /// Whether entries reach memory.
     pub writes: TableWrites,
 }

@@ -138,7 +138,7 @@ bitflags! {
         const IDENTITY = 1 << 2;
         /// The page-table format.
         const FORMAT = 1 << 3;
-        /// The granule.
+        /// The granule, or leaves of a size in use.
         const GRANULE = 1 << 4;
         /// The width of input addresses.
         const INPUT_WIDTH = 1 << 5;

@@ -5,7 +5,8 @@
 mod rig;
 
 use portcullis_hal::{
-    FaultOutcome, MmFault, MmNotifier, PhysAddr, SubscribeError, TableFormat, TableRoot, TableWrites,
+    FaultOutcome, MmFault, MmNotifier, PAGE_SIZE, PhysAddr, SubscribeError, TableFormat, TableRoot,
+    TableWrites,
 };
 use portcullis_iommu::{PageResponse, Unswitched};
 use rig::{PRI, Rig, last, request};
@@ -108,6 +109,7 @@ unsafe impl Mm for Process {
             root: PhysAddr::new(0x1000),
             input_bits: 48,
             output_bits: 40,
+            page_sizes: PAGE_SIZE,
             writes: TableWrites::Cleaned,
         }
     }

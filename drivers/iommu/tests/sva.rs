@@ -5,7 +5,7 @@
 mod rig;
 
 use portcullis_hal::{
-    Access, Arc, FaultOutcome, Mm, MmFault, MmNotifier, OutOfMemory, Pasid, PhysAddr, PinError,
+    Access, Arc, FaultOutcome, Mm, MmFault, MmNotifier, OutOfMemory, PAGE_SIZE, Pasid, PhysAddr, PinError,
     SubscribeError, SyncError, TableFormat, TableRoot, TableWrites, unsize_arc,
 };
 use portcullis_iommu::*;
@@ -17,6 +17,7 @@ const ROOT: TableRoot = TableRoot {
     root: PhysAddr::new(0x1000),
     input_bits: 48,
     output_bits: 40,
+    page_sizes: PAGE_SIZE,
     writes: TableWrites::Cleaned,
 };
 

@@ -159,6 +159,7 @@ impl<H: Hal> AnyTable<H> {
             root: self.tree.root_address(),
             input_bits: self.input_bits,
             output_bits: self.output_bits,
+            page_sizes: self.page_sizes,
             writes: self.tree.writes,
         }
     }

@@ -196,6 +196,7 @@ fn every_change_of_a_context_descriptor_shows_the_old_one_the_new_one_or_if_told
                 format: TableFormat::VmsaStage1 { granule, mair },
                 input_bits,
                 output_bits: 48,
+                page_sizes: 0x1000,
                 writes: TableWrites::Cached,
             };
             let valid =

@@ -2,8 +2,8 @@
 mod support;
 
 use portcullis_hal::{
-    Access, Arc, Attributes, FixedMapping, Gather, Iova, MapError, MemoryKind, SharedTable, TableFormat,
-    TableRoot, TableWrites, UnmapError,
+    Access, Arc, Attributes, FixedMapping, Gather, Iova, MapError, MemoryKind, PAGE_SIZE, SharedTable,
+    TableFormat, TableRoot, TableWrites, UnmapError,
 };
 use portcullis_iommu::{
     Abilities, AttachError, Domain, DomainError, DomainKind, DomainSpec, FaultReason, Grain, Missing,
@@ -406,6 +406,7 @@ fn what_the_unit_cannot_do_is_refused_when_the_domain_is_made() {
         root: portcullis_hal::PhysAddr::new(0x1000),
         input_bits: 48,
         output_bits: 48,
+        page_sizes: PAGE_SIZE,
         writes: TableWrites::Cached,
     };
     // SAFETY: the unit refuses it; no domain is made.

@@ -212,8 +212,6 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
                 let mut missing = tables.root().map_or(Missing::FORMAT, |root| features.missing_for(&root));
                 if let (DomainKind::Paging, Some(stage)) = (tables.kind(), tables.stage()) {
                     missing |= self.abilities.missing(features.abilities(stage));
-                    let excess = tables.page_sizes() & !features.page_sizes(stage);
-                    missing.set(Missing::GRANULE, excess != 0);
                     missing.set(
                         Missing::INPUT_WIDTH,
                         missing.contains(Missing::INPUT_WIDTH) || self.is_too_wide(features),

@@ -195,6 +195,7 @@ impl Features {
             }
             None => missing |= Missing::FORMAT,
         }
+        missing.set(Missing::GRANULE, root.page_sizes & !self.page_sizes(stage) != 0);
         let reached = self.reaches(PhysRange::block(root.root, PAGE_SIZE));
         missing.set(Missing::OUTPUT_WIDTH, root.output_bits > self.host_address_bits || !reached);
         let stale = root.writes == TableWrites::Cached && self.table_coherency() == WalkCoherency::NotSnooped;

@@ -10,7 +10,8 @@ use crate::invalidate::{RID_PASID, Tag, TagKind};
 use crate::tables::reachable_frames;
 use crate::unit::{Inner, State, concrete};
 use portcullis_hal::{
-    Arc, EndpointId, FrameOrder, Hal, Mmio, Pasid, SyncError, TableFormat, TableRoot, TableWrites, barrier,
+    Arc, EndpointId, FrameOrder, Hal, Mmio, PAGE_SIZE, Pasid, SyncError, TableFormat, TableRoot, TableWrites,
+    barrier,
 };
 use portcullis_iommu::{AttachError, Permissions, Requests, Stage, Transition};
 use portcullis_pgtable::AccessedDirty;
@@ -124,6 +125,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             root: table.publish(),
             input_bits: 12 + 9 * levels,
             output_bits: self.features.host_address_bits(),
+            page_sizes: PAGE_SIZE,
             writes: self.features.table_writes(),
         };
         let entry = table_entry(&self.features, &root, AccessedDirty::Preset, tag.did);

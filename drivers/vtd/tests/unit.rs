@@ -297,6 +297,8 @@ fn foreign_tables_are_walked_and_invalidated_but_not_changed() {
             refused(TableRoot { writes: TableWrites::Cached, ..root }),
             lacks(Missing::COHERENT_WALKS)
         );
+        // No fake has leaves of 512 GiB.
+        assert_eq!(refused(TableRoot { page_sizes: 1 << 39 | 0x1000, ..root }), lacks(Missing::GRANULE));
         assert_eq!(refused(TableRoot { output_bits: 52, ..root }), lacks(Missing::OUTPUT_WIDTH));
         let deep = match stage {
             Stage::Stage1 => TableFormat::X86 { levels: 5 },

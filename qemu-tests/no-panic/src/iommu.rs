@@ -8,7 +8,8 @@ use core::hint::black_box;
 use core::ops::ControlFlow;
 use portcullis_hal::{
     Arc, Attributes, EndpointId, FixedMapping, FrameOrder, Frames, Gather, Iova, IovaRange, Mapped, Mapping,
-    Pasid, PhysAddr, PhysRange, QueuedMaps, TableFormat, TableRoot, TableWrites, Usage, unsize_arc,
+    PAGE_SIZE, Pasid, PhysAddr, PhysRange, QueuedMaps, TableFormat, TableRoot, TableWrites, Usage,
+    unsize_arc,
 };
 use portcullis_iommu::{
     Abilities, Answered, Device, DeviceDescription, DeviceId, Domain, DomainSpec, Fault, FaultHandler,
@@ -149,6 +150,7 @@ fn spec() -> DomainSpec {
             root: PhysAddr::new(0),
             input_bits: 48,
             output_bits: 48,
+            page_sizes: PAGE_SIZE,
             writes: TableWrites::Cached,
         })),
     }

@@ -304,6 +304,7 @@ fn shared_tables_that_the_unit_cannot_walk_are_refused_for_the_right_reason() {
         root: PhysAddr::new(0x4000_0000),
         input_bits: 40,
         output_bits: 44,
+        page_sizes: 0x4020_1000,
         writes: TableWrites::Cleaned,
     };
     let missing = |root| match bench.driver.new_domain(&fake::shared(root)) {

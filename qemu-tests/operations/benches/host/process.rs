@@ -2,8 +2,8 @@
 
 use crate::units::memory::Memory;
 use portcullis_hal::{
-    Arc, FaultOutcome, FrameOrder, Hal, Mm, MmFault, MmNotifier, OutOfMemory, SubscribeError, TableFormat,
-    TableRoot, TableWrites, unsize_arc,
+    Arc, FaultOutcome, FrameOrder, Hal, Mm, MmFault, MmNotifier, OutOfMemory, PAGE_SIZE, SubscribeError,
+    TableFormat, TableRoot, TableWrites, unsize_arc,
 };
 
 /// Its tables are empty, and its faults are resolved at once.
@@ -12,7 +12,14 @@ struct Process(TableRoot);
 /// Makes one whose tables have this format.
 pub(crate) fn process(memory: Memory, format: TableFormat) -> Result<Arc<dyn Mm>, OutOfMemory> {
     let root = memory.alloc_frames(FrameOrder::SINGLE)?;
-    let root = TableRoot { format, root, input_bits: 47, output_bits: 39, writes: TableWrites::Cleaned };
+    let root = TableRoot {
+        format,
+        root,
+        input_bits: 47,
+        output_bits: 39,
+        page_sizes: PAGE_SIZE,
+        writes: TableWrites::Cleaned,
+    };
     Ok(unsize_arc!(Arc::try_new(Process(root))? => dyn Mm))
 }
 
