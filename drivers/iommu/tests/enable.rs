@@ -4,7 +4,7 @@ mod rig;
 
 use core::fmt;
 use portcullis_hal::host::HostHal;
-use portcullis_hal::{Arc, EndpointId, PAGE_SIZE, Pasid, RequesterId, unsize_arc};
+use portcullis_hal::{Arc, EndpointId, PAGE_SIZE, Pasid, RequesterId, SyncError, unsize_arc};
 use portcullis_iommu::*;
 use rig::{Log, nowhere, pasid};
 use std::sync::Mutex;
@@ -52,6 +52,9 @@ impl Unit for Recorder {
         self.note(&format!("detach {pasid}")).map_err(|()| AttachError::Lost)
     }
     fn handle_interrupt(&self, _: &mut dyn FnMut(UnitEvent)) {}
+    fn drain_page_requests(&self, _: &[EndpointId], _: &mut dyn FnMut(UnitEvent)) -> Result<(), SyncError> {
+        self.note("drain").map_err(|()| SyncError::Faulted)
+    }
     fn stats(&self) -> UnitStats {
         UnitStats::default()
     }
@@ -167,7 +170,9 @@ fn the_unit_permits_before_the_device_starts_and_withdraws_after_it_stopped() {
     assert_eq!(rig.iommu.enable(&rig.device, &switches, &ALL), Err(EnableError::Enabled));
     rig.iommu.disable(&rig.device, &switches).unwrap();
     assert_eq!(rig.device.permissions(), Permissions::NONE);
-    assert_eq!(rig.take(), ["pages off", "pages answered", "ats off", "unit: permit 0 0", "pasids off"]);
+    // PCIe 10.4.2 and 10.5.2: no new requests, then answers to those that the unit has, then the rest.
+    let off = ["pages off", "unit: drain", "pages answered", "ats off", "unit: permit 0 0", "pasids off"];
+    assert_eq!(rig.take(), off);
 }
 
 #[test]
@@ -208,9 +213,26 @@ fn page_requests_without_answers_keep_everything_on() {
     assert_eq!(error, EnableError::Control(ControlError::Refused));
     assert_eq!(
         (rig.take(), rig.device.permissions()),
-        (vec!["pages off".into(), "pages answered".into()], ALL)
+        (vec!["pages off".into(), "unit: drain".into(), "pages answered".into()], ALL)
     );
+    // A unit that does not report what it has left keeps everything on, too.
+    *rig.unit.fails.lock().unwrap() = "drain";
+    let failed = rig.iommu.disable(&rig.device, &rig.switches(""));
+    assert_eq!(failed, Err(EnableError::Unit(SyncError::Faulted.into())));
+    assert_eq!((rig.take().join(", "), rig.device.permissions()), ("pages off, unit: drain".into(), ALL));
+    *rig.unit.fails.lock().unwrap() = "";
     rig.iommu.disable(&rig.device, &rig.switches("")).unwrap();
+}
+
+#[test]
+fn stalls_are_drained_before_and_after_the_unit_forbids_them() {
+    let rig = Rig::new();
+    let stall = Permissions { pasid_bits: 8, requests: Requests::STALL };
+    let switches = Switches { offers: stall, ..rig.switches("") };
+    rig.iommu.enable(&rig.device, &switches, &stall).unwrap();
+    rig.take();
+    rig.iommu.disable(&rig.device, &switches).unwrap();
+    assert_eq!(rig.take(), ["unit: drain", "unit: permit 0 0", "unit: drain", "pasids off"]);
 }
 
 #[test]
