@@ -7,7 +7,8 @@ mod rig;
 use portcullis_hal::{Access, Arc, PAGE_SIZE, Pasid, unsize_arc};
 use portcullis_iommu::*;
 use rig::{PRI, Rig, STALL, last, partial, pasid, request, stalled};
-use std::sync::Mutex;
+use std::sync::{Barrier, Mutex, mpsc};
+use std::time::Duration;
 
 /// Answers as it is told, or keeps the group.
 #[derive(Default)]
@@ -222,6 +223,48 @@ fn a_teardown_answers_what_the_hardware_and_the_queue_still_have() {
     assert_eq!(asked, [Some(pasid(6))]);
     let _done = rig.handle();
     assert_eq!(*handler.pages.lock().unwrap(), [[1]]);
+}
+
+/// For so long a teardown that does not wait has time to return. One that waits passes whatever time it takes.
+const GRACE: Duration = Duration::from_millis(500);
+
+#[test]
+fn a_teardown_waits_for_an_answer_that_another_thread_is_giving() {
+    let rig = Rig::new(1);
+    let device = rig.device(0, 8, PRI);
+    let handler = handler(None);
+    handle_with(&rig, &device, Some(pasid(5)), &handler);
+    rig.unit().ask(request(&device, Some(pasid(5)), 1, last(1)));
+    assert_eq!(rig.handle(), PageFaultWork::Done);
+    let group = handler.kept.lock().unwrap().pop().unwrap();
+    rig.take_log();
+
+    let (order, answering) =
+        (std::sync::Arc::new(Mutex::new(Vec::new())), std::sync::Arc::new(Barrier::new(2)));
+    let (torn_down, teardown) = mpsc::channel();
+    // The hardware takes its time over the answer, until long after the teardown has found nothing owed.
+    let (noted, log, begun) = (order.clone(), rig.log.clone(), answering.clone());
+    let teardown = Mutex::new(teardown);
+    rig.unit().wires().on_answer = Some(std::sync::Arc::new(move |_| {
+        begun.wait();
+        while !log.lock().unwrap().iter().any(|call| call.starts_with("drain")) {
+            std::thread::yield_now();
+        }
+        let _ = teardown.lock().unwrap().recv_timeout(GRACE);
+        noted.lock().unwrap().push("the hardware has the answer");
+    }));
+    std::thread::scope(|scope| {
+        scope.spawn(|| group.answer(PageResponse::Success));
+        scope.spawn(|| {
+            answering.wait();
+            rig.iommu.remove_page_fault_handler(&device, Some(pasid(5))).unwrap();
+            order.lock().unwrap().push("the teardown is done");
+            torn_down.send(()).unwrap();
+        });
+    });
+    assert_eq!(*order.lock().unwrap(), ["the hardware has the answer", "the teardown is done"]);
+    let wires = rig.unit().wires();
+    assert_eq!((wires.asked.len(), wires.answered.len()), (0, 1));
 }
 
 #[test]
