@@ -303,14 +303,7 @@ impl Rig {
     }
 
     pub(crate) fn plain_device(&self, unit: u16, bdf: u16) -> Arc<Device> {
-        let description = DeviceDescription {
-            id: DeviceId::Pci(RequesterId::from_bdf(unit, bdf)),
-            unit: UnitId(unit),
-            endpoints: vec![EndpointId::new(u32::from(bdf))],
-            group: GroupId(u32::from(unit) << 16 | u32::from(bdf)),
-            reserved: vec![],
-        };
-        self.iommu.add_device(description).unwrap()
+        self.iommu.add_device(description(unit, bdf)).unwrap()
     }
 
     pub(crate) fn device(&self, unit: u16, bdf: u16, permissions: Permissions) -> Arc<Device> {
@@ -333,6 +326,16 @@ impl Rig {
 
     pub(crate) fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut *self.log.lock().unwrap())
+    }
+}
+
+pub(crate) fn description(unit: u16, bdf: u16) -> DeviceDescription {
+    DeviceDescription {
+        id: DeviceId::Pci(RequesterId::from_bdf(unit, bdf)),
+        unit: UnitId(unit),
+        endpoints: vec![EndpointId::new(u32::from(bdf))],
+        group: GroupId(u32::from(unit) << 16 | u32::from(bdf)),
+        reserved: vec![],
     }
 }
 
