@@ -8,7 +8,7 @@ use crate::{
 };
 use alloc::vec::Vec;
 use portcullis_hal::wait::Timeout;
-use portcullis_hal::{Arc, Hal, OutOfMemory, Pasid};
+use portcullis_hal::{Arc, Hal, OutOfMemory, Pasid, list};
 use thiserror::Error;
 
 /// Why a device did not do as it was told.
@@ -410,12 +410,12 @@ impl Pasids {
     fn set(&mut self, pasid: Pasid, usage: Option<PasidUse>) -> Option<PasidUse> {
         match (self.place(pasid), usage) {
             (Ok(at), Some(usage)) => self.0.get_mut(at).map(|(_, slot)| core::mem::replace(slot, usage)),
-            (Ok(at), None) => Some(self.0.remove(at).1),
-            (Err(at), Some(usage)) if self.0.len() < self.0.capacity() => {
-                self.0.insert(at, (pasid, usage));
+            (Ok(at), None) => list::remove(&mut self.0, at).map(|(_, old)| old),
+            (Err(at), Some(usage)) => {
+                let _room = list::insert_reserved(&mut self.0, at, (pasid, usage));
                 None
             }
-            (Err(_), _) => None,
+            (Err(_), None) => None,
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The allocator of PASIDs: namespaces, and sets with an owner's quota in them.
 
 use alloc::vec::Vec;
-use portcullis_hal::{OutOfMemory, Pasid};
+use portcullis_hal::{OutOfMemory, Pasid, list};
 use thiserror::Error;
 
 /// A set of a namespace: the PASIDs of one owner, a VM say. A number is never used again.
@@ -120,10 +120,9 @@ impl PasidSpace {
         if spec.min > spec.max || spec.max > self.max {
             return Err(PasidError::Range { min: spec.min, max: spec.max });
         }
-        self.sets.try_reserve(1).map_err(|_| OutOfMemory)?;
         let id = PasidSetId(self.next_set);
+        list::push(&mut self.sets, Set { id, spec, held: 0, hint: spec.min.get() })?;
         self.next_set += 1;
-        self.sets.push(Set { id, spec, held: 0, hint: spec.min.get() });
         Ok(id)
     }
 
@@ -136,7 +135,7 @@ impl PasidSpace {
         let at = self.sets.iter().position(|set| set.id == id).ok_or(PasidError::UnknownSet)?;
         match self.sets.get(at).map_or(0, |set| set.held) {
             0 => {
-                self.sets.swap_remove(at);
+                list::remove(&mut self.sets, at);
                 Ok(())
             }
             held => Err(PasidError::SetInUse(held)),
@@ -183,9 +182,9 @@ impl PasidSpace {
         let (pasid, at) = free(&self.out, set.hint, max)
             .or_else(|| free(&self.out, min, set.hint.saturating_sub(1).min(max)))
             .ok_or(PasidError::Exhausted)?;
+        list::insert_reserved(&mut self.out, at, Lease { pasid, set: id, guest }).map_err(|_| OutOfMemory)?;
         set.held += 1;
         set.hint = if pasid == set.spec.max { min } else { pasid.get() + 1 };
-        self.out.insert(at, Lease { pasid, set: id, guest });
         Ok(pasid)
     }
 
@@ -196,7 +195,7 @@ impl PasidSpace {
     /// [`PasidError::NotAllocated`].
     pub fn release(&mut self, pasid: Pasid) -> Result<(), PasidError> {
         let at = self.place(pasid).map_err(|_| PasidError::NotAllocated(pasid))?;
-        let lease = self.out.remove(at);
+        let lease = list::remove(&mut self.out, at).ok_or(PasidError::NotAllocated(pasid))?;
         if let Some(set) = self.sets.iter_mut().find(|set| set.id == lease.set) {
             set.held -= 1;
         }

@@ -3,7 +3,7 @@
 use super::incoming::Whose;
 use crate::{Answered, GroupIndex, PageAnswer, PageResponse, StallId};
 use alloc::vec::Vec;
-use portcullis_hal::{EndpointId, OutOfMemory, Pasid};
+use portcullis_hal::{EndpointId, OutOfMemory, Pasid, list};
 
 /// How many group indices an endpoint has (PCIe 10.4.1).
 const GROUPS: usize = 1 << 9;
@@ -181,7 +181,7 @@ impl Refused {
         let mut groups = Vec::new();
         groups.try_reserve_exact(endpoints.len()).map_err(|_| OutOfMemory)?;
         for endpoint in endpoints {
-            groups.extend([Told::new(*endpoint)?]);
+            list::push(&mut groups, Told::new(*endpoint)?)?;
         }
         Ok(Self { groups, stalls: Stalls::new(stall_places as usize)? })
     }
