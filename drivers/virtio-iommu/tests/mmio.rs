@@ -8,7 +8,7 @@ use portcullis_virtio_iommu::{
     InitError, MmioProbeError, MmioTransport, MsixVector, NotTaken, QueueIndex, QueueLayout, Registers,
     Setup, Transport, Vectors, VirtioIommu,
 };
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use support::*;
 
 /// What a register is for the driver.
@@ -104,7 +104,8 @@ impl Device {
     }
 
     fn window(&self) -> MutexGuard<'_, Window> {
-        self.window.lock().unwrap()
+        // A rule that was broken is reported as such, and not as a panic while the driver resets the device.
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn transport(&self) -> MmioTransport<Self> {
