@@ -232,19 +232,24 @@ fn a_device_and_an_endpoint_are_registered_once_and_behind_a_known_unit() {
     assert_eq!(rig.iommu.add_device(alias).unwrap_err(), AddDeviceError::Duplicate);
 }
 
+/// Memory that firmware gave a device.
+fn direct() -> (Mapping, Vec<ReservedRegion>) {
+    let memory = PhysRange::new(PhysAddr::new(0x8000_0000), PAGE_SIZE).unwrap();
+    let mapping = Mapping { iova: Iova::new(0x8000_0000), memory, attributes: Attributes::READ_WRITE };
+    // SAFETY: no device is behind the spaces here.
+    let fixed = unsafe { FixedMapping::new(mapping) };
+    (mapping, vec![ReservedRegion { range: fixed.range(), kind: ReservedKind::Direct(fixed) }])
+}
+
 #[test]
 fn reserved_regions_are_mapped_before_an_attachment_and_only_once() {
     let rig = Rig::new();
-    let memory = PhysRange::new(PhysAddr::new(0x8000_0000), PAGE_SIZE).unwrap();
-    let mapping = Mapping { iova: Iova::new(0x8000_0000), memory, attributes: Attributes::READ_WRITE };
-    // SAFETY: no device is behind this space.
-    let fixed = unsafe { FixedMapping::new(mapping) };
-    let reserved = vec![ReservedRegion { range: fixed.range(), kind: ReservedKind::Direct(fixed) }];
+    let (mapping, reserved) = direct();
     let device = rig.device(8, 1, reserved).unwrap();
     let paging = domain(DomainKind::Paging);
     rig.iommu.attach(&device, &paging).unwrap();
     rig.iommu.attach(&device, &paging).unwrap();
-    assert_eq!(paging.iova_to_phys(mapping.iova).unwrap().phys, memory.start());
+    assert_eq!(paging.iova_to_phys(mapping.iova).unwrap().phys, mapping.memory.start());
     let blocked = domain(DomainKind::Blocked);
     rig.iommu.attach(&device, &blocked).unwrap();
     assert!(blocked.iova_to_phys(mapping.iova).is_none());
@@ -261,11 +266,7 @@ fn reserved_regions_are_mapped_before_an_attachment_and_only_once() {
 #[test]
 fn a_device_that_needs_memory_of_the_firmware_is_not_attached_to_foreign_tables() {
     let rig = Rig::new();
-    let memory = PhysRange::new(PhysAddr::new(0x8000_0000), PAGE_SIZE).unwrap();
-    let mapping = Mapping { iova: Iova::new(0x8000_0000), memory, attributes: Attributes::READ_WRITE };
-    // SAFETY: no device is behind this space.
-    let fixed = unsafe { FixedMapping::new(mapping) };
-    let reserved = vec![ReservedRegion { range: fixed.range(), kind: ReservedKind::Direct(fixed) }];
+    let (_, reserved) = direct();
     let device = rig.device(8, 1, reserved).unwrap();
     let refused = rig.iommu.attach(&device, &domain(DomainKind::Shared));
     assert_eq!(refused, Err(AttachError::Reserved(MapError::NotPaging)));
