@@ -3,9 +3,13 @@
 //! All order normal cacheable memory, as seen by an IOMMU that shares the outer-shareable domain. A walker that
 //! does not snoop needs [`Hal::clean_cache`](crate::Hal::clean_cache) as well.
 
-#![cfg_attr(target_arch = "aarch64", expect(unsafe_code, reason = "barrier instructions"))]
+#![cfg_attr(
+    any(target_arch = "aarch64", all(target_arch = "x86_64", not(miri))),
+    expect(unsafe_code, reason = "barrier instructions")
+)]
 
 use crate::count::{self, Event};
+use core::ptr::NonNull;
 
 #[cfg(target_arch = "aarch64")]
 macro_rules! barrier {
@@ -52,4 +56,23 @@ pub fn after_completion() {
 pub fn store_then_load() {
     count::add(Event::Barrier, 1);
     core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
+}
+
+/// A hint: the CPU is about to write here, so its cache had better fetch the line, and take it from the others. Nothing is
+/// read or written, wherever `place` is.
+#[inline]
+pub fn fetch_to_write(place: NonNull<u64>) {
+    let place = place.as_ptr();
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a hint, which never faults (PREFETCHW; older CPUs take it for a no-op).
+    unsafe {
+        core::arch::asm!("prefetchw [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a hint, which never faults (PRFM).
+    unsafe {
+        core::arch::asm!("prfm pstl1keep, [{}]", in(reg) place, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(any(target_arch = "aarch64", all(target_arch = "x86_64", not(miri)))))]
+    let _no_hint = place;
 }

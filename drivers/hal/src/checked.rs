@@ -31,6 +31,14 @@ impl Word for CheckedWord {
         self.0.fetch_add(value, ordering)
     }
 
+    fn fetch_or(&self, bits: u64, ordering: Ordering) -> u64 {
+        self.0.fetch_or(bits, ordering)
+    }
+
+    fn fetch_and(&self, bits: u64, ordering: Ordering) -> u64 {
+        self.0.fetch_and(bits, ordering)
+    }
+
     fn fence() {
         fence(Ordering::SeqCst);
     }

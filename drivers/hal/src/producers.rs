@@ -20,10 +20,13 @@
 //! Nothing here is retried by comparing and exchanging. A reservation fails only if the ring is full, or if another one
 //! is taking notice that there is room again, which happens once per limit.
 
+mod turns;
+
+use crate::OutOfMemory;
 use crate::word::Word;
-use crate::{Hal, OutOfMemory};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
+use turns::{ASKED, Turns};
 
 /// A place in the endless sequence of a ring's commands, counted from zero at start-up and modulo 2^32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -75,6 +78,8 @@ pub enum Publisher {
     /// Another CPU will, or did a moment ago: that of the publisher, or of a batch ahead. If the publisher has had enough,
     /// it is whoever [takes over](Producers::take_over).
     Other,
+    /// Its producer did, and another CPU has asked for its turn meanwhile: see [`take_turns`](Producers::take_turns).
+    Asked,
 }
 
 /// Others who came while a batch was on its way. Its publication has to be [finished](Producers::publish_in_company).
@@ -83,37 +88,10 @@ pub enum Publisher {
 pub enum Company {
     /// Somebody publishes.
     Publisher,
-    /// There are batches ahead or behind, and this one's producer is the publisher.
+    /// There are batches ahead or behind, or somebody asks for a turn, and this one's producer is the publisher.
     Neighbours,
     /// The batch is published, and others have called meanwhile.
     Callers,
-}
-
-/// When who left a batch to another CPU looks whether it is done, in nanoseconds.
-const SOON_NS: u64 = 500;
-
-/// How long he then leaves the ring to that CPU, in nanoseconds, and at most in turns of a loop.
-const LEFT_TO_OTHERS_NS: u64 = 10_000;
-const LEFT_TO_OTHERS_TURNS: u32 = 4096;
-
-/// Leaves the ring for a moment to the CPU that publishes the caller's batch with its own, unless the consumer takes its
-/// time. It holds nothing of the ring meanwhile, but whatever locks the caller has are held for so much longer, about ten
-/// microseconds: to be called where submissions come in a row, and not where somebody else is held up.
-///
-/// If the consumer is done at once, what takes time is to move the words that both write from one CPU's cache to the
-/// other's, several for each submission. The other CPU has them all now, and does more alone than the two by turns: with
-/// a consumer that does nothing, two CPUs get through four times as much.
-#[cold]
-pub fn leave_to_others<H: Hal>(hal: &H, is_done: impl FnOnce() -> bool) {
-    let start = hal.now_ns();
-    let pass = |time_ns: u64| {
-        let turns = (0..LEFT_TO_OTHERS_TURNS).take_while(|_| hal.now_ns().saturating_sub(start) < time_ns);
-        turns.for_each(|_| hal.relax());
-    };
-    pass(SOON_NS);
-    if is_done() {
-        pass(LEFT_TO_OTHERS_NS);
-    }
 }
 
 /// How the consumer is told of what was published: a closure, or what has to be inlined.
@@ -175,7 +153,8 @@ pub struct Overrun {
 struct Line<W, B> {
     gate: W,
     /// How many calls nobody has attended to: to look at the marks (bits 31:0), and to ring the doorbell whether there is
-    /// something new or not (63:32). Who makes it differ from zero is the publisher until it is zero again.
+    /// something new or not (62:32). Who makes them differ from zero is the publisher until they are zero again. Bit 63
+    /// is that of who [asks for a turn](ASKED).
     calls: W,
     /// The place up to which all is published. The publisher's.
     published: W,
@@ -191,6 +170,7 @@ const RING_AGAIN: u64 = 1 << 32;
 /// `B` is what the caller wants beside the words that only whoever publishes changes.
 pub struct Producers<W = AtomicU64, B = ()> {
     line: Line<W, B>,
+    turns: Turns<W>,
     /// By slot: length (bits 31:0) and weight (63:32) of the batch that begins there, if it is finished and somebody has
     /// yet to see that, or zero.
     finished: Vec<W>,
@@ -224,7 +204,7 @@ impl<W: Word, B> Producers<W, B> {
         finished.extend((0..slots).map(|_| W::new(0)));
         let gate = Gate { next: Position(0), limit: Position(slots - 1) };
         let line = Line { gate: W::new(gate.word()), calls: W::new(0), published: W::new(0), book };
-        Ok(Self { line, finished, slots })
+        Ok(Self { line, turns: Turns::new(), finished, slots })
     }
 
     /// What was put beside the publisher's words.
@@ -345,8 +325,9 @@ impl<W: Word, B> Producers<W, B> {
     ) -> Result<(), Company> {
         let Line { gate, calls, published, .. } = &self.line;
         let run = Run { tail: first.plus(count), batches: 1, weight: weight.into() };
-        if calls.fetch_add(LOOK, Ordering::AcqRel) != 0 {
-            return Err(Company::Publisher);
+        let others = calls.fetch_add(LOOK, Ordering::AcqRel);
+        if others != 0 {
+            return Err(if others == ASKED { Company::Neighbours } else { Company::Publisher });
         }
         if Position(published.load(Ordering::Relaxed) as u32) != first
             || Gate::of(gate.load(Ordering::Relaxed)).next != run.tail
@@ -356,10 +337,11 @@ impl<W: Word, B> Producers<W, B> {
         // Nobody is ahead or behind, who would have to learn that the batch is finished.
         published.store(u64::from(run.tail.0), Ordering::Release);
         bell.ring(run);
-        if calls.fetch_add(LOOK.wrapping_neg(), Ordering::AcqRel) == LOOK {
-            Ok(())
-        } else {
-            Err(Company::Callers)
+        match calls.fetch_add(LOOK.wrapping_neg(), Ordering::AcqRel) {
+            LOOK => Ok(()),
+            // Whoever asks for a turn finds the next publication as well.
+            seen if seen & !ASKED == LOOK => Ok(()),
+            _ => Err(Company::Callers),
         }
     }
 
@@ -377,7 +359,7 @@ impl<W: Word, B> Producers<W, B> {
     ) -> Publisher {
         let attended = match company {
             Company::Callers => {
-                self.attend(self.line.calls.load(Ordering::Acquire), first.plus(count), bell);
+                self.attend(self.line.calls.load(Ordering::Acquire) & !ASKED, first.plus(count), bell);
                 return Publisher::Own;
             }
             Company::Neighbours => {
@@ -391,7 +373,7 @@ impl<W: Word, B> Producers<W, B> {
             }
         };
         match attended {
-            Some(so_far) if so_far.has_reached(first.plus(count)) => Publisher::Own,
+            Some(so_far) if so_far.has_reached(first.plus(count)) => self.give_turn(),
             _ => Publisher::Other,
         }
     }
@@ -416,6 +398,13 @@ impl<W: Word, B> Producers<W, B> {
     /// Whether somebody is publishing: who reserves now is likely to be published by him, or after him.
     #[inline]
     pub fn is_publishing(&self) -> bool {
+        self.line.calls.load(Ordering::Relaxed) & !ASKED != 0
+    }
+
+    /// Whether somebody [is publishing](Self::is_publishing), or has asked for a turn: whether the caller would publish in
+    /// company.
+    #[inline]
+    pub fn is_disturbed(&self) -> bool {
         self.line.calls.load(Ordering::Relaxed) != 0
     }
 
@@ -439,7 +428,7 @@ impl<W: Word, B> Producers<W, B> {
     /// Makes a call, and attends to it unless somebody else does.
     #[inline(never)]
     fn call(&self, what: u64, bell: impl Bell) -> Option<Position> {
-        let alone = self.line.calls.fetch_add(what, Ordering::AcqRel) == 0;
+        let alone = self.line.calls.fetch_add(what, Ordering::AcqRel) & !ASKED == 0;
         alone.then(|| self.attend(what, self.published(), bell))
     }
 
@@ -461,7 +450,7 @@ impl<W: Word, B> Producers<W, B> {
                     bell.ring(run);
                 }
             }
-            seen = calls.fetch_add(seen.wrapping_neg(), Ordering::AcqRel).wrapping_sub(seen);
+            seen = (calls.fetch_add(seen.wrapping_neg(), Ordering::AcqRel) & !ASKED).wrapping_sub(seen);
             if seen == 0 {
                 return so_far;
             }

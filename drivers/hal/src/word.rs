@@ -20,6 +20,10 @@ pub trait Word: Sync {
     fn swap(&self, value: u64, ordering: Ordering) -> u64;
     /// Adds, wrapping around, and returns the value before.
     fn fetch_add(&self, value: u64, ordering: Ordering) -> u64;
+    /// Sets bits, and returns the value before.
+    fn fetch_or(&self, bits: u64, ordering: Ordering) -> u64;
+    /// Clears all bits but these, and returns the value before.
+    fn fetch_and(&self, bits: u64, ordering: Ordering) -> u64;
     /// A full fence: [`barrier::store_then_load`].
     fn fence();
     /// Lets others run, in a loop that waits for them.
@@ -50,6 +54,16 @@ impl Word for AtomicU64 {
     #[inline]
     fn fetch_add(&self, value: u64, ordering: Ordering) -> u64 {
         self.fetch_add(value, ordering)
+    }
+
+    #[inline]
+    fn fetch_or(&self, bits: u64, ordering: Ordering) -> u64 {
+        self.fetch_or(bits, ordering)
+    }
+
+    #[inline]
+    fn fetch_and(&self, bits: u64, ordering: Ordering) -> u64 {
+        self.fetch_and(bits, ordering)
     }
 
     #[inline]

@@ -8,7 +8,7 @@ use loom::sync::atomic::AtomicU64 as LoomU64;
 use loom::thread;
 use portcullis_hal::checked::CheckedWord;
 use portcullis_hal::host::HostHal;
-use portcullis_hal::producers::{Position, Producers, Publisher, Run, leave_to_others};
+use portcullis_hal::producers::{Position, Producers, Publisher, Run};
 use portcullis_hal::word::Word;
 use portcullis_hal::{FrameOrder, Hal, InterruptMask, OutOfMemory, PhysAddr};
 use std::cell::Cell;
@@ -84,12 +84,16 @@ impl Machine {
     }
 
     fn submit_at(&self, first: Position, count: u32) -> Position {
+        self.fill(first, count);
+        self.producers.publish(first, count, 1, |run| self.ring(run));
+        first.plus(count)
+    }
+
+    fn fill(&self, first: Position, count: u32) {
         for place in (0..count).map(|offset| first.plus(offset)) {
             // SAFETY: the slot is the reservation's, or loom says that it is not.
             self.slot(place).with_mut(|slot| unsafe { *slot = place.get() + 1 });
         }
-        self.producers.publish(first, count, 1, |run| self.ring(run));
-        first.plus(count)
     }
 
     fn take_over(&self) {
@@ -437,23 +441,126 @@ unsafe impl Hal for Clock {
     }
 }
 
+impl Clock {
+    /// A clock that has been running for a while.
+    fn new(step_ns: u64) -> Self {
+        Self { host: HostHal::new(), step_ns, turns: std::sync::Arc::new(AtomicU64::new(1000)) }
+    }
+
+    fn turns(&self) -> u64 {
+        self.turns.load(Ordering::Relaxed) - 1000
+    }
+}
+
+/// Publishes a batch of one command.
+fn publish_one<W: Word>(producers: &Producers<W>) -> Publisher {
+    let first = producers.reserve(1, || producers.published()).unwrap();
+    producers.publish(first, 1, 1, |_| ())
+}
+
+/// For who has nothing to fetch.
+fn nothing(_from: Position) {}
+
 #[test]
-fn a_ring_is_left_to_others_for_a_moment_only_while_the_consumer_is_fast_and_never_for_long() {
-    // After how many turns it was asked, and after how many it ended.
-    let left = |step_ns, done| {
-        let clock = Clock { host: HostHal::new(), step_ns, turns: std::sync::Arc::default() };
-        let turns = || clock.turns.load(Ordering::Relaxed);
-        let mut asked = 0;
-        leave_to_others(&clock, || {
-            asked = turns();
+fn only_who_meets_others_often_while_the_consumer_is_fast_leaves_them_the_ring_and_never_for_long() {
+    // After how many turns of the loop it was asked whether the batch is done, and after how many it ended.
+    let meet = |producers: &Producers, clock: &Clock, done| {
+        let mut asked = None;
+        let before = clock.turns();
+        let is_done = || {
+            asked = Some(clock.turns() - before);
             done
-        });
-        (asked, turns())
+        };
+        producers.take_turns(clock, Publisher::Other, is_done, nothing);
+        assert!(!producers.is_disturbed(), "the request is still there");
+        (asked, clock.turns() - before)
     };
-    assert_eq!(left(100, false), (5, 5));
-    assert_eq!(left(100, true), (5, 100));
+    let clock = Clock::new(100);
+    let producers = Producers::new(8).unwrap();
+    assert_eq!(meet(&producers, &clock, true), (None, 0), "the first time in a while");
+    assert_eq!(meet(&producers, &clock, true), (Some(5), 200));
+    assert_eq!(meet(&producers, &clock, true), (None, 0), "again after a while");
+    assert_eq!(meet(&producers, &clock, false), (Some(5), 5));
+    // One's own are not held up.
+    producers.take_turns(&clock, Publisher::Own, || unreachable!(), nothing);
+    assert_eq!(clock.turns(), 205);
     // A clock that stands still.
-    assert_eq!(left(0, true), (4096, 2 * 4096));
+    assert_eq!(meet(&Producers::new(8).unwrap(), &Clock::new(0), true), (Some(4096), 2 * 4096));
+}
+
+#[test]
+fn who_stays_away_for_a_turn_gets_the_next_one_from_who_is_there() {
+    let producers = Producers::<AtomicU64>::new(8).unwrap();
+    let clock = Clock::new(100);
+    let mut fetched = Vec::new();
+    assert_eq!(publish_one(&producers), Publisher::Own);
+    producers.take_turns(
+        &clock,
+        Publisher::Asked,
+        || unreachable!(),
+        |from| {
+            fetched.push((from.get(), clock.turns()));
+            assert!(producers.is_disturbed());
+            assert!(!producers.is_publishing(), "who asks publishes nothing");
+            assert_eq!([(); 2].map(|()| publish_one(&producers)), [Publisher::Asked, Publisher::Own]);
+        },
+    );
+    assert_eq!(fetched, [(1, 200)]);
+    assert!(!producers.is_disturbed());
+    assert_eq!((producers.published().get(), publish_one(&producers)), (3, Publisher::Own));
+}
+
+#[test]
+fn who_is_asked_while_he_rings_gives_the_turn_and_publishes_what_others_left_to_him() {
+    let producers = Producers::<AtomicU64>::new(8).unwrap();
+    let clock = Clock::new(20_000);
+    let first = producers.reserve(1, || Position::new(0)).unwrap();
+    let mut rung = Vec::new();
+    let publisher = producers.publish(first, 1, 1, |run| {
+        rung.push(run.tail.get());
+        if run.tail.get() == 1 {
+            // Who is published by another one cannot give a turn.
+            producers.take_turns(
+                &clock,
+                Publisher::Asked,
+                || unreachable!(),
+                |_| {
+                    assert_eq!(publish_one(&producers), Publisher::Other);
+                },
+            );
+        }
+    });
+    assert_eq!((publisher, rung), (Publisher::Own, vec![1, 2]));
+    // The request was taken back meanwhile.
+    assert!(!producers.is_disturbed());
+}
+
+#[test]
+fn a_request_for_a_turn_is_granted_or_taken_back_and_no_batch_is_forgotten_for_it() {
+    // Not of loom's, which are new in each execution.
+    static GRANTED: AtomicU64 = AtomicU64::new(0);
+    explore(3, || {
+        let machine = Arc::new(Machine::new(8));
+        let other = machine.clone();
+        let other = thread::spawn(move || {
+            let publishers = [(); 2].map(|()| {
+                let first = other.producers.reserve(1, || other.done()).unwrap();
+                other.fill(first, 1);
+                other.producers.publish(first, 1, 1, |run| other.ring(run))
+            });
+            let granted = publishers.into_iter().filter(|publisher| *publisher == Publisher::Asked).count();
+            assert!(granted <= 1);
+            GRANTED.fetch_add(granted as u64, Ordering::Relaxed);
+        });
+        let clock = Clock::new(20_000);
+        machine.producers.take_turns(&clock, Publisher::Asked, || unreachable!(), nothing);
+        assert!(machine.try_submit(1).is_some());
+        other.join().unwrap();
+        machine.take_over();
+        assert!(!machine.producers.is_disturbed());
+        assert_eq!((machine.done().get(), machine.totals().batches), (3, 3));
+    });
+    assert_ne!(GRANTED.load(Ordering::Relaxed), 0);
 }
 
 #[test]

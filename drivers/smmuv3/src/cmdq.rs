@@ -29,7 +29,7 @@ use crate::spec::cmd::{COMMAND_WORDS, CommandError};
 use crate::spec::registers::{self, CmdqCons};
 use crate::wait::Wait;
 use core::sync::atomic::{AtomicU32, Ordering};
-use portcullis_hal::producers::{self, Company, Overrun, Position, Publisher};
+use portcullis_hal::producers::{Company, Overrun, Position, Publisher};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
@@ -432,22 +432,22 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         Some(Batch { first, end, tail, publisher, failures_before })
     }
 
-    /// [`complete`](Self::complete) for an invalidation of a domain, of which more are likely to come at once: leaves the
-    /// ring to the CPU that publishes this one, if it is another.
+    /// [`complete`](Self::complete) for an invalidation of a domain, of which more are likely to come at once: takes
+    /// turns with other CPUs that do the same.
     ///
     /// # Errors
     ///
     /// As there.
     pub(crate) fn complete_one_of_many(&self, ticket: &Ticket) -> Result<(), SyncError> {
-        if let Some(batch) = &ticket.0
-            && batch.publisher == Publisher::Other
-        {
-            producers::leave_to_others(self.hal(), || {
+        if let Some(batch) = &ticket.0 {
+            let is_done = || {
                 let line = &self.commands.line;
                 let own_sync = (batch.tail == Tail::Sync).then_some(batch.end);
                 let sync = own_sync.or_else(|| line.sync_behind(batch.end));
                 sync.is_some_and(|end| self.has_passed(end))
-            });
+            };
+            let fetch = |from: Position| self.commands.ring.fetch(from.get().into());
+            self.commands.line.take_turns(self.hal(), batch.publisher, is_done, fetch);
         }
         self.complete(ticket)
     }

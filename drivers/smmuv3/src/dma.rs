@@ -13,10 +13,13 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use portcullis_hal::producers::{Company, Overrun, Publisher};
 use portcullis_hal::{
     FrameOrder, Frames, Gather, Hal, HarvestError, InterruptMask, IoSpace, Iova, IovaRange, MapError,
-    Mapping, Mmio, NoTables, OutOfMemory, PhysAddr, PhysRange, Progress, ResizeError, SyncError, SyncProof,
-    TableWrites, Translated, UnmapError, Usage,
+    Mapping, Mmio, NoTables, OutOfMemory, PAGE_SIZE, PhysAddr, PhysRange, Progress, ResizeError, SyncError,
+    SyncProof, TableWrites, Translated, UnmapError, Usage, barrier,
 };
 use volatile::VolatilePtr;
+
+/// The size of a cache line, in bytes.
+const LINE_BYTES: usize = 64;
 
 /// A ring of entries of `WORDS` 64-bit words that the driver and the unit share.
 pub(crate) struct Ring<H: Hal, const WORDS: usize> {
@@ -113,6 +116,16 @@ impl<H: Hal, const WORDS: usize> Ring<H, WORDS> {
         if self.writes == TableWrites::Cleaned {
             self.clean(position);
             self.clean(next);
+        }
+    }
+
+    /// Has the entries from `position` on [fetched](barrier::fetch_to_write), a page of them at most.
+    pub(crate) fn fetch(&self, position: u64) {
+        let (per_line, most) = (LINE_BYTES / Self::ENTRY_BYTES, PAGE_SIZE / Self::ENTRY_BYTES as u64);
+        for ahead in (0..self.size.entries().min(most)).step_by(per_line) {
+            if let Some(first) = self.words(position.wrapping_add(ahead)).first() {
+                barrier::fetch_to_write(first.as_raw_ptr());
+            }
         }
     }
 

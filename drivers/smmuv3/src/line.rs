@@ -4,9 +4,9 @@
 //! the next occasion, and whoever does that puts one sync behind all of them.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::OutOfMemory;
 use portcullis_hal::producers::{Bell, Company, Overrun, Position, Producers, Publisher, Run};
 use portcullis_hal::word::Word;
+use portcullis_hal::{Hal, OutOfMemory};
 
 /// What a batch ends with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,10 +139,10 @@ impl<W: Word> Line<W> {
         if share { Tail::Command } else { Tail::Sync }
     }
 
-    /// Whether somebody publishes, with whom a sync can be shared.
+    /// Whether somebody publishes, with whom a sync can be shared, or asks for a turn.
     #[inline]
     pub(crate) fn is_disturbed(&self) -> bool {
-        self.producers.is_publishing()
+        self.producers.is_disturbed()
     }
 
     /// Takes slots for one command and a sync: [`reserve`](Self::reserve) on the way of most unmaps.
@@ -212,6 +212,18 @@ impl<W: Word> Line<W> {
     /// Publishes what was left by a CPU that had done so for long: [`Producers::take_over`].
     pub(crate) fn take_over(&self, consumer: &impl Consumer) {
         self.producers.take_over(|run| self.attend(run, consumer));
+    }
+
+    /// Takes turns with other CPUs after a batch was published: [`Producers::take_turns`].
+    #[inline]
+    pub(crate) fn take_turns<H: Hal>(
+        &self,
+        hal: &H,
+        publisher: Publisher,
+        is_done: impl FnOnce() -> bool,
+        fetch: impl FnOnce(Position),
+    ) {
+        self.producers.take_turns(hal, publisher, is_done, fetch);
     }
 
     /// Whether the command at `position` is published, and not more than a ring's length ago.

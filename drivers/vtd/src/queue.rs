@@ -1,7 +1,7 @@
 //! The invalidation queue: batches in, completion by a status word in memory.
 //!
-//! Any number of CPUs submit at once, as [`producers`] describes; interrupts are masked from the reservation of slots until
-//! they are published, and never while anything is waited for.
+//! Any number of CPUs submit at once, as [`producers`](portcullis_hal::producers) describes; interrupts are masked from the
+//! reservation of slots until they are published, and never while anything is waited for.
 //!
 //! Each batch ends with a wait descriptor whose status data is the place behind it. All of them write the same word, in
 //! the order of their places, since each is a fence. So that one word says how far the hardware has come: to whoever
@@ -15,8 +15,9 @@ use crate::registers::Registers;
 use crate::ring::Ring;
 use crate::spec::registers::IQT;
 use core::iter::{Copied, Once};
+use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
-use portcullis_hal::producers::{self, Bell, Company, Overrun, Position, Producers, Publisher, Run};
+use portcullis_hal::producers::{Bell, Company, Overrun, Position, Producers, Publisher, Run};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Frames, Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
 
@@ -364,13 +365,14 @@ impl<H: Hal> Queue<H> {
         registers.hal().critical(|| self.producers.take_over(|run| self.ring_doorbell(registers, &run)));
     }
 
-    /// Returns when the batch has completed.
+    /// Returns when the batch has completed, and takes turns with other CPUs that submit as often.
     ///
     /// # Errors
     ///
     /// [`SyncError::Timeout`], and [`SyncError::Faulted`] if the hardware refused a descriptor of this batch.
     pub(crate) fn wait<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        if self.is_done(ticket) { Ok(()) } else { self.wait_longer(registers, ticket) }
+        let is_alone = ticket.publisher == Publisher::Own;
+        if is_alone && self.is_done(ticket) { Ok(()) } else { self.wait_longer(registers, ticket) }
     }
 
     /// Whether the batch has completed, and there was no error meanwhile.
@@ -383,9 +385,9 @@ impl<H: Hal> Queue<H> {
 
     #[cold]
     fn wait_longer<M: Mmio>(&self, registers: &Registers<H, M>, ticket: Ticket) -> Result<(), SyncError> {
-        if ticket.publisher == Publisher::Other {
-            producers::leave_to_others(registers.hal(), || self.done().has_reached(ticket.end));
-        }
+        let is_done = || self.done().has_reached(ticket.end);
+        let fetch = |from| self.slots.fetch(from);
+        self.producers.take_turns(registers.hal(), ticket.publisher, is_done, fetch);
         self.wait_until_done(registers, ticket.end)?;
         barrier::after_completion();
         if self.errors.count() != ticket.errors && self.errors.concern(registers.hal(), &ticket) {
@@ -479,6 +481,12 @@ impl Batch for RangeInvalidation {
     }
 }
 
+/// How many slots a cache line has.
+const PER_LINE: usize = 2;
+
+/// How many slots are fetched for a turn: two pages.
+const FETCHED: u32 = 256;
+
 /// The upper halves of the slots are zero from the beginning, and nobody writes to them.
 impl<H: Hal> Slots<H> {
     /// Fills the slot of a place.
@@ -487,6 +495,14 @@ impl<H: Hal> Slots<H> {
         let ([low, high, _, _], [low_value, high_value]) = (self.at(place), words);
         low.store(low_value, Ordering::Relaxed);
         high.store(high_value, Ordering::Relaxed);
+    }
+
+    /// Has the slots from a place on [fetched](barrier::fetch_to_write), as many as a turn needs.
+    fn fetch(&self, from: Position) {
+        for ahead in (0..FETCHED.min(self.ring().slots())).step_by(PER_LINE) {
+            let [low, ..] = self.at(from.plus(ahead));
+            barrier::fetch_to_write(NonNull::from(low).cast());
+        }
     }
 
     /// What is in the slot of a place.
