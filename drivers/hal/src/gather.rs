@@ -127,8 +127,11 @@ impl Gather {
     /// claimed.
     #[inline]
     pub fn record(&mut self, range: IovaRange, leaf_shift: u8) {
-        self.range = self.range().map_or(range, |hull| hull.hull(&range));
-        self.leaf_shift = self.leaf_shift.min(leaf_shift).min(NO_LEAF - 1);
+        let leaf_shift = leaf_shift.min(NO_LEAF - 1);
+        (self.range, self.leaf_shift) = match self.range() {
+            None => (range, leaf_shift),
+            Some(hull) => (hull.hull(&range), self.leaf_shift.min(leaf_shift)),
+        };
     }
 
     /// The round that the next sync ends; no other gather has it, and this one only until then. Never 0. It is numbered
