@@ -135,8 +135,8 @@ impl Descriptor {
     #[inline]
     const fn with_pages(self, block: Block, changed: Changed) -> Self {
         let Self([low, high]) = self;
-        let pages = block.start | block.mask as u64 | changed.hint();
-        Self([low, high | pages])
+        let pages = block.mask as u64 | changed.hint();
+        Self([low, high.wrapping_add(block.start).wrapping_add(pages)])
     }
 
     /// Drops the translations without PASID of `range`, or all, from a device's TLB.

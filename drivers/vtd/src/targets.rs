@@ -336,6 +336,9 @@ impl<'a, H: Hal, M: Mmio + 'static> Flight<'a, H, M> {
     }
 }
 
+/// The most descriptors that are [few](List::few): as a rule an IOTLB's and a device's.
+const FEW: usize = 4;
+
 /// The most descriptors that a [`Sender`] collects.
 const COLLECTED: usize = 24;
 
@@ -427,6 +430,9 @@ impl<H: Hal, M: Mmio + 'static> List<H, M> {
         }
         // The devices' turn comes when all units know: what a unit has cached, a device could ask for again. Behind
         // the IOTLB in the same batch stands a fence, and each batch ends with one.
+        if let Some((unit, batch)) = self.few(range, changed) {
+            return unit.run(batch.descriptors().iter().copied());
+        }
         let mut sender = Sender::new();
         for target in self.targets.iter().filter(|target| target.is_in_use()) {
             sender.add(&target.unit, target.invalidation(range, changed));
@@ -437,5 +443,25 @@ impl<H: Hal, M: Mmio + 'static> List<H, M> {
         }
         sender.send();
         sender.flight.finish()
+    }
+
+    /// What the only unit has to forget with its devices, if there is but one and this is not much.
+    fn few(&self, range: Option<IovaRange>, changed: Changed) -> Option<(&Inner<H, M>, Batch<FEW>)> {
+        let unit = &self.targets.first()?.unit;
+        let mut batch = Batch::new();
+        for target in self.targets.iter().filter(|target| target.is_in_use()) {
+            let exactly = range.and_then(|range| target.exactly(range, changed));
+            if !Arc::ptr_eq(&target.unit, unit) || batch.room() == 0 {
+                return None;
+            }
+            batch.push(exactly?);
+        }
+        for device in self.devices.iter().filter(|device| device.is_in_use()) {
+            if !Arc::ptr_eq(&device.unit, unit) || batch.room() == 0 {
+                return None;
+            }
+            batch.push(device.tlb.invalidation(&unit.features, range));
+        }
+        Some((unit, batch))
     }
 }
