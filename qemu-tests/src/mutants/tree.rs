@@ -101,12 +101,16 @@ fn git_files(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     Ok(names.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect())
 }
 
+/// Removes all files but these, and the directories that are empty then: cargo takes each of `drivers/` for a package.
 fn remove_others(directory: &Path, keep: &HashSet<PathBuf>) -> Result<()> {
     for entry in fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))? {
         let entry = entry?;
         let path = entry.path();
         if entry.file_type()?.is_dir() {
             remove_others(&path, keep)?;
+            if fs::read_dir(&path)?.next().is_none() {
+                fs::remove_dir(&path)?;
+            }
         } else if !keep.contains(&path) {
             fs::remove_file(&path)?;
         }
@@ -123,6 +127,21 @@ mod tests {
         assert_eq!(replace_once("a b c", "b", "x").unwrap(), "a x c");
         assert!(replace_once("a b b", "b", "x").unwrap_err().to_string().contains("2 times"));
         assert!(replace_once("a", "b", "x").unwrap_err().to_string().contains("0 times"));
+    }
+
+    #[test]
+    fn what_is_not_in_the_workspace_any_more_goes_with_its_directory() {
+        let root = std::env::temp_dir().join(format!("portcullis-others-{}", std::process::id()));
+        for file in ["kept/a", "kept/gone/b", "gone/deep/c"] {
+            let path = root.join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, "").unwrap();
+        }
+        remove_others(&root, &HashSet::from([root.join("kept/a")])).unwrap();
+        assert!(
+            root.join("kept/a").exists() && !root.join("kept/gone").exists() && !root.join("gone").exists()
+        );
+        fs::remove_dir_all(root).unwrap();
     }
 
     #[test]
