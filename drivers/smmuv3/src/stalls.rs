@@ -116,7 +116,9 @@ impl Stalls {
         free.try_reserve_exact(count as usize).map_err(|_| OutOfMemory)?;
         let nobody = Stall { stream: StreamId::new(0), tag: 0 };
         places.extend((0..count).map(|_| Place { state: State::Free, serial: 0, stall: nobody }));
-        free.extend((0..count).rev());
+        for place in (0..count).rev() {
+            list::push_reserved(&mut free, place).map_err(|_| OutOfMemory)?;
+        }
         Ok(Self { most: most.into(), table: Mutex::new(Table { places, free, next: 1 }) })
     }
 
