@@ -338,6 +338,10 @@ pub trait Unit: Any + Send + Sync {
     /// error none has changed, except as [`AttachError::Timeout`] and [`AttachError::Lost`] say. At no moment does the
     /// device use mappings of a third domain.
     ///
+    /// Whether DMA in flight was cut is told. Where tag and root of a stage-1 domain cannot change together it is: on
+    /// SMMUv3 from one such domain to another in an endpoint that was permitted PASIDs or stalls, and by PASID; on VT-d
+    /// where the two have different domain ids; on virtio-iommu always.
+    ///
     /// With a [`Blocked`](crate::DomainKind::Blocked) domain it allocates nothing, and fails only if the hardware
     /// does not answer.
     fn attach(&self, endpoints: &[EndpointId], domain: &Arc<dyn Domain>) -> Result<Transition, AttachError>;

@@ -5,7 +5,7 @@ use crate::command::{Command, Scope};
 use crate::entry::{used_by_cd, used_by_ste};
 use crate::memory::Slot;
 use crate::port::{Health, Port};
-use crate::record::{is_translating, stalls, takes_requests};
+use crate::record::{accepts, stalls, takes_requests};
 use crate::spec::registers;
 use crate::update::{Entry, STEPS, plan, prefixed};
 use portcullis_hal::wait::Timeout;
@@ -113,7 +113,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if takes_requests(to) && !takes_requests(&slot.read()) {
             port.silence(&Command::atc_inv_all(stream))?;
         }
-        let stops = is_translating(&slot.read()) && !is_translating(to);
+        let stops = accepts(&slot.read()) && !accepts(to);
         // With the entry the unit forgets the context descriptors that it reached through it (4.3.1).
         let how = port.bring(&slot, to, used_by_ste, Command::cfgi_ste(stream))?;
         if stops && (stalls(&self.permissions(stream)) || port.stalls.has(port.hal(), stream)) {

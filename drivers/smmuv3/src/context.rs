@@ -1,5 +1,6 @@
 //! The context descriptors of a stream that may use PASIDs (IHI 0070, 3.3.2): linear, or two-level with second-level
-//! tables made on demand.
+//! tables made on demand. One that may stall has descriptors of its own too, be it a single one: others that are attached
+//! to the same domain may not.
 //!
 //! The descriptor of a PASID is the one with that SubstreamID. Descriptor 0 is for requests without a PASID, if
 //! stage 1 translates them; no PASID is 0.
@@ -37,6 +38,10 @@ impl<H: Hal> ContextTable<H> {
     /// What a stream table entry says of the table, with SubstreamIDs of `bits` permitted, at most as many as the table
     /// covers.
     pub(crate) fn contexts(&self, bits: u8, default: DefaultSubstream) -> Contexts {
+        // Without SubstreamIDs the entry leads to the descriptor itself.
+        if let (0, Some(descriptor)) = (bits, self.entry(0).and_then(|slot| slot.address())) {
+            return Contexts::one(descriptor);
+        }
         let format = match self.0.form() {
             Form::Linear => ContextFormat::LINEAR,
             Form::TwoLevel { .. } => ContextFormat::TWO_LEVEL_64K,

@@ -213,10 +213,9 @@ impl Features {
         abilities
     }
 
-    /// Whether streams that may use PASIDs may have their faults stalled. Those without share context descriptors with
-    /// others, which may not.
+    /// Whether streams may have their faults stalled. Those of stage 1, that is: a context descriptor says so.
     pub(crate) fn can_stall(&self) -> bool {
-        self.stage_1 && self.pasid_bits() > 0 && self.stall == StallModel::Optional && self.stall_max > 0
+        self.stage_1 && self.stall == StallModel::Optional && self.stall_max > 0
     }
 
     /// What the driver makes of the capabilities, in the common layer's terms: no nesting, whatever the hardware

@@ -40,7 +40,7 @@
 //!
 //! # Limits
 //!
-//! Stalls only of streams that may use PASIDs; PASIDs beside stage 1, identity or nothing, not beside stage 2. A unit that
+//! PASIDs and stalls beside stage 1, identity or nothing, not beside stage 2. A unit that
 //! stalls every fault, that fixes the addresses of its tables, or that walks big-endian tables only is refused.
 #![cfg_attr(not(test), no_std)]
 

@@ -3,16 +3,17 @@
 //! # From one domain to another
 //!
 //! A descriptor's ASID and its root are in different words (IHI 0070, 5.4), so a descriptor of one domain becomes that of
-//! another by way of V = 0, and the change is reported as disruptive. Beside PASIDs that is so for requests without one, too.
-//! Of the two ways around it neither is taken:
+//! another by way of V = 0, and the change is reported as disruptive. Beside PASIDs that is so for requests without one, too,
+//! and in a stream that may stall, which has a descriptor of its own. Of the two ways around it neither is taken:
 //!
 //! - The ASID first, the root then. In between the unit walks the old tables and keeps what it finds under the new tag.
 //!   Until both words and an invalidation of that tag are through, an unmap of the old domain would have to invalidate
 //!   both tags to keep its promise, and nobody else may use the new one: a device that does would reach the old domain.
 //! - A copy of the table, or of its second level, that has the new descriptor, put in place by the one word that leads to
-//!   it. That costs 64 KiB and an invalidation of all of the stream's descriptors for each change.
+//!   it. Hardware would see the old descriptors or the new ones, each in one piece. But each change would cost 64 KiB, and
+//!   with them a reason to fail, and an invalidation of all of the stream's descriptors, those of others' PASIDs too.
 //!
-//! A stream without PASIDs is spared that: its entry leads to the domain's own descriptor, by one word.
+//! A stream without PASIDs and stalls is spared that: its entry leads to the domain's own descriptor, by one word.
 
 use crate::atc::{Block, Cached};
 use crate::attach::{Attachments, own, stream};

@@ -21,7 +21,7 @@ impl Features {
         let asks = permissions.requests.contains(Requests::PAGE);
         missing.set(Missing::PRI, asks && self.page_request_queue_log2.is_none());
         let stalls = permissions.requests.contains(Requests::STALL);
-        missing.set(Missing::STALL, stalls && !(self.can_stall() && permissions.pasid_bits > 0));
+        missing.set(Missing::STALL, stalls && !self.can_stall());
         missing
     }
 }
@@ -96,7 +96,11 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         for &endpoint in endpoints {
             let record = self.find(stream(endpoint));
             let table = record.and_then(|record| record.contexts.as_ref());
-            if permissions.pasid_bits <= table.map_or(0, ContextTable::bits) {
+            let enough = match table {
+                Some(table) => permissions.pasid_bits <= table.bits(),
+                None => permissions.pasid_bits == 0 && !stalls(permissions),
+            };
+            if enough {
                 continue;
             }
             let mut larger = ContextTable::new(port.hal(), &port.features, permissions.pasid_bits)?;
@@ -167,7 +171,9 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             transition = worse(transition, self.set_stalls(port, stream, requests)?);
             transition = worse(transition, self.set_requests(port, stream, requests)?);
         }
-        if before.pasid_bits != permissions.pasid_bits {
+        let without = permissions.pasid_bits == 0 && !stalls(permissions);
+        let superfluous = without && self.find(stream).is_some_and(|record| record.contexts.is_some());
+        if before.pasid_bits != permissions.pasid_bits || table.is_some() || superfluous {
             let Some(record) = self.find_mut(stream) else { return Ok(transition) };
             record.permissions.pasid_bits = permissions.pasid_bits;
             // Of those that are blocked, some may not be used any more anyhow.
@@ -177,10 +183,10 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
                     slot.write(&UNATTACHED);
                 }
             }
-            let old = match (table, permissions.pasid_bits) {
-                (Some(table), _) => record.contexts.replace(table),
-                (None, 0) => record.contexts.take(),
-                (None, _) => None,
+            let old = match table {
+                Some(table) => record.contexts.replace(table),
+                None if without => record.contexts.take(),
+                None => None,
             };
             let entry = record.entry(&port.features);
             match self.update(port, stream, &entry) {

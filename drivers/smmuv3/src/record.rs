@@ -31,8 +31,11 @@ impl<H: Hal, M: Mmio> Attachment<H, M> {
     /// What hardware cannot do at the same time with these permissions, if it is for requests without a PASID.
     pub(crate) fn missing(&self, permissions: &Permissions) -> Missing {
         let pasids = permissions.pasid_bits > 0;
+        let mut beside_stage_2 = Missing::empty();
+        beside_stage_2.set(Missing::PASID, pasids);
+        beside_stage_2.set(Missing::STALL, stalls(permissions));
         match &self.target {
-            Some(target) if pasids && target.stage_2().is_some() => Missing::PASID,
+            Some(target) if target.stage_2().is_some() => beside_stage_2,
             // An entry that bypasses both stages takes no translation requests; one that bypasses stage 1 for requests
             // without a SubstreamID does (IHI 0070, 13.6.4).
             None if !pasids && translates(permissions) => Missing::ATS,
@@ -86,6 +89,13 @@ pub(crate) fn is_translating(entry: &Entry) -> bool {
     word0.v() && [StreamConfig::STAGE_1, StreamConfig::STAGE_2].contains(&word0.config())
 }
 
+/// Whether accesses go on with an entry, translated or not.
+pub(crate) fn accepts(entry: &Entry) -> bool {
+    let [word0, ..] = *entry;
+    let word0 = Ste0::from(word0);
+    word0.v() && word0.config() != StreamConfig::ABORT
+}
+
 /// Whether an entry takes translation requests.
 pub(crate) fn takes_requests(entry: &Entry) -> bool {
     let [_, word1, ..] = *entry;
@@ -96,7 +106,7 @@ pub(crate) fn takes_requests(entry: &Entry) -> bool {
 pub(crate) struct Record<H: Hal, M: Mmio> {
     pub(crate) stream: StreamId,
     pub(crate) permissions: Permissions,
-    /// There if PASIDs are permitted.
+    /// There if PASIDs or stalls are permitted.
     pub(crate) contexts: Option<ContextTable<H>>,
     pub(crate) plain: Plain<H, M>,
     /// By PASID, in ascending order.
@@ -162,13 +172,14 @@ impl<H: Hal, M: Mmio> Record<H, M> {
         };
         let stage_1 = |contexts| Shape::Stage1 { contexts, stall, answers, ats }.entry();
         let idle = self.pasids.is_empty() && matches!(self.plain, Plain::Unattached);
-        if let (Some(table), false) = (&self.contexts, idle) {
+        let bits = self.permissions.pasid_bits;
+        if let (Some(table), false) = (&self.contexts, idle || bits == 0) {
             let default = match &self.plain {
                 Plain::Unattached | Plain::Blocked => DefaultSubstream::TERMINATE,
                 Plain::Attached(Attachment { target: None, .. }) => DefaultSubstream::BYPASS,
                 Plain::Attached(_) => DefaultSubstream::SUBSTREAM_0,
             };
-            return stage_1(table.contexts(self.permissions.pasid_bits, default));
+            return stage_1(table.contexts(bits, default));
         }
         let target = match &self.plain {
             Plain::Unattached => return UNATTACHED,
@@ -176,9 +187,10 @@ impl<H: Hal, M: Mmio> Record<H, M> {
             Plain::Attached(Attachment { target: None, .. }) => return Shape::Bypass.entry(),
             Plain::Attached(Attachment { target: Some(target), .. }) => target,
         };
-        match (target.stage_2(), target.descriptor()) {
+        let own = self.contexts.as_ref().map(|table| table.contexts(0, DefaultSubstream::SUBSTREAM_0));
+        match (target.stage_2(), own.or_else(|| target.descriptor().map(Contexts::one))) {
             (Some(tables), _) => Shape::Stage2 { tables, ats }.entry(),
-            (None, Some(descriptor)) => stage_1(Contexts::one(descriptor)),
+            (None, Some(contexts)) => stage_1(contexts),
             // A target that is in use has one or the other.
             (None, None) => UNATTACHED,
         }

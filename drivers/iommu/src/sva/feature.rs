@@ -9,7 +9,8 @@ use thiserror::Error;
 /// What can be enabled for a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Feature {
-    /// I/O page faults: page requests, with ATS, or stalls.
+    /// I/O page faults: page requests, with ATS, or stalls. Those of requests without a PASID go to the handler that
+    /// [`Iommu::set_page_fault_handler`] sets for `None`.
     PageFaults,
     /// Shared virtual addresses: page faults, and PASIDs.
     Sva,

@@ -2,11 +2,12 @@
 
 use crate::pasids::{ADDRESS, Bench, OTHER, SID, endpoint, fault, pasid, permissions, units};
 use crate::space::Driver;
+use portcullis_hal::host::IDENTITY;
 use portcullis_hal::{Access, Arc, Attributes, EndpointId, FrameOrder, Frames, Iova, Mapped, SyncError};
 use portcullis_iommu::{
-    Answered, AttachError, Domain, FaultModels, GroupIndex, InGroup, Missing, PageAnswer, PageRequest,
-    PageRequestFlow, PageRequestKind, PageResponse, Privilege, Requests, Stage, Transition, Unit as _,
-    UnitEvent,
+    Answered, AttachError, Domain, DomainSpec, FaultModels, GroupIndex, InGroup, Missing, PageAnswer,
+    PageRequest, PageRequestFlow, PageRequestKind, PageResponse, Privilege, Requests, Stage, Transition,
+    Unit as _, UnitEvent,
 };
 use portcullis_model::core::{Mode, Outcome, Request, ResponseCode};
 use portcullis_model::device::{Attempt, Device, Job, points as habits};
@@ -325,10 +326,16 @@ fn what_the_unit_does_not_have_is_refused_by_name() {
     assert_eq!(plain.driver.permit(&endpoint(SID), &all), Err(AttachError::Incompatible { missing }));
     assert!(plain.driver.info().fault_models.is_empty());
     plain.driver.drain_page_requests(&endpoint(SID), &mut |event| panic!("{event:?}")).unwrap();
+    // A stage-2 entry says nothing of stalls.
     let full = Bench::new(Config { oas: 44, ..Config::full() });
-    let refused = full.driver.permit(&endpoint(SID), &permissions(0, Requests::STALL));
+    let domain = full.domain(Stage::Stage2);
     let missing = Missing::STALL;
-    assert_eq!(refused, Err(AttachError::Incompatible { missing }), "without PASIDs");
+    full.driver.attach(&endpoint(SID), &domain).unwrap();
+    let refused = full.driver.permit(&endpoint(SID), &permissions(0, Requests::STALL));
+    assert_eq!(refused, Err(AttachError::Incompatible { missing }));
+    full.driver.detach(&endpoint(SID)).unwrap();
+    full.driver.permit(&endpoint(SID), &permissions(0, Requests::STALL)).unwrap();
+    assert_eq!(full.driver.attach(&endpoint(SID), &domain), Err(AttachError::Incompatible { missing }));
 }
 
 /// A bench whose device at [`SID`] stalls at PASID 7, in an empty domain.
@@ -396,6 +403,63 @@ fn stalls_are_granted_and_withdrawn_under_what_is_attached_without_a_gap() {
             assert_eq!(bench.outcomes(SID, Some(7)), arrives);
         }
         bench.check();
+    }
+}
+
+/// A platform device that knows nothing of PASIDs.
+#[test]
+fn a_stream_without_pasids_stalls_in_its_domain_and_its_neighbour_there_does_not() {
+    let request = |sid, page: u64| Request::read(sid, ADDRESS + (page << 16));
+    let permit = |bench: &Bench, requests| {
+        assert_eq!(bench.driver.permit(&endpoint(SID), &permissions(0, requests)), Ok(Transition::Hitless));
+    };
+    let bare = Config { ssid_bits: 0, oas: 44, ..Config::full() };
+    for config in units().into_iter().chain([bare]) {
+        let bench = Bench::new(config);
+        let (domain, mapped) = bench.mapped(Stage::Stage1);
+        let arrives = [Outcome::Done(mapped.memory().phys().get() + (ADDRESS & 0xffff))];
+        let faults = [Outcome::Fault(code::F_TRANSLATION)].into();
+        bench.driver.attach(&endpoint(SID), &domain).unwrap();
+        bench.driver.attach(&endpoint(OTHER), &domain).unwrap();
+        for _ in 0..2 {
+            permit(&bench, Requests::STALL);
+            assert_eq!(bench.outcomes(SID, None), arrives);
+            assert_eq!(bench.unit.model.reachable(request(OTHER, 1)), faults);
+            let stalls = bench.unit.model.dma(request(SID, 1), Mode::Any).outcome;
+            assert_eq!(stalls, Outcome::Stalled(code::F_TRANSLATION));
+            let asked = requests(&bench);
+            assert_eq!((asked[0].pasid, asked[0].address), (None, Iova::new(ADDRESS + 0x1_0000)));
+            let page = Frames::zeroed(&bench.kernel, FrameOrder::for_bytes(1 << 16).unwrap()).unwrap();
+            let at = page.phys().get() + (ADDRESS & 0xffff);
+            let iova = Iova::new((ADDRESS & !0xffff) + 0x1_0000);
+            let page = Mapped::map(&domain, iova, page, Attributes::READ_WRITE).unwrap();
+            bench.driver.answer(&answers(&asked, PageResponse::Success)).unwrap();
+            let resumed = bench.unit.model.take_resumed(SID);
+            assert_eq!(resumed.iter().map(|one| one.1.outcome).collect::<Vec<_>>(), [Outcome::Done(at)]);
+            drop(page.unmap().unwrap());
+            // Untranslated accesses do not end what was stalled before: it is answered.
+            bench.unit.model.dma(request(SID, 1), Mode::Any);
+            let asked = requests(&bench);
+            let identity = bench.driver.new_domain(&DomainSpec::Identity(IDENTITY)).unwrap();
+            bench.driver.attach(&endpoint(SID), &identity).unwrap();
+            assert_eq!(bench.unit.model.stalled(), (1, 0));
+            bench.driver.answer(&answers(&asked, PageResponse::Invalid)).unwrap();
+            assert_eq!((bench.unit.model.stalled(), bench.unit.model.take_resumed(SID).len()), ((0, 0), 1));
+            bench.driver.attach(&endpoint(SID), &domain).unwrap();
+            assert_eq!(bench.outcomes(SID, None), arrives);
+            // A blocked stream has none.
+            bench.unit.model.dma(request(SID, 1), Mode::Any);
+            let late = requests(&bench);
+            let blocked = bench.driver.new_domain(&DomainSpec::Blocked).unwrap();
+            bench.driver.attach(&endpoint(SID), &blocked).unwrap();
+            assert_eq!((bench.unit.model.stalled(), bench.unit.model.take_resumed(SID).len()), ((0, 0), 1));
+            bench.driver.attach(&endpoint(SID), &domain).unwrap();
+            bench.driver.answer(&answers(&late, PageResponse::Success)).unwrap();
+            permit(&bench, Requests::empty());
+            assert_eq!(bench.outcomes(SID, None), arrives);
+            assert_eq!(bench.unit.model.reachable(request(SID, 1)), faults);
+            bench.check();
+        }
     }
 }
 

@@ -18,8 +18,11 @@ pub(crate) const PASIDS: [u32; 8] = [1, 2, 63, 64, 1023, 1024, 0x3_0001, 0xf_fff
 pub(crate) fn missing(kind: Option<Kind>, permissions: &Permissions) -> Missing {
     let pasids = permissions.pasid_bits > 0;
     let translates = permissions.requests.contains(Requests::TRANSLATION);
+    let mut beside_stage_2 = Missing::empty();
+    beside_stage_2.set(Missing::PASID, pasids);
+    beside_stage_2.set(Missing::STALL, permissions.requests.contains(Requests::STALL));
     match kind {
-        Some(Kind::Tables(Stage::Stage2) | Kind::Shared(Stage::Stage2)) if pasids => Missing::PASID,
+        Some(Kind::Tables(Stage::Stage2) | Kind::Shared(Stage::Stage2)) => beside_stage_2,
         Some(Kind::Identity) if translates && !pasids => Missing::ATS,
         _ => Missing::empty(),
     }
@@ -56,7 +59,7 @@ impl World {
         lacks.set(Missing::PASID, pasid_bits > most);
         lacks.set(Missing::ATS, requests.contains(Requests::TRANSLATION) && !hardware.ats);
         lacks.set(Missing::PRI, requests.contains(Requests::PAGE) && !(hardware.pri && hardware.ats));
-        let stalls = hardware.stage1 && hardware.stall_model == 0 && most > 0 && pasid_bits > 0;
+        let stalls = hardware.stage1 && hardware.stall_model == 0;
         lacks.set(Missing::STALL, requests.contains(Requests::STALL) && !stalls);
         let (mut in_use, mut grants) = (false, false);
         for &sid in &sids {
