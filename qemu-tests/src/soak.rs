@@ -47,8 +47,12 @@ const SUITES: [Suite; 5] = [
     },
 ];
 
-/// Packages whose unit tests Miri can run.
-const MIRI: [&str; 2] = ["portcullis-hal", "portcullis-iommu"];
+/// Packages, and those of their tests that Miri can run in some minutes.
+const MIRI: [(&str, &[&str]); 3] = [
+    ("portcullis-hal", &["--lib"]),
+    ("portcullis-iommu", &["--lib"]),
+    ("portcullis-pgtable", &["--test", "shortcuts"]),
+];
 
 /// Runs the suites for so many minutes, then Miri. Says whether everything passed.
 pub fn command(workspace: &Workspace, minutes: u64, seed: Option<u64>) -> Result<bool> {
@@ -122,10 +126,12 @@ fn miri(workspace: &Workspace) -> Result<bool> {
             return Ok(true);
         }
     }
-    for package in MIRI {
+    for (package, tests) in MIRI {
         ui::say(&format!("Miri: {package}"));
         let mut command = workspace.tool("rustup");
-        command.args(["run", "nightly", "cargo", "miri", "test", "--quiet", "--package", package, "--lib"]);
+        command
+            .args(["run", "nightly", "cargo", "miri", "test", "--quiet", "--package", package])
+            .args(tests);
         // A build directory of its own: another compiler's would be built anew each time. This program was started
         // by the pinned toolchain, which is not to be used here.
         command.env("CARGO_TARGET_DIR", workspace.target().join("miri"));

@@ -15,7 +15,7 @@ fn path<F: Format>(hal: &HostHal, table: &PageTable<HostHal, F>, iova: u64, shif
     let mut base = table.root().root.get();
     let mut path = Vec::new();
     for &shift in shifts {
-        let entry = hal.words(base, 512)[(iova >> shift & 0x1ff) as usize];
+        let entry = hal.words(base + (iova >> shift & 0x1ff) * 8, 1)[0];
         path.push(entry);
         base = entry & NEXT;
     }

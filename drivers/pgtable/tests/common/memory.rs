@@ -91,7 +91,7 @@ unsafe impl Hal for Behind {
         call(&self.0.on_alloc);
         let phys = self.host().alloc_frames(order)?;
         // What the memory held in an earlier life says nothing.
-        let first = self.host().phys_to_virt(phys).addr().get() / LINE;
+        let first = self.host().phys_to_virt(phys).as_ptr().expose_provenance() / LINE;
         let mut lines = self.0.lines.lock().unwrap();
         for line in first..first + order.bytes() as usize / LINE {
             lines.remove(&line);
@@ -112,11 +112,15 @@ unsafe impl Hal for Behind {
         self.host().clean_cache(start, len);
         let offset = start.addr().get() % LINE;
         for line in 0..(offset + len.max(1)).div_ceil(LINE) {
-            // SAFETY: frames are made of whole lines, and `len` bytes from `start` are in one.
-            let first = unsafe { start.sub(offset).add(line * LINE) }.cast::<AtomicU64>();
-            // SAFETY: as above; the words of tables are accessed as atomics.
-            let words = std::array::from_fn(|i| unsafe { first.add(i).as_ref() }.load(Ordering::Relaxed));
-            self.0.lines.lock().unwrap().insert(first.addr().get() / LINE, words);
+            // More of the line than what `start` points to: by the provenance of the frames.
+            let first = start.addr().get() - offset + line * LINE;
+            let words = std::array::from_fn(|i| {
+                let word = std::ptr::with_exposed_provenance::<AtomicU64>(first + 8 * i);
+                // SAFETY: frames are made of whole lines, and `len` bytes from `start` are in one; the words of tables are
+                // accessed as atomics.
+                unsafe { &*word }.load(Ordering::Relaxed)
+            });
+            self.0.lines.lock().unwrap().insert(first / LINE, words);
             if let Some(watcher) = self.0.watcher.lock().unwrap().as_mut() {
                 watcher(self);
             }

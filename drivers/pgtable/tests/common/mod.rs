@@ -329,46 +329,52 @@ macro_rules! for_each_replacing_format {
     ($check:ident) => {{
         use portcullis_pgtable::BbmLevel::{Level1, Level2};
         use $crate::common::*;
-        for level in [Level1, Level2] {
-            $check(STAGE1_4K.with_break_before_make(level), 39);
-            $check(STAGE1_16K.with_break_before_make(level), 47);
-            $check(STAGE1_4K_LPA2.with_break_before_make(level), 52);
-            $check(STAGE2_4K.with_break_before_make(level), 40);
-            $check(STAGE2_64K.with_break_before_make(level), 48);
-        }
-        $check(X86_4, 48);
-        $check(X86_5, 57);
+        $check(STAGE1_4K.with_break_before_make(Level1), 39);
         $check(SECOND_3, 39);
-        $check(SECOND_5, 57);
+        if !cfg!(miri) {
+            $check(STAGE1_4K.with_break_before_make(Level2), 39);
+            for level in [Level1, Level2] {
+                $check(STAGE1_16K.with_break_before_make(level), 47);
+                $check(STAGE1_4K_LPA2.with_break_before_make(level), 52);
+                $check(STAGE2_4K.with_break_before_make(level), 40);
+                $check(STAGE2_64K.with_break_before_make(level), 48);
+            }
+            $check(X86_4, 48);
+            $check(X86_5, 57);
+            $check(SECOND_5, 57);
+        }
     }};
 }
 
-/// Names every format once: `for_each_format!(check)` calls `check(format, input_bits)`.
+/// Names every format once: `for_each_format!(check)` calls `check(format, input_bits)`. Miri takes a thousand times as
+/// long: there, one of four levels, which has a short way, and one of three have to do.
 #[macro_export]
 macro_rules! for_each_format {
     ($check:ident) => {{
         use $crate::common::*;
-        $check(STAGE1_4K, 39);
         $check(STAGE1_4K, 48);
-        $check(STAGE1_16K, 47);
-        $check(STAGE1_16K, 48);
-        $check(STAGE1_64K, 42);
-        $check(STAGE1_64K, 48);
-        $check(STAGE2_4K, 40);
-        $check(STAGE2_4K, 48);
-        $check(STAGE2_16K, 48);
-        $check(STAGE2_64K, 44);
-        $check(STAGE1_64K, 52);
-        $check(STAGE2_64K, 52);
-        $check(STAGE1_4K_LPA2, 52);
-        $check(STAGE1_16K_LPA2, 52);
-        $check(STAGE2_4K_LPA2, 52);
-        $check(STAGE2_16K_LPA2, 50);
-        $check(X86_4, 48);
-        $check(X86_5, 57);
         $check(SECOND_3, 39);
-        $check(SECOND_4, 48);
-        $check(SECOND_5, 57);
+        if !cfg!(miri) {
+            $check(STAGE1_4K, 39);
+            $check(STAGE1_16K, 47);
+            $check(STAGE1_16K, 48);
+            $check(STAGE1_64K, 42);
+            $check(STAGE1_64K, 48);
+            $check(STAGE2_4K, 40);
+            $check(STAGE2_4K, 48);
+            $check(STAGE2_16K, 48);
+            $check(STAGE2_64K, 44);
+            $check(STAGE1_64K, 52);
+            $check(STAGE2_64K, 52);
+            $check(STAGE1_4K_LPA2, 52);
+            $check(STAGE1_16K_LPA2, 52);
+            $check(STAGE2_4K_LPA2, 52);
+            $check(STAGE2_16K_LPA2, 50);
+            $check(X86_4, 48);
+            $check(X86_5, 57);
+            $check(SECOND_4, 48);
+            $check(SECOND_5, 57);
+        }
     }};
 }
 
