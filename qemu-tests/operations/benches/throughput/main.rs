@@ -8,7 +8,9 @@
 //! do not show what sharing costs: run it on a quiet machine, or with a real-time priority.
 //!
 //! Prints a line per queue and number of threads, the median of several rounds:
-//! `throughput queue=Q threads=N per_second=N retries_ppm=N doorbells_ppm=N`, the last two per million submissions.
+//! `throughput queue=Q threads=N per_second=N retries_ppm=N doorbells_ppm=N p50_ns=N p99_ns=N p999_ns=N`. Retries and
+//! doorbells are per million submissions. The last three are how long one submission takes, the clock included, in a round of
+//! its own: half of them, 99 % and 99.9 % are done so soon.
 
 #[path = "../units/mod.rs"]
 mod units;
@@ -27,16 +29,25 @@ const THREADS: [usize; 4] = [1, 2, 4, 8];
 const ROUNDS: usize = 9;
 const ROUND: Duration = Duration::from_millis(100);
 
+/// How many submissions of each thread are timed, in the round for that.
+const TIMED: usize = 1 << 20;
+
 /// What one round gave.
-#[derive(Clone, Copy)]
 struct Round {
     submissions: u64,
     took: Duration,
     retries: u64,
     doorbells: u64,
+    /// How long each submission took that was timed, in nanoseconds, in ascending order.
+    latencies: Vec<u32>,
 }
 
 impl Round {
+    /// How soon so many of a thousand submissions are done, in nanoseconds.
+    fn latency(&self, thousandths: usize) -> u32 {
+        self.latencies.get(self.latencies.len() * thousandths / 1000).copied().unwrap_or(0)
+    }
+
     fn per_second(&self) -> u64 {
         (self.submissions as f64 / self.took.as_secs_f64()) as u64
     }
@@ -55,14 +66,19 @@ fn main() -> Result<(), Box<dyn Error>> {
             let played = play(memory)?;
             let domains = (0..threads).map(|number| domain(&*played.unit, number as u32));
             let domains = domains.collect::<Result<Vec<_>, _>>()?;
-            let mut rounds: Vec<Round> = (0..ROUNDS).map(|_| round(&played, &domains, page)).collect();
+            let mut rounds: Vec<Round> = (0..ROUNDS).map(|_| round(&played, &domains, page, 0)).collect();
             rounds.sort_by_key(Round::per_second);
-            let median = rounds[ROUNDS / 2];
+            let median = &rounds[ROUNDS / 2];
+            let timed = round(&played, &domains, page, TIMED);
             println!(
-                "throughput queue={queue} threads={threads} per_second={} retries_ppm={} doorbells_ppm={}",
+                "throughput queue={queue} threads={threads} per_second={} retries_ppm={} doorbells_ppm={} \
+                 p50_ns={} p99_ns={} p999_ns={}",
                 median.per_second(),
                 median.per_million(median.retries),
-                median.per_million(median.doorbells)
+                median.per_million(median.doorbells),
+                timed.latency(500),
+                timed.latency(990),
+                timed.latency(999)
             );
         }
     }
@@ -76,12 +92,12 @@ fn domain(unit: &dyn Unit, endpoint: u32) -> Result<Arc<dyn Domain>, Box<dyn Err
     Ok(domain)
 }
 
-/// Lets threads submit on a unit for the length of a round.
-fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange) -> Round {
+/// Lets threads submit on a unit for the length of a round; times the first submissions of each, so many.
+fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange, timed: usize) -> Round {
     let (stats, tries) = (played.unit.stats(), (played.tries)());
     let stop = AtomicBool::new(false);
     let start = Barrier::new(domains.len() + 1);
-    let (submissions, took) = thread::scope(|scope| {
+    let (submissions, latencies, took) = thread::scope(|scope| {
         let submitters: Vec<_> = domains
             .iter()
             .map(|domain| {
@@ -89,17 +105,20 @@ fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange) -> Round
                 scope.spawn(move || {
                     let mut gather = Gather::new();
                     let mut submissions = 0_u64;
+                    let mut latencies = Vec::with_capacity(timed);
                     start.wait();
                     while !stop.load(Ordering::Relaxed) {
+                        let begun = (latencies.len() < timed).then(Instant::now);
                         // As an unmap does; the tables are not what is measured.
                         gather.record(page, PAGE_SIZE.trailing_zeros() as u8);
                         if let Err(error) = domain.sync(&mut gather) {
                             panic!("a submission failed: {error}");
                         }
+                        latencies.extend(begun.map(|begun| begun.elapsed().as_nanos() as u32));
                         submissions += 1;
                     }
                     smmu::count_looks();
-                    submissions
+                    (submissions, latencies)
                 })
             })
             .collect();
@@ -107,8 +126,14 @@ fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange) -> Round
         start.wait();
         thread::sleep(ROUND);
         stop.store(true, Ordering::Relaxed);
-        let submissions = submitters.into_iter().map(|submitter| submitter.join().unwrap_or(0)).sum::<u64>();
-        (submissions, begun.elapsed())
+        let (mut submissions, mut latencies) = (0, Vec::new());
+        for (own, timed) in submitters.into_iter().filter_map(|submitter| submitter.join().ok()) {
+            submissions += own;
+            latencies.extend(timed);
+        }
+        let took = begun.elapsed();
+        latencies.sort_unstable();
+        (submissions, latencies, took)
     });
     let now = played.unit.stats();
     Round {
@@ -116,5 +141,6 @@ fn round(played: &Played, domains: &[Arc<dyn Domain>], page: IovaRange) -> Round
         took,
         retries: ((played.tries)() - tries).saturating_sub(submissions),
         doorbells: now.doorbells - stats.doorbells,
+        latencies,
     }
 }
