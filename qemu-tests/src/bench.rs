@@ -379,7 +379,16 @@ mod tests {
             problems: vec![],
             memory: vec![Memory { of: "domain", about: "a domain", tables: 4096, heap: 8 }],
         };
-        let sample = throughput::Sample { threads: 8, per_second: 7, retries_ppm: 6, doorbells_ppm: 5 };
+        let (p50_ns, p99_ns, p999_ns) = (4, 3, 2);
+        let sample = throughput::Sample {
+            threads: 8,
+            per_second: 7,
+            retries_ppm: 6,
+            doorbells_ppm: 5,
+            p50_ns,
+            p99_ns,
+            p999_ns,
+        };
         let queue = throughput::Throughput { queue: "a queue", samples: vec![sample] };
         let code = Code { arch: "aarch64".to_owned(), bytes: BTreeMap::from([("vtd".to_owned(), 9)]) };
         let json =
@@ -389,7 +398,7 @@ mod tests {
         assert!(json.contains(r#""queue": "a queue""#));
         assert!(json.contains(r#"{ "arch": "aarch64", "crate": "vtd", "bytes": 9 }"#));
         assert!(json.contains(r#"{ "of": "domain", "tables": 4096, "heap": 8 }"#));
-        assert!(json.contains(r#"{ "threads": 8, "per_second": 7, "retries_ppm": 6, "doorbells_ppm": 5 }"#));
+        assert!(json.contains(r#""threads": 8, "per_second": 7, "retries_ppm": 6, "doorbells_ppm": 5, "p50_ns": 4, "p99_ns": 3,"#));
         assert!(svg.contains("&lt;machine&gt;"));
         // The bytes of its domain's tables, and those of its driver's code.
         assert!([">a domain<", ">4 096<", ">vtd<", ">9<"].iter().all(|cell| svg.contains(cell)), "{svg}");

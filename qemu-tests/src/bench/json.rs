@@ -41,10 +41,10 @@ fn queue(throughput: &Throughput) -> String {
 }
 
 fn sample(sample: &Sample) -> String {
-    let Sample { threads, per_second, retries_ppm, doorbells_ppm } = sample;
+    let Sample { threads, per_second, retries_ppm, doorbells_ppm, p50_ns, p99_ns, p999_ns } = sample;
     format!(
         "        {{ \"threads\": {threads}, \"per_second\": {per_second}, \"retries_ppm\": {retries_ppm}, \
-         \"doorbells_ppm\": {doorbells_ppm} }}"
+         \"doorbells_ppm\": {doorbells_ppm}, \"p50_ns\": {p50_ns}, \"p99_ns\": {p99_ns}, \"p999_ns\": {p999_ns} }}"
     )
 }
 

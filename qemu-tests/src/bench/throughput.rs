@@ -25,11 +25,15 @@ pub(super) struct Sample {
     pub(super) retries_ppm: u64,
     /// Writes of the doorbell, per million submissions.
     pub(super) doorbells_ppm: u64,
+    /// How long one submission takes, in nanoseconds: half of them, 99 % and 99.9 % are done so soon.
+    pub(super) p50_ns: u64,
+    pub(super) p99_ns: u64,
+    pub(super) p999_ns: u64,
 }
 
 impl Sample {
-    /// Reads `throughput queue=Q threads=N per_second=N retries_ppm=N doorbells_ppm=N`; `None` for any other line, or
-    /// another queue's.
+    /// Reads `throughput queue=Q threads=N per_second=N retries_ppm=N doorbells_ppm=N p50_ns=N p99_ns=N p999_ns=N`; `None`
+    /// for any other line, or another queue's.
     fn parse(line: &str, queue: &str) -> Option<Self> {
         let mut words = line.split(' ');
         if words.next() != Some("throughput") || words.next()?.strip_prefix("queue=") != Some(queue) {
@@ -41,6 +45,9 @@ impl Sample {
             per_second: field("per_second")?,
             retries_ppm: field("retries_ppm")?,
             doorbells_ppm: field("doorbells_ppm")?,
+            p50_ns: field("p50_ns")?,
+            p99_ns: field("p99_ns")?,
+            p999_ns: field("p999_ns")?,
         })
     }
 }
@@ -69,7 +76,8 @@ impl Throughput {
 
     /// The rows of a table.
     pub(super) fn table(&self) -> Vec<Vec<String>> {
-        let mut rows = vec![["threads", "submissions/s", "retries", "doorbells"].map(str::to_owned).to_vec()];
+        let titles = ["threads", "submissions/s", "retries", "doorbells", "50 % in ns", "99 %", "99.9 %"];
+        let mut rows = vec![titles.map(str::to_owned).to_vec()];
         let each = |ppm: u64| format!("{:.4}", ppm as f64 / 1e6);
         rows.extend(self.samples.iter().map(|sample| {
             vec![
@@ -77,6 +85,9 @@ impl Throughput {
                 super::grouped(sample.per_second),
                 each(sample.retries_ppm),
                 each(sample.doorbells_ppm),
+                super::grouped(sample.p50_ns),
+                super::grouped(sample.p99_ns),
+                super::grouped(sample.p999_ns),
             ]
         }));
         rows
@@ -107,12 +118,14 @@ mod tests {
     use super::*;
 
     fn sample(threads: u64, per_second: u64) -> Sample {
-        Sample { threads, per_second, retries_ppm: 7873, doorbells_ppm: 999_956 }
+        let (p50_ns, p99_ns, p999_ns) = (80, 90, 20_100);
+        Sample { threads, per_second, retries_ppm: 7873, doorbells_ppm: 999_956, p50_ns, p99_ns, p999_ns }
     }
 
     #[test]
     fn what_the_benchmarks_print_is_read_and_nothing_else() {
-        let line = "throughput queue=vtd threads=4 per_second=1781581 retries_ppm=7873 doorbells_ppm=999956";
+        let line = "throughput queue=vtd threads=4 per_second=1781581 retries_ppm=7873 doorbells_ppm=999956 \
+                    p50_ns=80 p99_ns=90 p999_ns=20100";
         assert_eq!(Sample::parse(line, "vtd"), Some(sample(4, 1_781_581)));
         assert_eq!(Sample::parse(line, "smmuv3"), None);
         let others =
@@ -136,6 +149,6 @@ mod tests {
     #[test]
     fn the_table_has_a_row_for_each_number_of_threads() {
         let throughput = Throughput { queue: "queue", samples: vec![sample(1, 1_234_567)] };
-        assert_eq!(throughput.table()[1], ["1", "1 234 567", "0.0079", "1.0000"]);
+        assert_eq!(throughput.table()[1], ["1", "1 234 567", "0.0079", "1.0000", "80", "90", "20 100"]);
     }
 }
