@@ -201,6 +201,10 @@ fn host(workspace: &Workspace, filter: Option<&str>) -> Result<Counts> {
         bar.suspend(|| show_suite(suite));
     })?;
     bar.finish_and_clear();
+    let coverage = workspace.coverage_dir();
+    if coverage.is_dir() {
+        println!("     what random operations did is counted in {}", coverage.display());
+    }
     let mut counts = Counts::default();
     for suite in &run.suites {
         let (passed, failed) = suite.counted();

@@ -55,6 +55,11 @@ impl Workspace {
         self.target.join("logs")
     }
 
+    /// Where random operations leave what they did, and how often.
+    pub fn coverage_dir(&self) -> PathBuf {
+        self.target.join("tmp/coverage")
+    }
+
     /// A cargo that builds this workspace.
     pub fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo")));

@@ -8,6 +8,7 @@ use portcullis_hal::host::{IDENTITY, unmap};
 use portcullis_hal::{Access, Gather, Iova, IovaRange, MemoryKind, TableFormat, TableWrites};
 use portcullis_iommu::{DomainError, DomainSpec, Missing, PagingSpec, Stage, Unit as _};
 use portcullis_model::core::{Mode, Prng};
+use portcullis_model::device;
 use portcullis_model::smmuv3::points;
 
 /// The most domains that are held at a time.
@@ -80,6 +81,9 @@ impl World {
                 self.units.iter().for_each(|unit| unit.model.hang());
                 self.kernel.0.spin_ns.store(50_000_000, std::sync::atomic::Ordering::Relaxed);
             }
+            Trouble::Deaf => self.schedules().for_each(|schedule| {
+                schedule.script(device::points::INVALIDATION_LOST, &[1]).odds(points::ATC_TIMEOUT, 1, 8);
+            }),
         }
         if !matches!(trouble, Trouble::Unreadable(_, 0..=3)) {
             self.leaky = true;
@@ -98,6 +102,7 @@ impl World {
             let name = match trouble {
                 Trouble::Illegal(_) => "injected illegal command",
                 Trouble::Hang => "injected hang",
+                Trouble::Deaf => "injected silence of a device",
                 _ => "injected fetch abort",
             };
             self.count(name);

@@ -96,8 +96,12 @@ impl World {
                 self.units[unit].down = true;
                 self.count("attach refused: out of service");
             }
-            Err(AttachError::Timeout(_) | AttachError::Faulted | AttachError::Lost) if down || suspect => {
-                self.units[unit].down = true;
+            Err(error @ (AttachError::Timeout(_) | AttachError::Faulted | AttachError::Lost))
+                if down || suspect =>
+            {
+                if down || !from_device(&error) {
+                    self.units[unit].down = true;
+                }
                 self.count("change not confirmed");
                 for (&sid, old) in sids.iter().zip(&before) {
                     let stream = self.stream(unit, sid);
@@ -271,4 +275,9 @@ const fn word(transition: Transition) -> &'static str {
         Transition::Hitless => " hitless",
         Transition::Disruptive => " disruptive",
     }
+}
+
+/// Whether it is a device that does not answer (CERROR_ATC_INV_SYNC), and not its unit.
+fn from_device(error: &AttachError) -> bool {
+    matches!(error, AttachError::Timeout(timeout) if timeout.register == "SMMU_CMDQ_CONS" && timeout.last >> 24 & 0x7f == 3)
 }

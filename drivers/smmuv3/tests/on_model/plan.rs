@@ -44,6 +44,8 @@ pub(crate) enum Trouble {
     Unreadable(u8, u8),
     /// The unit consumes no commands.
     Hang,
+    /// A device does not confirm an invalidation, and the unit does not wait for it for long.
+    Deaf,
 }
 
 /// One operation.
@@ -121,6 +123,7 @@ fn trouble(prng: &mut Prng, act: Act, troubled: bool) -> Trouble {
         80..87 if waits && troubled => Trouble::Illegal(nth(prng, 6)),
         87..90 if waits && troubled => Trouble::Unreadable(nth(prng, 4), 6),
         90..94 if waits && troubled => Trouble::Hang,
+        104..120 if waits && troubled => Trouble::Deaf,
         // Three failures in a row are borne.
         94..104 if waits || act == Act::Answer => Trouble::Unreadable(nth(prng, 4), 1 + nth(prng, 3)),
         _ => Trouble::None,

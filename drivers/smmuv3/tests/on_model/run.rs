@@ -4,6 +4,7 @@ use crate::coverage::below;
 use crate::plan::{Op, operations};
 use crate::setups::config;
 use crate::world::{Finding, World};
+use portcullis_suites::coverage;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
@@ -142,9 +143,8 @@ fn what_is_mapped_arrives_and_what_is_not_never_does_whatever_the_unit_caches() 
     }
     let done = seeds.count() * LENGTH;
     let seconds = started.elapsed().as_secs_f64();
-    for (name, count) in &counts {
-        println!("{name:<60} {count:>9}");
-    }
+    let lines = counts.iter().map(|(name, count)| format!("{name:<60} {count:>9}"));
+    coverage::report(env!("CARGO_TARGET_TMPDIR"), "smmuv3", lines);
     if first.is_none() && done >= OPERATIONS {
         assert_eq!(below(&counts), Vec::<String>::new(), "exercised too rarely");
     }

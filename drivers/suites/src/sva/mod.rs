@@ -14,6 +14,7 @@ mod world;
 
 pub use machine::{Function, Machine};
 
+use crate::coverage;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -31,11 +32,8 @@ impl Counts {
         *self.0.entry(what).or_default() += count;
     }
 
-    /// Prints all of them, and fails if one is below its minimum.
+    /// Fails if one is below its minimum.
     fn check(&self, minima: &[(&str, u64)]) {
-        for (what, count) in &self.0 {
-            println!("{what:<30} {count:>8}");
-        }
         let of = |what| self.0.get(what).copied().unwrap_or_default();
         let below: Vec<_> = minima.iter().filter(|(what, least)| of(what) < *least).collect();
         assert!(below.is_empty(), "below the least: {below:?}");
@@ -48,6 +46,8 @@ impl Counts {
 /// and take longer.
 #[derive(Clone, Copy, Debug)]
 pub struct Suite<'a> {
+    /// A name for the file with the counts, and the folder for it, as [`coverage::report`] takes them.
+    pub counts: (&'a str, &'a str),
     /// Operations of a run.
     pub length: u64,
     /// How many runs.
@@ -86,6 +86,8 @@ impl Suite<'_> {
         let started = Instant::now();
         (first..first + runs).for_each(|seed| one(seed, self.length));
         let (operations, seconds) = (runs * self.length, started.elapsed().as_secs_f64());
+        let (name, folder) = self.counts;
+        coverage::report(folder, name, counts.0.iter().map(|(what, count)| format!("{what:<30} {count:>8}")));
         println!("{operations} operations in {seconds:.1} s, {:.0} per second", operations as f64 / seconds);
         if runs >= self.runs {
             counts.check(self.minima);

@@ -37,6 +37,7 @@ mod sva;
 mod threads;
 mod world;
 
+use portcullis_suites::coverage;
 use run::{Run, Total};
 use std::time::Instant;
 
@@ -73,10 +74,11 @@ fn after_every_operation_devices_reach_what_is_mapped_and_nothing_else() {
         total.operations,
         total.operations as f64 / seconds
     );
-    for ((class, name, to), count) in &total.rows {
+    let lines = total.rows.iter().map(|((class, name, to), count)| {
         let arrow = if to.is_empty() { "" } else { " -> " };
-        println!("{class:<14} {:<48} {count:>9}", format!("{name}{arrow}{to}"));
-    }
+        format!("{class:<14} {:<48} {count:>9}", format!("{name}{arrow}{to}"))
+    });
+    coverage::report(env!("CARGO_TARGET_TMPDIR"), "vtd", lines);
     let below: Vec<_> = minima::MINIMA
         .iter()
         .map(|&(class, name, to, least)| (class, name, to, total.of(class, name, to), least))

@@ -55,17 +55,18 @@ const STALLS: [(&str, u64); 9] = [
     ("went through early", 10),
 ];
 
-fn run(faults: Faults, more: &[(&'static str, u64)]) {
+fn run(name: &str, faults: Faults, more: &[(&'static str, u64)]) {
     let minima = [&MINIMA, more].concat();
-    Suite { length: LENGTH, runs: RUNS, minima: &minima }.run(|seed| Machine::new(seed, faults));
+    let counts = (name, env!("CARGO_TARGET_TMPDIR"));
+    Suite { counts, length: LENGTH, runs: RUNS, minima: &minima }.run(|seed| Machine::new(seed, faults));
 }
 
 #[test]
 fn with_page_requests_devices_reach_what_their_processes_may_and_every_request_has_one_answer() {
-    run(Faults::Pri, &PAGE_REQUESTS);
+    run("smmuv3-sva-pri", Faults::Pri, &PAGE_REQUESTS);
 }
 
 #[test]
 fn with_stalls_devices_reach_what_their_processes_may_and_every_stall_has_one_answer() {
-    run(Faults::Stall, &STALLS);
+    run("smmuv3-sva-stall", Faults::Stall, &STALLS);
 }

@@ -46,5 +46,6 @@ const MINIMA: [(&str, u64); 31] = [
 
 #[test]
 fn devices_reach_what_their_processes_may_and_every_request_has_one_answer() {
-    Suite { length: LENGTH, runs: RUNS, minima: &MINIMA }.run(Machine::new);
+    let counts = ("vtd-sva", env!("CARGO_TARGET_TMPDIR"));
+    Suite { counts, length: LENGTH, runs: RUNS, minima: &MINIMA }.run(Machine::new);
 }
