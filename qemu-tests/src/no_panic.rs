@@ -33,8 +33,9 @@ struct Allowed {
 struct Exception {
     /// How the file's name begins, as the report prints it.
     file: Option<String>,
-    /// The function, as the report prints it.
-    function: Option<String>,
+    /// The function, as the report prints it: one of these, or whichever it be.
+    #[serde(default)]
+    functions: Vec<String>,
     /// What it calls: one of these, or whatever it be.
     #[serde(default)]
     calls: Vec<String>,
@@ -45,7 +46,7 @@ struct Exception {
 impl Exception {
     fn covers(&self, site: &Site) -> bool {
         self.file.as_deref().is_none_or(|file| site.file.starts_with(file))
-            && self.function.as_deref().is_none_or(|function| site.function == function)
+            && (self.functions.is_empty() || self.functions.contains(&site.function))
             && (self.calls.is_empty() || self.calls.contains(&site.calls))
     }
 }
@@ -129,7 +130,7 @@ mod tests {
     #[test]
     fn what_is_new_fails_and_so_does_an_exception_that_is_not_needed() {
         let known = site("drivers/a.rs", "f", "core::panicking::panic_fmt");
-        let entry = "[[panic]]\nfile = \"drivers/a\"\nfunction = \"f\"\nreason = \"r\"\n";
+        let entry = "[[panic]]\nfile = \"drivers/a\"\nfunctions = [\"f\", \"h\"]\nreason = \"r\"\n";
         let allowed: Allowed = toml::from_str(entry).unwrap();
         assert!(verdict(&BTreeSet::from([known.clone()]), &allowed));
         assert!(!verdict(&BTreeSet::from([known, site("drivers/a.rs", "g", "x")]), &allowed));

@@ -130,6 +130,7 @@ fn attach(device: &Arc<Device>) {
         }
         Err(error) => show(&error),
     }
+    crate::sva::probe(&IOMMU, device);
     if let Err(error) = IOMMU.detach(device) {
         show(&error);
     }

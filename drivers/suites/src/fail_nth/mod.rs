@@ -6,6 +6,7 @@
 
 mod bed;
 mod board;
+mod books;
 mod rows;
 mod sharing;
 mod sizes;

@@ -94,6 +94,7 @@ pub(super) fn rows(bed: &Bed) -> Vec<Row> {
         rows.extend(pasids(&kinds));
     }
     rows.extend(super::sharing::rows(bed));
+    rows.extend(super::books::rows());
     rows
 }
 

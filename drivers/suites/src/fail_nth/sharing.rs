@@ -1,12 +1,12 @@
 //! Address spaces that devices share, and their page faults.
 
-use super::bed::{Bed, pasid};
+use super::bed::{AREA, Bed, pasid};
 use super::rows::{Act, Lack, Row, Seen, row};
 use super::{Failed, exempt, unfailing};
 use portcullis_hal::host::scarce::ScarceHal;
 use portcullis_hal::{
     Access, Arc, FaultOutcome, Mm, MmFault, MmNotifier, Pasid, PinError, RequesterId, SubscribeError,
-    TableRoot, list, unsize_arc,
+    SyncError, TableRoot, list, unsize_arc,
 };
 use portcullis_iommu::{
     AttachError, BindError, Bond, Device, DeviceDescription, DeviceId, DomainError, EnableError, ExitHandler,
@@ -91,7 +91,7 @@ impl PageFaultHandler for Driver {
 }
 
 /// Registers two devices.
-fn registered(bed: &Bed) -> Result<(), Failed> {
+pub(super) fn registered(bed: &Bed) -> Result<(), Failed> {
     bed.iommu.add_unit(bed.unit.clone())?;
     for (endpoint, at) in bed.endpoints.into_iter().zip(0_u16..2) {
         bed.iommu.add_device(DeviceDescription {
@@ -109,13 +109,38 @@ fn id(at: u16) -> DeviceId {
     DeviceId::Pci(RequesterId::from_bdf(0, 8 + at))
 }
 
-fn device(bed: &Bed, at: u16) -> Result<Arc<Device>, Failed> {
+pub(super) fn device(bed: &Bed, at: u16) -> Result<Arc<Device>, Failed> {
     bed.iommu.device(id(at)).ok_or_else(|| Failed::Otherwise("no device".to_string()))
 }
 
 fn process(bed: &Bed) -> Result<Arc<dyn Mm>, Failed> {
+    Ok(unsize_arc!(new_process(bed)? => dyn Mm))
+}
+
+fn new_process(bed: &Bed) -> Result<Arc<Process>, Failed> {
     let process = Process { root: bed.board.address_space(), notifiers: Mutex::new(Vec::new()) };
-    Ok(unsize_arc!(Arc::try_new(process)? => dyn Mm))
+    Ok(Arc::try_new(process)?)
+}
+
+/// With a device bound to a process, for which there is memory, does what `act` does to the process.
+fn with_bond(
+    bed: &Bed,
+    act: impl FnOnce(&Process, Bond<'_, ScarceHal>) -> Result<(), Failed>,
+) -> Result<(), Failed> {
+    let process = unfailing(|| new_process(bed))?;
+    let mm = unsize_arc!(process.clone() => dyn Mm);
+    let bond = unfailing(|| bind(bed, 0, &mm))?;
+    act(&process, bond)
+}
+
+/// Tells the one notifier of a process.
+fn notify(
+    process: &Process,
+    tell: impl FnOnce(&dyn MmNotifier) -> Result<(), SyncError>,
+) -> Result<(), Failed> {
+    let notifier = process.notifiers.lock().unwrap().first().cloned();
+    let notifier = notifier.ok_or_else(|| Failed::Otherwise("nobody listens".to_string()))?;
+    Ok(tell(&*notifier)?)
 }
 
 fn driver() -> Result<Arc<dyn ExitHandler>, Failed> {
@@ -166,6 +191,10 @@ fn binds(name: &str, requests: Requests) -> Vec<Row> {
         enable(bed, 0, requests)?;
         enable(bed, 1, requests)
     };
+    let handled = move |bed: &Bed| {
+        enabled(bed)?;
+        handle_with_driver(bed)
+    };
     let enabled = || -> Act { Box::new(enabled) };
     // What comes first is given memory.
     let after = |other: u16| -> Act {
@@ -185,6 +214,25 @@ fn binds(name: &str, requests: Requests) -> Vec<Row> {
         row(&format!("bind once more, {name}"), Seen::No, enabled(), after(0)),
         row(&format!("bind after another device, {name}"), Seen::No, enabled(), after(1)),
         row(&format!("page fault handler, {name}"), Seen::No, enabled(), handle_with_driver),
+        row(&format!("page fault handler removed, {name}"), Seen::No, handled, |bed| {
+            Ok(bed.iommu.remove_page_fault_handler(&*device(bed, 0)?, Some(pasid()?))?)
+        }),
+        row(&format!("disable, {name}"), Seen::No, enabled(), move |bed| {
+            let control = Unswitched(Permissions { pasid_bits: 6, requests });
+            Ok(bed.iommu.disable_feature(&*device(bed, 0)?, &control, Feature::Sva)?)
+        }),
+        row(&format!("unbind, {name}"), Seen::No, enabled(), |bed| {
+            with_bond(bed, |_, bond| bond.unbind().map_err(|error| Failed::Otherwise(error.to_string())))
+        }),
+        row(&format!("a process unmaps, {name}"), Seen::No, enabled(), |bed| {
+            with_bond(bed, |process, _bond| {
+                notify(process, |notifier| notifier.invalidate(AREA, AREA + 0xfff))?;
+                notify(process, |notifier| notifier.invalidate(0, u64::MAX))
+            })
+        }),
+        row(&format!("a process exits, {name}"), Seen::No, enabled(), |bed| {
+            with_bond(bed, |process, _bond| notify(process, |notifier| notifier.release()))
+        }),
     ])
 }
 
