@@ -82,6 +82,15 @@ pub(crate) struct Probe {
     pub(crate) allowed: Allowed,
 }
 
+/// What was refused in the middle of an operation, though it arrives before and after it.
+#[derive(Debug, Default)]
+pub(crate) struct Interrupted {
+    /// The first request without a PASID.
+    pub(crate) plain: Option<String>,
+    /// The first request with one.
+    pub(crate) with_pasid: Option<String>,
+}
+
 /// A fault that a DMA caused: stream, address, code.
 pub(crate) type Caused = (u32, u64, u8);
 
@@ -100,8 +109,8 @@ pub(crate) struct Board {
     pub(crate) wishes: Mutex<Vec<Job>>,
     probes: Mutex<Vec<Probe>>,
     wrong: Mutex<Vec<String>>,
-    /// The first refusal of a DMA that arrives before and after the operation.
-    interrupted: Mutex<Option<String>>,
+    /// The first refusals of DMA that arrives before and after the operation.
+    interrupted: Mutex<Interrupted>,
     /// Faults that probes caused, by unit.
     pub(crate) caused: Mutex<Vec<(usize, Caused)>>,
     /// Probes that were stalled, by unit: stream and address.
@@ -182,9 +191,15 @@ impl Board {
             match outcome {
                 Outcome::Done(_) if probe.allowed.admits(outcome) => {}
                 Outcome::Fault(_) | Outcome::Aborted | Outcome::Stalled(_) if probe.allowed.arrives() => {
-                    lock(&self.interrupted).get_or_insert_with(text);
+                    let mut interrupted = lock(&self.interrupted);
+                    let first = match probe.request.pasid {
+                        None => &mut interrupted.plain,
+                        Some(_) => &mut interrupted.with_pasid,
+                    };
+                    first.get_or_insert_with(text);
                 }
                 Outcome::Fault(_) | Outcome::Aborted | Outcome::Stalled(_) => {}
+                Outcome::Silent(_) if probe.allowed.silent => {}
                 _ => lock(&self.wrong).push(format!("{}, allowed is {:x?}", text(), probe.allowed)),
             }
         }
@@ -198,13 +213,19 @@ impl Board {
     /// Looks at these from now on.
     pub(crate) fn watch(&self, probes: Vec<Probe>) {
         *lock(&self.probes) = probes;
-        *lock(&self.interrupted) = None;
+        *lock(&self.interrupted) = Interrupted::default();
     }
 
     /// Ends [`watch`](Self::watch), and gives the first refusal of what should have arrived at every moment.
     pub(crate) fn unwatch(&self) -> Option<String> {
+        let Interrupted { plain, with_pasid } = self.unwatch_each();
+        plain.or(with_pasid)
+    }
+
+    /// The same for requests without a PASID and with one.
+    pub(crate) fn unwatch_each(&self) -> Interrupted {
         lock(&self.probes).clear();
-        lock(&self.interrupted).take()
+        std::mem::take(&mut *lock(&self.interrupted))
     }
 
     /// What devices could do in the middle of operations and should not have.

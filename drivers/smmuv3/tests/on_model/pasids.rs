@@ -1,6 +1,6 @@
 //! PASIDs and translation requests, step by step: what is reachable after each step, whatever the unit has cached.
 
-use crate::board::Kernel;
+use crate::board::{Allowed, Kernel, Probe};
 use crate::ram::lock;
 use crate::setups::Unit;
 use crate::space::Driver;
@@ -488,4 +488,37 @@ fn a_pasid_that_is_blocked_reaches_nothing_and_nobody_is_told() {
         }
         bench.check();
     }
+}
+
+#[test]
+fn a_change_of_a_pasid_that_is_said_to_be_hitless_interrupts_nothing() {
+    let (mut hitless, mut interrupted) = (0, 0);
+    for config in units() {
+        let bench = Bench::new(config);
+        let (first, first_page) = bench.mapped(Stage::Stage1);
+        let (second, second_page) = bench.mapped(Stage::Stage1);
+        let outputs = [&first_page, &second_page].map(|page| at(page).output().unwrap());
+        let driver = &bench.driver;
+        driver.permit(&endpoint(SID), &permissions(8, Requests::empty())).unwrap();
+        driver.attach_pasid(&endpoint(SID), pasid(9), &first).unwrap();
+        let request = Request::read(SID, ADDRESS).with_pasid(9);
+        let allowed = Allowed { outputs: outputs.to_vec(), ..Allowed::default() };
+        for seed in 0..64 {
+            bench.kernel.0.begin(seed);
+            bench.kernel.0.watch(vec![Probe { unit: 0, request, allowed: allowed.clone() }]);
+            // To the other one, and to the same once more.
+            let to = if seed / 2 % 2 == 0 { &second } else { &first };
+            let result = driver.attach_pasid(&endpoint(SID), pasid(9), to).unwrap();
+            let seen = bench.kernel.0.unwatch_each();
+            match (result, seen.with_pasid) {
+                (Transition::Hitless, seen) => {
+                    assert_eq!(seen, None, "said to be hitless");
+                    hitless += 1;
+                }
+                (Transition::Disruptive, seen) => interrupted += u32::from(seen.is_some()),
+            }
+        }
+        bench.check();
+    }
+    assert!(hitless >= 64 && interrupted >= 20, "{hitless} hitless, {interrupted} interrupted");
 }

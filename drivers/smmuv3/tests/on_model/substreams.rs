@@ -1,9 +1,10 @@
 //! Random permissions, PASIDs, and devices that cache translations.
 
 use crate::asking::{ASKING, CREDITS};
+use crate::board::Probe;
 use crate::plan::{Act, Op, Trouble};
 use crate::space::Kind;
-use crate::world::{Finding, World, request};
+use crate::world::{Finding, Stream, World, request};
 use portcullis_hal::{Access, EndpointId, Pasid};
 use portcullis_iommu::{AttachError, Missing, Permissions, Requests, Stage, Transition, Unit as _};
 use portcullis_model::core::{Mode, Outcome, Prng};
@@ -28,7 +29,58 @@ pub(crate) fn missing(kind: Option<Kind>, permissions: &Permissions) -> Missing 
     }
 }
 
+/// Where a stream leads after a change of a PASID, to a domain of this kind.
+fn lead(stream: &mut Stream, number: u32, to: Option<(usize, Kind)>) {
+    let before = stream.pasids.remove(&number);
+    match to {
+        Some((_, Kind::Blocked)) if before.is_none() => {}
+        Some((_, Kind::Blocked)) => drop(stream.cut.insert(number)),
+        Some((space, _)) => {
+            stream.cut.remove(&number);
+            stream.pasids.insert(number, space);
+        }
+        None => drop(stream.cut.remove(&number)),
+    }
+}
+
 impl World {
+    /// What devices may see with a PASID while it passes from its domain to another one.
+    fn passage_of(
+        &mut self,
+        unit: usize,
+        sids: &[u32],
+        number: u32,
+        to: Option<(usize, Kind)>,
+        prng: &mut Prng,
+    ) -> Vec<Probe> {
+        let mut probes = Vec::new();
+        for &sid in sids {
+            let old = self.stream(unit, sid).clone();
+            let mut new = old.clone();
+            lead(&mut new, number, to);
+            let mut addresses = vec![prng.next_u64() & 0x3fff_f000];
+            let spaces: Vec<usize> =
+                [&old, &new].iter().filter_map(|stream| stream.pasids.get(&number).copied()).collect();
+            for &space in &spaces {
+                let segments = self.spaces[space].segments();
+                let pick = prng.below(segments.len().max(1) as u64) as usize;
+                addresses.extend(segments.keys().nth(pick));
+                // What all of them map has to arrive at every moment, if the change is to be hitless.
+                let common = |at: &&u64| spaces.iter().all(|&space| self.spaces[space].at(**at).is_some());
+                addresses.extend(segments.keys().filter(common).take(2));
+            }
+            for address in addresses {
+                let before = self.allowed_as(unit, sid, Some(number), address, Access::READ);
+                *self.stream(unit, sid) = new.clone();
+                let allowed = before.or(&self.allowed_as(unit, sid, Some(number), address, Access::READ));
+                *self.stream(unit, sid) = old.clone();
+                let request = request(sid, address, Access::READ).with_pasid(number);
+                probes.push(Probe { unit, request, allowed });
+            }
+        }
+        probes
+    }
+
     /// A PASID that the device may or may not use.
     fn some_pasid(&self, bits: u8, number: u64) -> u32 {
         match number % 4 {
@@ -123,7 +175,11 @@ impl World {
         let (unit, sids) = capable[op.with[0] as usize % capable.len()].clone();
         let Some(driver) = self.units[unit].driver.clone() else { return Ok(()) };
         let bits = self.stream(unit, sids[0]).permissions.pasid_bits;
-        let number = self.some_pasid(bits, op.with[1]);
+        let attached: Vec<u32> = self.stream(unit, sids[0]).pasids.keys().copied().collect();
+        let number = match attached.len() {
+            many @ 1.. if op.with[3].is_multiple_of(3) => attached[op.with[1] as usize % many],
+            _ => self.some_pasid(bits, op.with[1]),
+        };
         let pasid = Pasid::new(number).map_err(|error| error.to_string())?;
         let endpoints: Vec<EndpointId> = sids.iter().map(|&sid| EndpointId::new(sid)).collect();
         let live: Vec<usize> =
@@ -144,25 +200,6 @@ impl World {
                 self.device(unit, sid).prefetch(Job::read(address).with_pasid(number), Mode::Any);
             }
         }
-        let plain = self.stream(unit, sids[0]).space;
-        let probes = match plain {
-            Some(_) => self.passage(unit, &sids, plain, prng),
-            None => Vec::new(),
-        };
-        self.kernel.0.watch(probes);
-        let allocations = self.kernel.0.host.allocations();
-        let result = match space.and_then(|space| self.spaces[space].handle.clone()) {
-            Some(handle) => driver.attach_pasid(&endpoints, pasid, &handle),
-            None => driver.detach_pasid(&endpoints, pasid).map(|()| Transition::Disruptive),
-        };
-        let interrupted = self.kernel.0.unwatch();
-        self.log.push(format!("pasid {number:#x} of u{unit} {sids:x?} to d{space:?} -> {result:?}"));
-        if space.is_none() && self.kernel.0.host.allocations() != allocations {
-            return Err("detaching a PASID allocated memory".into());
-        }
-        if let Some(text) = interrupted {
-            return Err(format!("a PASID changed, and requests without one were interrupted: {text}"));
-        }
         let kind = space.map(|space| self.spaces[space].kind);
         let lacks = match kind {
             Some(Kind::Identity) => Missing::IDENTITY,
@@ -170,28 +207,40 @@ impl World {
             _ => Missing::empty(),
         };
         let known = number >> bits == 0;
+        let to = space.zip(kind);
+        let plain = self.stream(unit, sids[0]).space;
+        let mut probes = match plain {
+            Some(_) => self.passage(unit, &sids, plain, prng),
+            None => Vec::new(),
+        };
+        if known && lacks.is_empty() {
+            probes.extend(self.passage_of(unit, &sids, number, to, prng));
+        }
+        self.kernel.0.watch(probes);
+        let allocations = self.kernel.0.host.allocations();
+        let result = match space.and_then(|space| self.spaces[space].handle.clone()) {
+            Some(handle) => driver.attach_pasid(&endpoints, pasid, &handle),
+            None => driver.detach_pasid(&endpoints, pasid).map(|()| Transition::Disruptive),
+        };
+        let interrupted = self.kernel.0.unwatch_each();
+        self.log.push(format!("pasid {number:#x} of u{unit} {sids:x?} to d{space:?} -> {result:?}"));
+        if space.is_none() && self.kernel.0.host.allocations() != allocations {
+            return Err("detaching a PASID allocated memory".into());
+        }
+        if let Some(text) = interrupted.plain {
+            return Err(format!("a PASID changed, and requests without one were interrupted: {text}"));
+        }
+        match (&result, interrupted.with_pasid) {
+            (Ok(Transition::Disruptive), Some(_)) => self.count("pasid: interrupted in a disruptive change"),
+            (_, Some(text)) => return Err(format!("a PASID's change ended in {result:?}, but {text}")),
+            (_, None) => {}
+        }
         match result {
             Ok(how) if lacks.is_empty() && (known || space.is_none()) => {
                 let blocked = kind.is_none_or(|kind| kind == Kind::Blocked);
                 let word = if how == Transition::Hitless { "hitless" } else { "disruptive" };
                 for (&sid, before) in sids.iter().zip(&before) {
-                    let stream = self.stream(unit, sid);
-                    match space {
-                        Some(space) if !blocked => {
-                            stream.cut.remove(&number);
-                            stream.pasids.insert(number, space)
-                        }
-                        Some(_) => {
-                            if before.is_some() {
-                                stream.cut.insert(number);
-                            }
-                            stream.pasids.remove(&number)
-                        }
-                        None => {
-                            stream.cut.remove(&number);
-                            stream.pasids.remove(&number)
-                        }
-                    };
+                    lead(self.stream(unit, sid), number, to);
                     self.count(match (before, blocked) {
                         (_, true) if before.is_none() => "pasid: nothing -> nothing".into(),
                         (_, true) => "pasid: domain -> nothing".into(),

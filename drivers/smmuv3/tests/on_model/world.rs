@@ -320,8 +320,7 @@ impl World {
             checks.push((unit, sid, None, self.recent(prng)));
         }
         if prng.chance(1, 16) {
-            checks
-                .extend(self.survey(prng).into_iter().map(|(unit, sid, address)| (unit, sid, None, address)));
+            checks.extend(self.survey(prng));
         }
         for (unit, sid, pasid, address) in checks {
             let kinds = [Access::READ, Access::WRITE, Access::EXECUTE];
@@ -332,15 +331,26 @@ impl World {
         Ok(())
     }
 
-    /// A look at all streams.
-    fn survey(&self, prng: &mut Prng) -> Vec<(usize, u32, u64)> {
+    /// A look at all streams: without a PASID, with those attached and cut off, and with neighbours of these.
+    fn survey(&mut self, prng: &mut Prng) -> Vec<(usize, u32, Option<u32>, u64)> {
         let mut checks = Vec::new();
         for (&(unit, sid), stream) in &self.streams {
-            checks.extend(self.recent.iter().rev().take(8).map(|&address| (unit, sid, address)));
-            let Some(space) = stream.space else { continue };
-            let skip = prng.below(self.spaces[space].segments().len().max(1) as u64) as usize;
-            checks.extend(self.spaces[space].segments().keys().skip(skip).take(4).map(|&at| (unit, sid, at)));
+            let cut = stream.cut.iter().map(|&pasid| (Some(pasid), None));
+            let attached = stream.pasids.iter().map(|(&pasid, &space)| (Some(pasid), Some(space)));
+            let neighbours = stream.pasids.keys().map(|&pasid| pasid ^ 1);
+            let strangers = neighbours.filter(|pasid| *pasid != 0 && !stream.pasids.contains_key(pasid));
+            let all = [(None, stream.space)].into_iter().chain(cut).chain(attached);
+            for (pasid, space) in all.chain(strangers.map(|pasid| (Some(pasid), None))) {
+                let lately = if pasid.is_none() { 8 } else { 4 };
+                checks.extend(self.recent.iter().rev().take(lately).map(|&at| (unit, sid, pasid, at)));
+                let Some(space) = space else { continue };
+                let segments = self.spaces[space].segments();
+                let skip = prng.below(segments.len().max(1) as u64) as usize;
+                checks.extend(segments.keys().skip(skip).take(4).map(|&at| (unit, sid, pasid, at)));
+            }
         }
+        let with_pasid = checks.iter().filter(|check| check.2.is_some()).count() as u64;
+        *self.counts.entry("surveyed with a pasid".into()).or_default() += with_pasid;
         checks
     }
 
