@@ -115,6 +115,8 @@ pub(crate) struct Board {
     pub(crate) caused: Mutex<Vec<(usize, Caused)>>,
     /// Probes that were stalled, by unit: stream and address.
     pub(crate) stalled: Mutex<Vec<(usize, (u32, u64))>>,
+    /// Called whenever something was cleaned to memory: what a walker that does not snoop sees of the driver's stores.
+    pub(crate) cleaned: Mutex<Option<Handler>>,
     probed: AtomicU64,
     now: AtomicU64,
     /// How long a spin takes, in nanoseconds.
@@ -259,6 +261,7 @@ impl Kernel {
             interrupted: Mutex::default(),
             caused: Mutex::default(),
             stalled: Mutex::default(),
+            cleaned: Mutex::default(),
             probed: AtomicU64::new(0),
             now: AtomicU64::new(0),
             spin_ns: AtomicU64::new(100),
@@ -293,6 +296,10 @@ unsafe impl Hal for Kernel {
     fn clean_cache(&self, start: NonNull<u8>, len: usize) {
         self.0.moment(8);
         self.0.ram.clean(start.addr().get(), len);
+        let cleaned = lock(&self.0.cleaned).clone();
+        if let Some(look) = cleaned {
+            look();
+        }
         self.0.moment(8);
     }
 

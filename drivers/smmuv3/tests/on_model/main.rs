@@ -12,6 +12,7 @@ mod mappings;
 mod page_requests;
 mod pasids;
 mod plan;
+mod racing;
 mod ram;
 mod regressions;
 mod run;

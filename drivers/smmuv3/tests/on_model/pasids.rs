@@ -77,9 +77,14 @@ impl Bench {
     /// A domain with a page.
     pub(crate) fn mapped(&self, stage: Stage) -> (Arc<dyn Domain>, Mapped<Frames<Kernel>, dyn Domain>) {
         let domain = self.domain(stage);
-        let page = Frames::zeroed(&self.kernel, FrameOrder::for_bytes(1 << 16).unwrap()).unwrap();
-        let page = Mapped::map(&domain, Iova::new(ADDRESS & !0xffff), page, Attributes::READ_WRITE).unwrap();
+        let page = self.map(&domain);
         (domain, page)
+    }
+
+    /// Maps a page in a domain.
+    pub(crate) fn map(&self, domain: &Arc<dyn Domain>) -> Mapped<Frames<Kernel>, dyn Domain> {
+        let page = Frames::zeroed(&self.kernel, FrameOrder::for_bytes(1 << 16).unwrap()).unwrap();
+        Mapped::map(domain, Iova::new(ADDRESS & !0xffff), page, Attributes::READ_WRITE).unwrap()
     }
 
     /// All that may become of a read of the page, by what the unit has cached at any time.
