@@ -95,9 +95,9 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             self.streams.prepare(&port.features, stream(endpoint))?;
         }
         self.records.try_reserve(endpoints.len()).map_err(|_| OutOfMemory)?;
-        let target = match own.root() {
+        let target = match &own.root() {
             None => None,
-            Some(root) => Some(self.target(port, own, &root)?),
+            Some(root) => Some(self.target(port, own, root)?),
         };
         let new = Attachment { domain: domain.clone(), target };
         if let Err(error) = self.agree(port, endpoints, &new) {
@@ -191,7 +191,8 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let (tag, translation) = match target.stage() {
             Stage::Stage1 => {
                 let asid = Asid::new(self.asids.take().ok_or(AttachError::NoFreeId)? as u16);
-                let descriptor = target.context_under(asid).map(|context| self.descriptor(port, &context));
+                let context = target.context_under(asid);
+                let descriptor = context.as_ref().map(|context| self.descriptor(port, context));
                 (Tag::Asid(asid), descriptor.map(|descriptor| descriptor.map(Translation::Stage1)))
             }
             Stage::Stage2 => {

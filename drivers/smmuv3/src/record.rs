@@ -30,12 +30,14 @@ impl<H: Hal, M: Mmio> Clone for Attachment<H, M> {
 impl<H: Hal, M: Mmio> Attachment<H, M> {
     /// What hardware cannot do at the same time with these permissions, if it is for requests without a PASID.
     pub(crate) fn missing(&self, permissions: &Permissions) -> Missing {
-        let pasids = permissions.pasid_bits > 0;
-        let mut beside_stage_2 = Missing::empty();
-        beside_stage_2.set(Missing::PASID, pasids);
-        beside_stage_2.set(Missing::STALL, stalls(permissions));
+        let (pasids, stalls) = (permissions.pasid_bits > 0, stalls(permissions));
         match &self.target {
-            Some(target) if target.stage_2().is_some() => beside_stage_2,
+            Some(target) if (pasids || stalls) && target.stage_2().is_some() => {
+                let mut missing = Missing::empty();
+                missing.set(Missing::PASID, pasids);
+                missing.set(Missing::STALL, stalls);
+                missing
+            }
             // An entry that bypasses both stages takes no translation requests; one that bypasses stage 1 for requests
             // without a SubstreamID does (IHI 0070, 13.6.4).
             None if !pasids && translates(permissions) => Missing::ATS,
@@ -187,10 +189,12 @@ impl<H: Hal, M: Mmio> Record<H, M> {
             Plain::Attached(Attachment { target: None, .. }) => return Shape::Bypass.entry(),
             Plain::Attached(Attachment { target: Some(target), .. }) => target,
         };
-        let own = self.contexts.as_ref().map(|table| table.contexts(0, DefaultSubstream::SUBSTREAM_0));
-        match (target.stage_2(), own.or_else(|| target.descriptor().map(Contexts::one))) {
-            (Some(tables), _) => Shape::Stage2 { tables, ats }.entry(),
-            (None, Some(contexts)) => stage_1(contexts),
+        if let Some(tables) = target.stage_2() {
+            return Shape::Stage2 { tables, ats }.entry();
+        }
+        match (&self.contexts, target.descriptor()) {
+            (Some(table), _) => stage_1(table.contexts(0, DefaultSubstream::SUBSTREAM_0)),
+            (None, Some(descriptor)) => stage_1(Contexts::one(descriptor)),
             // A target that is in use has one or the other.
             (None, None) => UNATTACHED,
         }
