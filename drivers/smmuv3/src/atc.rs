@@ -1,6 +1,7 @@
 //! What devices cache of a domain's translations (ATS): who they are, and how they are told to forget a range.
 
 use crate::command::Command;
+use crate::invalidate;
 use crate::port::Port;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicUsize, Ordering};
@@ -50,9 +51,10 @@ pub struct Cached {
     pub pasid: Option<Pasid>,
 }
 
-/// Invalidations that are submitted together.
-struct Batch {
+/// Invalidations that are submitted together. They are taken in their order.
+pub(crate) struct Batch {
     commands: [Command; Self::MOST],
+    taken: usize,
     len: usize,
 }
 
@@ -60,7 +62,7 @@ impl Batch {
     const MOST: usize = 32;
 
     fn new() -> Self {
-        Self { commands: [Command::sync(); Self::MOST], len: 0 }
+        Self { commands: [Command::sync(); Self::MOST], taken: 0, len: 0 }
     }
 
     /// How many more commands fit.
@@ -75,10 +77,68 @@ impl Batch {
             self.len += 1;
         }
     }
+}
 
-    fn commands(&self) -> &[Command] {
-        self.commands.get(..self.len).unwrap_or_default()
+impl Iterator for Batch {
+    type Item = Command;
+
+    fn next(&mut self) -> Option<Command> {
+        let command = self.commands.get(..self.len)?.get(self.taken)?;
+        self.taken = self.taken.wrapping_add(1);
+        Some(*command)
     }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.len.saturating_sub(self.taken);
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Batch {}
+
+/// What a unit is to forget, and then its devices, in one batch.
+///
+/// A device refills its cache from the TLB, so it is told when that is done. Commands have no order but by a sync: none
+/// behind it begins before it completes (IHI 0070, 4.7.3).
+pub(crate) struct UnitThenDevices {
+    unit: invalidate::Batch,
+    between: Option<Command>,
+    devices: Batch,
+}
+
+impl UnitThenDevices {
+    /// How many syncs a batch has in it.
+    pub(crate) const SYNCS: u64 = 1;
+
+    pub(crate) fn new(unit: invalidate::Batch, devices: Batch) -> Self {
+        Self { unit, between: Some(Command::sync()), devices }
+    }
+}
+
+impl Iterator for UnitThenDevices {
+    type Item = Command;
+
+    fn next(&mut self) -> Option<Command> {
+        let Self { unit, between, devices } = self;
+        unit.next().or_else(|| between.take()).or_else(|| devices.next())
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let between = usize::from(self.between.is_some());
+        let left = self.unit.len().saturating_add(between).saturating_add(self.devices.len());
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for UnitThenDevices {}
+
+/// How far the devices were told in the batch that told the unit.
+#[derive(Clone, Copy)]
+pub(crate) struct Told {
+    /// The place to go on from, if there are more.
+    next: Option<usize>,
+    /// How many had been added ever.
+    added: usize,
 }
 
 /// The devices that cache translations of one tag of a unit.
@@ -88,12 +148,14 @@ impl Batch {
 /// [`invalidate`](Self::invalidate).
 pub(crate) struct Caches {
     count: AtomicUsize,
+    /// How many were added ever, modulo 2^64. Counted after `count`.
+    added: AtomicUsize,
     list: Mutex<Vec<Option<Cached>>>,
 }
 
 impl Caches {
     pub(crate) const fn new() -> Self {
-        Self { count: AtomicUsize::new(0), list: Mutex::new(Vec::new()) }
+        Self { count: AtomicUsize::new(0), added: AtomicUsize::new(0), list: Mutex::new(Vec::new()) }
     }
 
     /// Whether no device caches anything.
@@ -133,6 +195,7 @@ impl Caches {
             }
         });
         self.count.fetch_add(1, Ordering::SeqCst);
+        self.added.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Removes `who`, if it is there: it has forgotten everything, or cannot use it any more.
@@ -172,6 +235,37 @@ impl Caches {
         })
     }
 
+    /// What tells the devices, for the batch that tells the unit, if there are any. The rest is for
+    /// [`go_on`](Self::go_on), when the unit has done that.
+    pub(crate) fn first(&self, hal: &impl Hal, range: Option<IovaRange>) -> (Option<Batch>, Told) {
+        // Read first: whoever is counted here is in the list.
+        let added = self.added.load(Ordering::SeqCst);
+        if self.is_empty() {
+            return (None, Told { next: None, added });
+        }
+        let mut batch = Batch::new();
+        let next = self.fill(hal, 0, range, &mut batch);
+        (Some(batch), Told { next, added })
+    }
+
+    /// Has all devices forget a range, or everything, that were not told yet, and waits for it. The unit has completed the
+    /// invalidation of its TLB.
+    pub(crate) fn go_on<H: Hal, M: Mmio>(
+        &self,
+        port: &Port<H, M>,
+        range: Option<IovaRange>,
+        told: Told,
+    ) -> Result<(), SyncError> {
+        self.tell(port, range, self.left(told))
+    }
+
+    /// The place to go on from, if there are any left to be told.
+    fn left(&self, told: Told) -> Option<usize> {
+        // Who came before the TLB was done may have filled its cache from there.
+        let nobody_came = self.added.load(Ordering::SeqCst) == told.added;
+        if nobody_came { told.next } else { Some(0) }
+    }
+
     /// Has all devices forget a range, or everything, and waits for it.
     ///
     /// The unit has completed the invalidation of its TLB (3.9.1: a device refills from there). A device that is added
@@ -181,12 +275,22 @@ impl Caches {
         port: &Port<H, M>,
         range: Option<IovaRange>,
     ) -> Result<(), SyncError> {
-        let mut next = (!self.is_empty()).then_some(0);
+        self.tell(port, range, (!self.is_empty()).then_some(0))
+    }
+
+    /// Tells those from the place `next` on.
+    fn tell<H: Hal, M: Mmio>(
+        &self,
+        port: &Port<H, M>,
+        range: Option<IovaRange>,
+        mut next: Option<usize>,
+    ) -> Result<(), SyncError> {
         while let Some(from) = next {
             let mut batch = Batch::new();
             next = self.fill(port.hal(), from, range, &mut batch);
-            if !batch.commands().is_empty() {
-                port.execute(batch.commands())?;
+            if batch.len() != 0 {
+                let ticket = port.submit(batch)?;
+                port.complete(&ticket)?;
             }
         }
         Ok(())
@@ -196,8 +300,10 @@ impl Caches {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portcullis_hal::Iova;
+    use crate::command::{Scope, Tag};
+    use crate::invalidate::{RangeInvalidation, Unmapped};
     use portcullis_hal::host::HostHal;
+    use portcullis_hal::{Asid, Granule, Iova};
     use std::vec::Vec;
 
     fn pages(block: Block) -> (u128, u128) {
@@ -230,6 +336,57 @@ mod tests {
     }
 
     #[test]
+    fn devices_are_told_behind_a_sync_behind_the_units_commands() {
+        let hal = HostHal::new();
+        let caches = Caches::new();
+        let range = IovaRange::new(Iova::new(0x1000), 0x2000).unwrap();
+        assert!(caches.first(&hal, Some(range)).0.is_none());
+        caches.reserve(&hal, 2).unwrap();
+        for pasid in [1, 2] {
+            let pasid = Pasid::new(pasid).ok();
+            caches.add(&hal, Cached { stream: StreamId::new(7), pasid });
+        }
+        let (devices, told) = caches.first(&hal, Some(range));
+        let what = Unmapped { range, leaf_shift: 12, scope: Scope::Leaf };
+        let tag = Tag::Asid(Asid::new(3));
+        let none = RangeInvalidation::Unsupported;
+        let unit = invalidate::invalidation(tag, Granule::Size4K, none, Some(what));
+        let mut batch = UnitThenDevices::new(unit, devices.unwrap());
+        let mut opcodes = Vec::new();
+        for left in (0..batch.len()).rev() {
+            let Command([first, _]) = batch.next().unwrap();
+            opcodes.push((first & 0xff, first >> 12 & 0xfffff));
+            assert_eq!(batch.len(), left);
+        }
+        assert_eq!(batch.next(), None);
+        // Two addresses, and one block for each PASID.
+        let expected = [(0x12, 0), (0x12, 0), (0x46, 0), (0x40, 1), (0x40, 2)];
+        assert_eq!(opcodes, expected);
+        assert_eq!(caches.left(told), None);
+    }
+
+    #[test]
+    fn whoever_came_before_the_unit_was_done_is_told_after_it() {
+        let hal = HostHal::new();
+        let caches = Caches::new();
+        let who = |at| Cached { stream: StreamId::new(at), pasid: None };
+        caches.reserve(&hal, 100).unwrap();
+        let (_, told) = caches.first(&hal, None);
+        assert_eq!(caches.left(told), None);
+        caches.add(&hal, who(0));
+        assert_eq!(caches.left(told), Some(0));
+        (1..100).for_each(|at| caches.add(&hal, who(at)));
+        let (batch, told) = caches.first(&hal, None);
+        let told_first = batch.unwrap().len();
+        assert!((1..100).contains(&told_first));
+        assert_eq!(caches.left(told), Some(told_first));
+        // In the place of one that is gone, which was told already.
+        caches.remove(&hal, who(0));
+        caches.add(&hal, who(100));
+        assert_eq!(caches.left(told), Some(0));
+    }
+
+    #[test]
     fn a_list_longer_than_a_batch_is_gone_through_once_whatever_goes_meanwhile() {
         let hal = HostHal::new();
         let caches = Caches::new();
@@ -242,7 +399,7 @@ mod tests {
         while let Some(from) = next {
             let mut batch = Batch::new();
             next = caches.fill(&hal, from, None, &mut batch);
-            seen.extend(batch.commands().iter().map(|command| command.0[0] >> 32));
+            seen.extend(batch.map(|command| command.0[0] >> 32));
             // One that was told already.
             caches.remove(&hal, who(seen.len() as u32 - 1));
         }

@@ -141,7 +141,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
     ) -> Result<(), AttachError> {
         let caches = endpoints.iter().any(|&endpoint| translates(&self.permissions(stream(endpoint))));
         match &new.target {
-            Some(target) if caches => Ok(target.caches.reserve(port.hal(), endpoints.len())?),
+            Some(target) if caches => Ok(target.reserve_caches(port.hal(), endpoints.len())?),
             _ => Ok(()),
         }
     }
@@ -243,7 +243,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         if let Some(target) = new {
             target.add_user();
             if translates(&self.permissions(who.stream)) {
-                target.caches.add(port.hal(), who);
+                target.add_cache(port.hal(), who);
             }
         }
         // The domain's unmappers see the target before any device can use the entry.
@@ -417,7 +417,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             core::mem::forget(old.clone());
             return;
         }
-        target.caches.remove(port.hal(), who);
+        target.remove_cache(port.hal(), who);
         target.remove_user();
         if last.is_some() {
             self.disarm(port, target);

@@ -19,6 +19,7 @@
 //! An undisturbed submission that waits takes one doorbell and one read of CMDQ_CONS, three atomic read-modify-writes,
 //! and no look at the clock. What the unit has consumed is looked up once per lap of the ring.
 
+use crate::atc::UnitThenDevices;
 use crate::command::{Command, PreparedSync};
 use crate::dma::{MessageWord, Ring};
 use crate::line::{Consumer, Line, Tail, Totals};
@@ -28,7 +29,7 @@ use crate::ring::RingSize;
 use crate::spec::cmd::{COMMAND_WORDS, CommandError};
 use crate::spec::registers::{self, CmdqCons};
 use crate::wait::Wait;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use portcullis_hal::producers::{Company, Overrun, Position, Publisher};
 use portcullis_hal::wait::Timeout;
 use portcullis_hal::{Hal, InterruptMask, Mmio, OutOfMemory, PhysAddr, SyncError, barrier};
@@ -42,6 +43,8 @@ pub(crate) struct CommandQueue<H: Hal> {
     /// Where syncs tell their position, if they do.
     message: Option<MessageWord<H>>,
     sync: PreparedSync,
+    /// Syncs within batches, which the line counts as commands.
+    inner_syncs: AtomicU64,
     pub(crate) recovery: Recovery,
 }
 
@@ -151,7 +154,8 @@ impl<H: Hal> CommandQueue<H> {
     ) -> Result<Self, OutOfMemory> {
         let line = Line::new(ring.size().entries() as u32)?;
         let sync = PreparedSync::new(message.as_ref().map(MessageWord::address));
-        Ok(Self { ring, line, consumed: AtomicU32::new(0), message, sync, recovery: Recovery::new() })
+        let (consumed, inner_syncs) = (AtomicU32::new(0), AtomicU64::new(0));
+        Ok(Self { ring, line, consumed, message, sync, inner_syncs, recovery: Recovery::new() })
     }
 
     pub(crate) fn size(&self) -> RingSize {
@@ -169,7 +173,10 @@ impl<H: Hal> CommandQueue<H> {
 
     /// What the unit was given since start-up.
     pub(crate) fn totals(&self) -> Totals {
-        self.line.totals()
+        let inner = self.inner_syncs.load(Ordering::Relaxed);
+        let totals = self.line.totals();
+        let (commands, syncs) = (totals.commands.saturating_sub(inner), totals.syncs.saturating_add(inner));
+        Totals { commands, syncs, ..totals }
     }
 
     pub(crate) fn leak(&mut self) {
@@ -385,6 +392,15 @@ impl<H: Hal, M: Mmio> Port<H, M> {
             last = self.enqueue(&mut commands, piece)?;
         }
         Ok(Ticket(Some(Batch { end: last.end, tail: last.tail, publisher: last.publisher, ..first })))
+    }
+
+    /// [`submit`](Self::submit) of what a unit is to forget before its devices do.
+    pub(crate) fn submit_with_devices(&self, commands: UnitThenDevices) -> Result<Ticket, SyncError> {
+        let ticket = self.submit(commands)?;
+        if ticket.0.is_some() {
+            self.commands.inner_syncs.fetch_add(UnitThenDevices::SYNCS, Ordering::Relaxed);
+        }
+        Ok(ticket)
     }
 
     /// Puts the next commands, `most` at most, into the ring when there is room for all of them.

@@ -315,8 +315,8 @@ impl<H: Hal, M: Mmio + 'static> SmmuDomain<H, M> {
         mask: InterruptMask,
     ) -> Result<SyncProof, SyncError> {
         let ticket = target.port.publish_in_company(pair, company, mask);
-        let result = target.complete(&ticket, gather.range());
-        // SAFETY: the target is the only unit, and `complete` asks the devices.
+        let result = target.complete_unit(&ticket, gather.range());
+        // SAFETY: the target is the only unit, and `complete_unit` asks the devices.
         unsafe { self.conclude(gather, result) }
     }
 
@@ -329,8 +329,8 @@ impl<H: Hal, M: Mmio + 'static> SmmuDomain<H, M> {
         target: &Target<H, M>,
         pair: Pair,
     ) -> Result<SyncProof, SyncError> {
-        let result = target.complete(&pair.published(Publisher::Own), gather.range());
-        // SAFETY: the target is the only unit, and `complete` asks the devices.
+        let result = target.complete_unit(&pair.published(Publisher::Own), gather.range());
+        // SAFETY: the target is the only unit, and `complete_unit` asks the devices.
         unsafe { self.conclude(gather, result) }
     }
 

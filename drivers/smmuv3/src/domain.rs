@@ -286,7 +286,7 @@ impl<H: Hal, M: Mmio> SmmuDomain<H, M> {
             });
             for (target, submitted) in group.iter().flatten() {
                 let completed = match submitted {
-                    Ok(Some(ticket)) => target.complete(ticket, range),
+                    Ok(Some(submitted)) => target.complete(submitted, range),
                     Ok(None) => Ok(()),
                     Err(error) => Err(*error),
                 };

@@ -137,7 +137,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         let records = || endpoints.iter().filter_map(|&it| self.find(stream(it))).filter(silent);
         let most = records().map(|record| record.users().count()).sum();
         let mut users = records().flat_map(Record::users);
-        users.try_for_each(|(_, target)| target.caches.reserve(port.hal(), most))
+        users.try_for_each(|(_, target)| target.reserve_caches(port.hal(), most))
     }
 
     /// Changes what a stream may do, step by step: less translation requests and stalls, PASIDs, more stalls and
@@ -163,7 +163,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
             let fewer = before.requests.difference(Requests::TRANSLATION);
             transition = self.set_requests(port, stream, fewer)?;
             if let Some(record) = self.find(stream) {
-                record.users().for_each(|(who, target)| target.caches.remove(port.hal(), who));
+                record.users().for_each(|(who, target)| target.remove_cache(port.hal(), who));
             }
         }
         if stalls(&before) && !stalls(permissions) {
@@ -205,7 +205,7 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         }
         if translates(permissions) && !translates(&before) {
             if let Some(record) = self.find(stream) {
-                record.users().for_each(|(who, target)| target.caches.add(port.hal(), who));
+                record.users().for_each(|(who, target)| target.add_cache(port.hal(), who));
             }
             // The domains' unmappers see the device before it can cache anything.
             barrier::store_then_load();

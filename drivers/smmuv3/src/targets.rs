@@ -1,6 +1,6 @@
 //! Where a domain's translations may be cached: on each unit that it is attached to, under a tag of that unit.
 
-use crate::atc::Caches;
+use crate::atc::{Cached, Caches, Told, UnitThenDevices};
 use crate::cmdq::{Ticket, Tried};
 use crate::command::{Command, Tag};
 use crate::descriptors::Place;
@@ -32,8 +32,11 @@ pub(crate) struct Target<H: Hal, M: Mmio> {
     /// use it (31:0): in one word, as nobody may see one with another's time of the other. Without users, the unit has
     /// forgotten the tag.
     state: AtomicU64,
-    /// Those of the users that cache translations themselves.
-    pub(crate) caches: Caches,
+    /// The bits of the tag while one command may be all that it takes to forget something: while somebody uses it, and no
+    /// device caches what it translates. 0 otherwise.
+    quick: AtomicU64,
+    /// Those of the users that cache translations themselves. Changed with the lock of the unit held.
+    caches: Caches,
     /// Touched with the lock of the unit held.
     translation: Mutex<Option<Translation>>,
 }
@@ -52,6 +55,13 @@ pub(crate) enum Translation {
 pub(crate) struct Descriptor {
     pub(crate) place: Place,
     pub(crate) address: PhysAddr,
+}
+
+/// What was submitted of an invalidation.
+#[must_use = "nothing is forgotten for certain before this was waited for"]
+pub(crate) struct Submitted {
+    ticket: Ticket,
+    told: Told,
 }
 
 /// The bits of a target's state that are its tag's.
@@ -73,6 +83,7 @@ impl<H: Hal, M: Mmio> Target<H, M> {
             root: *root,
             marks: domain.marks(),
             state: AtomicU64::new(0),
+            quick: AtomicU64::new(0),
             caches: Caches::new(),
             translation: Mutex::new(None),
         }
@@ -149,32 +160,46 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     /// caller has read the target from the set, after its stores to the tables.
     #[inline(always)]
     pub(crate) fn forget_at_once(&self, what: &Unmapped) -> Attempt<'_, H, M> {
-        let state = self.state.load(Ordering::SeqCst);
-        if state as u32 == 0 {
-            return Attempt::Confirmed;
+        let tag = self.quick.load(Ordering::SeqCst);
+        if tag == 0 {
+            return Attempt::Untried;
         }
-        let Some(command) = self.prepared.single(state & TAG, what) else { return Attempt::Untried };
+        let Some(command) = self.prepared.single(tag, what) else { return Attempt::Untried };
         match self.port.attempt(command) {
-            // Devices only now: they fill their caches from the TLB.
+            // Devices may have come meanwhile, and have filled their caches from the TLB.
             Tried::Done if self.caches.is_empty() => Attempt::Confirmed,
             tried => Attempt::Begun(self, tried),
         }
     }
 
     /// Has the commands for the unit on their way, that make it forget what was unmapped; everything, if that is not known.
-    /// `None` if there is nothing to wait for.
-    pub(crate) fn submit(&self, what: Option<Unmapped>) -> Result<Option<Ticket>, SyncError> {
+    /// `None` if there is nothing to wait for. The same batch tells the devices that cache translations themselves.
+    pub(crate) fn submit(&self, what: Option<Unmapped>) -> Result<Option<Submitted>, SyncError> {
         let Some((tag, _)) = self.in_use() else { return Ok(None) };
+        let port = &self.port;
+        let (devices, told) = self.caches.first(port.hal(), what.map(|what| what.range));
         if what.is_none()
-            && let Some(ticket) = self.port.submit_one(Command::tlbi_tag(tag))
+            && devices.is_none()
+            && let Some(ticket) = port.submit_one(Command::tlbi_tag(tag))
         {
-            return Ok(Some(ticket));
+            return Ok(Some(Submitted { ticket, told }));
         }
-        self.port.submit(invalidation(tag, self.granule, self.port.features.ranges, what)).map(Some)
+        let unit = invalidation(tag, self.granule, port.features.ranges, what);
+        let ticket = match devices {
+            Some(devices) => port.submit_with_devices(UnitThenDevices::new(unit, devices))?,
+            None => port.submit(unit)?,
+        };
+        Ok(Some(Submitted { ticket, told }))
     }
 
     /// Returns when the unit has forgotten what was submitted, and then the devices, in this range if it is known.
-    pub(crate) fn complete(&self, ticket: &Ticket, range: Option<IovaRange>) -> Result<(), SyncError> {
+    pub(crate) fn complete(&self, submitted: &Submitted, range: Option<IovaRange>) -> Result<(), SyncError> {
+        self.port.complete_one_of_many(&submitted.ticket)?;
+        self.caches.go_on(&self.port, range, submitted.told)
+    }
+
+    /// Returns when the unit has forgotten what was submitted for it alone, and then the devices.
+    pub(crate) fn complete_unit(&self, ticket: &Ticket, range: Option<IovaRange>) -> Result<(), SyncError> {
         self.port.complete_one_of_many(ticket)?;
         // Devices only now: they fill their caches from the TLB.
         self.forget_caches(range)
@@ -188,6 +213,34 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     /// Counts a user in, before its entry is published.
     pub(crate) fn add_user(&self) {
         self.state.fetch_add(1, Ordering::SeqCst);
+        self.choose_way();
+    }
+
+    /// Counts a user in among those who cache what they use, before its entry is published. There is room.
+    pub(crate) fn add_cache(&self, hal: &H, who: Cached) {
+        self.caches.add(hal, who);
+        self.choose_way();
+    }
+
+    /// Counts a user out of those who cache, if it is one.
+    pub(crate) fn remove_cache(&self, hal: &H, who: Cached) {
+        if !self.caches.is_empty() {
+            self.caches.remove(hal, who);
+            self.choose_way();
+        }
+    }
+
+    /// Makes room for `more` users among those who cache.
+    pub(crate) fn reserve_caches(&self, hal: &H, more: usize) -> Result<(), OutOfMemory> {
+        self.caches.reserve(hal, more)
+    }
+
+    /// Notes whether one command may be enough, with the lock of the unit held. Who reads that too early sends a command
+    /// too many.
+    fn choose_way(&self) {
+        let state = self.state.load(Ordering::SeqCst);
+        let quick = state as u32 != 0 && self.caches.is_empty();
+        self.quick.store(if quick { state & TAG } else { 0 }, Ordering::SeqCst);
     }
 
     /// How many use the tag.
@@ -198,6 +251,7 @@ impl<H: Hal, M: Mmio> Target<H, M> {
     /// Counts a user out. If it is the last one, the unit has forgotten the tag and the context descriptor.
     pub(crate) fn remove_user(&self) {
         self.state.fetch_sub(1, Ordering::SeqCst);
+        self.choose_way();
     }
 }
 

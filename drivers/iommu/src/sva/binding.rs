@@ -177,7 +177,7 @@ impl MmNotifier for Binding {
                 // Beyond what the domain translates.
                 Err(_) => continue,
             }
-            // One submission and one sync for each unit; device TLBs after the unit's.
+            // One submission and one wait for each unit, unless very many devices cache; device TLBs after the unit's.
             result = domain.sync(&mut gather).map(|_proof| ()).and(result);
         }
         result

@@ -380,6 +380,34 @@ fn a_device_that_refills_its_cache_all_the_time_keeps_nothing_that_was_unmapped(
 }
 
 #[test]
+fn a_unit_and_the_devices_that_cache_are_told_by_one_doorbell() {
+    // Room for all commands at once.
+    let bench = Bench::with_commands(Config { oas: 44, ..Config::full() }, 6);
+    let driver = &bench.driver;
+    let device = bench.device(SID);
+    driver.permit(&endpoint(SID), &permissions(8, Requests::TRANSLATION)).unwrap();
+    let (domain, mut page) = bench.mapped(Stage::Stage1);
+    for number in [5, 6] {
+        driver.attach_pasid(&endpoint(SID), pasid(number), &domain).unwrap();
+    }
+    for round in 0..3 {
+        for number in [5, 6] {
+            assert_eq!(bench.use_all(&device, Some(number)), at(&page).output());
+        }
+        let before = driver.stats();
+        drop(page.unmap().unwrap());
+        let now = driver.stats();
+        assert_eq!(now.doorbells - before.doorbells, 1, "round {round}");
+        // One for the unit and one for each PASID; the devices are told behind a sync.
+        let counts = (now.invalidations - before.invalidations, now.syncs - before.syncs);
+        assert_eq!(counts, (3, 2), "round {round}");
+        assert_eq!(device.atc_len(), 0, "round {round}");
+        page = bench.map(&domain);
+    }
+    bench.check();
+}
+
+#[test]
 fn a_device_that_does_not_answer_is_cut_off_alone_and_what_it_held_is_quarantined_or_unreachable() {
     let bench = Bench::new(Config { oas: 44, ..Config::full() });
     let driver = &bench.driver;
