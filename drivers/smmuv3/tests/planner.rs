@@ -13,7 +13,7 @@ use portcullis_smmuv3::entry::{
 };
 use portcullis_smmuv3::spec::AddressSize;
 use portcullis_smmuv3::spec::ste::{AtsMode, ContextFormat, DefaultSubstream};
-use portcullis_smmuv3::update::{Entry, plan};
+use portcullis_smmuv3::update::{Entry, STEPS, plan};
 use portcullis_smmuv3::{Features, Options, StallModel};
 
 /// What hardware makes of an entry: `None` if it is invalid, else everything that it depends on.
@@ -109,6 +109,10 @@ fn table(address: u64, format: ContextFormat, bits: u8, default: DefaultSubstrea
 }
 
 fn stage_2(vmid: u16, root: u64, ats: AtsMode) -> Entry {
+    stage_2_as(vmid, root, AccessedDirty::Preset, false, ats)
+}
+
+fn stage_2_as(vmid: u16, root: u64, marks: AccessedDirty, lpa2: bool, ats: AtsMode) -> Entry {
     let tables = Stage2 {
         vmid: Vmid::new(vmid),
         root: PhysAddr::new(root),
@@ -116,8 +120,8 @@ fn stage_2(vmid: u16, root: u64, ats: AtsMode) -> Entry {
         start_level: 2,
         granule: Granule::Size4K,
         output_size: AddressSize::BITS_44,
-        marks: AccessedDirty::Preset,
-        lpa2: false,
+        marks,
+        lpa2,
     };
     Shape::Stage2 { tables, ats }.entry()
 }
@@ -127,6 +131,12 @@ fn entries() -> Vec<Entry> {
     let mut entries = vec![[0; 8], Shape::Abort.entry(), Shape::Bypass.entry()];
     for ats in ATS {
         entries.extend([stage_2(1, 0x9_8765_4000, ats), stage_2(0xffff, 0x9_8765_5000, ats)]);
+        // Marked by the unit (S2HA, S2HD), with the descriptors of FEAT_LPA2 (S2DS), and both.
+        for (marks, lpa2) in
+            [(AccessedDirty::Hardware, false), (AccessedDirty::Preset, true), (AccessedDirty::Hardware, true)]
+        {
+            entries.push(stage_2_as(1, 0x9_8765_4000, marks, lpa2, ats));
+        }
         for address in [0x1_2345_6000, 0x1_2346_0040] {
             entries.push(stage_1(Contexts::one(PhysAddr::new(address)), ats));
         }
@@ -154,13 +164,17 @@ fn entries() -> Vec<Entry> {
 #[test]
 fn every_change_of_a_stream_table_entry_shows_the_old_one_the_new_one_or_if_told_so_none() {
     let entries = entries();
+    // S2HA, S2HD; S2DS.
+    for (word, bit) in [(2, 56), (2, 55), (3, 3)] {
+        assert!(entries.iter().any(|entry| bits(entry[word], bit, bit) == 1), "no entry has bit {bit}");
+    }
     let mut mixes = 0;
     for from in &entries {
         for to in &entries {
             mixes += check(from, to, used_by_ste, ste);
         }
     }
-    assert_eq!((entries.len(), mixes), (44, 44 * 44 * 3 * 256));
+    assert_eq!((entries.len(), mixes), (50, 50 * 50 * 3 * 256));
 }
 
 /// The ID registers of QEMU 11.1.
@@ -199,8 +213,16 @@ fn every_change_of_a_context_descriptor_shows_the_old_one_the_new_one_or_if_told
                 page_sizes: 0x1000,
                 writes: TableWrites::Cached,
             };
-            let valid =
-                context_descriptor(&root, granule, mair, Asid::new(asid), AccessedDirty::Preset, &features);
+            let descriptor =
+                |root, marks| context_descriptor(root, granule, mair, Asid::new(asid), marks, &features);
+            let valid = descriptor(&root, AccessedDirty::Preset);
+            // Marked by the unit (HA, HD), with the descriptors of FEAT_LPA2 (DS), and both.
+            let wide = TableRoot { format: TableFormat::VmsaStage1Lpa2 { granule, mair }, ..root };
+            entries.extend([
+                descriptor(&root, AccessedDirty::Hardware),
+                descriptor(&wide, AccessedDirty::Preset),
+                descriptor(&wide, AccessedDirty::Hardware),
+            ]);
             // As after the exit of an address space: no walks.
             let mut off = valid;
             off[0] |= 1 << 14;
@@ -215,6 +237,10 @@ fn every_change_of_a_context_descriptor_shows_the_old_one_the_new_one_or_if_told
     }
     entries.push(silent_descriptor(&features));
     entries.push(stalling(entries[1]));
+    // HA and HD are bits 43 and 42 of the first word, DS is bit 58 of the third.
+    for (word, bit) in [(0, 43), (0, 42), (2, 58)] {
+        assert!(entries.iter().any(|entry| bits(entry[word], bit, bit) == 1), "no entry has bit {bit}");
+    }
     for from in &entries {
         for to in &entries {
             check(from, to, used_by_cd, cd);
@@ -271,4 +297,61 @@ fn going_to_abort_or_to_nothing_is_hitless_and_between_stages_it_is_not() {
     let two = |vmid, root| stage_2(vmid, root, AtsMode::ABORT);
     assert!(!hitless(&two(1, 0x1000), &two(2, 0x2000)), "VMID and root are in different words");
     assert!(!hitless(&one(0x1000), &two(1, 0x1000)), "the VMID is in use on both sides");
+}
+
+/// How many words a plan stores, and how many syncs it takes.
+fn cost(from: &Entry, to: &Entry, used: fn(&Entry) -> Entry) -> (u32, usize) {
+    let plan = plan(from, to, used);
+    let stores = (0..STEPS).map(|step| plan.changes(step).count_ones()).sum();
+    let syncs = (0..STEPS).filter(|&step| plan.changes(step) != 0 && plan.needs_sync(step)).count();
+    (stores, syncs)
+}
+
+#[test]
+fn the_usual_changes_take_no_more_stores_and_syncs_than_they_have_to() {
+    let off = AtsMode::ABORT;
+    let (nothing, abort, bypass) = ([0; 8], Shape::Abort.entry(), Shape::Bypass.entry());
+    let one = |address| stage_1(Contexts::one(PhysAddr::new(address)), off);
+    let two = |vmid, root| stage_2(vmid, root, off);
+    let pasids = stage_1(table(0x2_0000_0000, ContextFormat::LINEAR, 5, DefaultSubstream::SUBSTREAM_0), off);
+    let ste = |from: Entry, to: Entry| cost(&from, &to, used_by_ste);
+    // What is there already.
+    assert_eq!(ste(one(0x1000), one(0x1000)), (0, 0));
+    // One word differs: one store.
+    assert_eq!(ste(one(0x1000), one(0x2000)), (1, 1));
+    assert_eq!(ste(nothing, abort), (1, 1));
+    assert_eq!(ste(abort, nothing), (1, 1));
+    assert_eq!(ste(one(0x1000), pasids), (1, 1));
+    // The words that only the new entry uses come before V or Config, those that only the old one used go after: each is
+    // stored once. What was tidied in an entry that is invalid needs no sync of its own.
+    assert_eq!(ste(nothing, bypass), (2, 2));
+    assert_eq!(ste(nothing, one(0x1000)), (2, 2));
+    assert_eq!(ste(nothing, two(1, 0x1000)), (4, 2));
+    assert_eq!(ste(one(0x1000), nothing), (2, 1));
+    assert_eq!(ste(two(1, 0x1000), nothing), (4, 1));
+    assert_eq!(ste(one(0x1000), abort), (2, 2));
+    assert_eq!(ste(abort, one(0x1000)), (2, 2));
+    // Two words that count on both sides: V away, the others, V back.
+    assert_eq!(ste(two(1, 0x1000), two(2, 0x2000)), (4, 3));
+    let features = Features::read(&Ids, &Options::default()).unwrap();
+    let context = |root, asid| {
+        let (granule, mair) = (Granule::Size4K, 0xff);
+        let root = TableRoot {
+            root: PhysAddr::new(root),
+            format: TableFormat::VmsaStage1 { granule, mair },
+            input_bits: 48,
+            output_bits: 48,
+            page_sizes: 0x1000,
+            writes: TableWrites::Cached,
+        };
+        context_descriptor(&root, granule, mair, Asid::new(asid), AccessedDirty::Preset, &features)
+    };
+    let cd = |from: Entry, to: Entry| cost(&from, &to, used_by_cd);
+    // V, ASID; TTB0; MAIR.
+    assert_eq!(cd(nothing, context(0x1000, 1)), (3, 2));
+    assert_eq!(cd(context(0x1000, 1), context(0x2000, 1)), (1, 1));
+    assert_eq!(cd(context(0x1000, 1), context(0x1000, 2)), (1, 1));
+    assert_eq!(cd(context(0x1000, 1), context(0x2000, 2)), (3, 3));
+    // The exit of an address space.
+    assert_eq!(cd(context(0x1000, 1), silent_descriptor(&features)), (3, 2));
 }

@@ -74,8 +74,10 @@ fn pasid_entries() -> Vec<[u128; 4]> {
                 let first = pointer | 0x20 | five << 2;
                 entries.push([(controls | did) << 64 | (2 + five) << 2 | 1 << 6 | 1, first, 0, 0]);
             }
-            for (controls, aw) in [(0, 1_u128), (1 << 23, 2)] {
-                entries.push([(controls | did) << 64 | pointer | aw << 2 | 2 << 6 | 1, 0, 0, 0]);
+            // PGSNP; SSADE, which domains that track writes have; AW.
+            for (controls, marked, aw) in [(0, 0, 1_u128), (1 << 23, 0, 2), (0, 1, 1), (1 << 23, 1, 2)] {
+                let first = (controls | did) << 64 | pointer | marked << 9 | aw << 2 | 2 << 6 | 1;
+                entries.push([first, 0, 0, 0]);
             }
         }
         entries.push([did << 64 | 2 << 2 | 4 << 6 | 1, 0, 0, 0]);
@@ -83,7 +85,10 @@ fn pasid_entries() -> Vec<[u128; 4]> {
     let absent: Vec<_> =
         entries.iter().map(|&[first, rest @ ..]| [first & !1, rest[0], rest[1], rest[2]]).collect();
     entries.extend(absent);
-    entries.push([0; 4]);
+    // What is left of entries that are to be silent: on the way there, and at the end.
+    let silent: Vec<_> = entries.iter().filter(|entry| entry[0] & PRESENT != 0).copied().collect();
+    entries.extend(silent.iter().map(|&[first, a, b, c]| [first & !PRESENT | SILENT, a, b, c]));
+    entries.extend([[0; 4], [SILENT, 0, 0, 0]]);
     entries
 }
 
@@ -170,7 +175,7 @@ fn between_all_pasid_entries_hardware_sees_the_old_one_the_new_one_or_in_disrupt
             }
         }
     }
-    assert_eq!(count, 37 * 37);
+    assert_eq!(count, 80 * 80);
     // Only tables of the first stage under another domain id or with other controls cannot be exchanged without a break.
     let first = Some("first stage");
     assert_eq!(disruptive.into_iter().collect::<Vec<_>>(), [(first, first, false)]);
