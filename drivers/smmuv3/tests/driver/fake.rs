@@ -80,6 +80,8 @@ pub(crate) struct State {
     /// Offsets and values of all register writes.
     pub(crate) writes: Vec<(usize, u64)>,
     pub(crate) doorbells: u64,
+    /// Reads of any register.
+    pub(crate) reads: u64,
     stes: HashMap<u64, Option<[u64; 8]>>,
     cds: HashMap<u64, [u64; 8]>,
     tlb: BTreeMap<(TlbTag, u64), (u64, bool)>,
@@ -125,6 +127,7 @@ impl Fake {
             commands: Vec::new(),
             writes: Vec::new(),
             doorbells: 0,
+            reads: 0,
             stes: HashMap::new(),
             cds: HashMap::new(),
             tlb: BTreeMap::new(),
@@ -151,6 +154,7 @@ impl Fake {
 unsafe impl Mmio for Fake {
     fn read32(&self, offset: usize) -> u32 {
         let mut state = self.state();
+        state.reads += 1;
         if offset == CMDQ_CONS {
             state.polls += 1;
             if state.pace == Pace::OnPoll {
@@ -208,7 +212,9 @@ unsafe impl Mmio for Fake {
     }
 
     fn read64(&self, offset: usize) -> u64 {
-        self.state().get(offset)
+        let mut state = self.state();
+        state.reads += 1;
+        state.get(offset)
     }
 
     fn write64(&self, offset: usize, value: u64) {

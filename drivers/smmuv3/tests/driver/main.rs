@@ -4,6 +4,7 @@ mod attach;
 mod bring_up;
 mod fake;
 mod memory;
+mod notifier;
 mod queue;
 
 use fake::{Dma, Fake};
