@@ -8,6 +8,7 @@ mod asking;
 mod board;
 mod change;
 mod coverage;
+mod ids;
 mod mappings;
 mod page_requests;
 mod pasids;
