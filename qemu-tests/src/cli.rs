@@ -59,6 +59,9 @@ enum Action {
         /// The first seed, to repeat a run; by default a new one
         #[arg(long)]
         seed: Option<u64>,
+        /// Leaves out Miri, which needs a nightly toolchain
+        #[arg(long)]
+        without_miri: bool,
     },
     /// Measures instructions per operation, beside Linux's figures
     Bench {
@@ -114,7 +117,10 @@ fn perform(action: Action) -> Result<bool> {
             test::command(&workspace, filter.as_deref(), Amount { cases, seed })
         }
         Action::Check { filter } => check::command(&workspace, filter.as_deref()),
-        Action::Soak { minutes, seed } => soak::command(&workspace, minutes, seed),
+        Action::Soak { minutes, seed, without_miri } => {
+            let then = if without_miri { soak::Then::Nothing } else { soak::Then::Miri };
+            soak::command(&workspace, minutes, seed, then)
+        }
         Action::Bench { arch } => bench::command(&workspace, arch),
         Action::Mutants { filters } => mutants::command(&workspace, &filters),
     }

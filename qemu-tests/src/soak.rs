@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 /// Seeds of one round of a suite.
 const SEEDS: u64 = 100;
 
-/// A suite that takes its first seed and its length from the environment, and shrinks what fails.
+/// A suite that takes its first seed and its length from the environment. Those without processes shrink what fails.
 struct Suite {
     package: &'static str,
     test: &'static str,
@@ -54,8 +54,15 @@ const MIRI: [(&str, &[&str]); 3] = [
     ("portcullis-pgtable", &["--test", "shortcuts"]),
 ];
 
-/// Runs the suites for so many minutes, then Miri. Says whether everything passed.
-pub fn command(workspace: &Workspace, minutes: u64, seed: Option<u64>) -> Result<bool> {
+/// What comes after the random operations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Then {
+    Miri,
+    Nothing,
+}
+
+/// Runs the suites for so many minutes, then Miri, if wanted. Says whether everything passed.
+pub fn command(workspace: &Workspace, minutes: u64, seed: Option<u64>, then: Then) -> Result<bool> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     // Far from the seeds that the tests begin with.
     let first = seed.unwrap_or(now.as_secs() << 12);
@@ -77,7 +84,10 @@ pub fn command(workspace: &Workspace, minutes: u64, seed: Option<u64>) -> Result
     for (suite, total) in SUITES.iter().zip(totals) {
         println!("{}, {}: {total} operations", suite.package, suite.test);
     }
-    miri(workspace)
+    match then {
+        Then::Miri => miri(workspace),
+        Then::Nothing => Ok(true),
+    }
 }
 
 impl Suite {
@@ -108,7 +118,7 @@ impl Suite {
     }
 }
 
-/// Runs what Miri can run, where there is a nightly toolchain.
+/// Runs what Miri can run; without a nightly toolchain it is an error.
 fn miri(workspace: &Workspace) -> Result<bool> {
     let has = |arguments: &[&str]| {
         let mut command = workspace.tool("rustup");
@@ -116,14 +126,18 @@ fn miri(workspace: &Workspace) -> Result<bool> {
         command.status().is_ok_and(|status| status.success())
     };
     if !has(&["run", "nightly", "rustc", "--version"]) {
-        println!("Miri was not run, it needs a nightly toolchain: rustup toolchain install nightly");
-        return Ok(true);
+        println!(
+            "Miri needs a nightly toolchain: rustup toolchain install nightly (or leave it out: --without-miri)"
+        );
+        return Ok(false);
     }
     if !has(&["run", "nightly", "cargo", "miri", "--version"]) {
         ui::say("installing Miri: rustup component add miri rust-src --toolchain nightly");
         if !has(&["component", "add", "miri", "rust-src", "--toolchain", "nightly"]) {
-            println!("Miri was not run, `rustup component add miri rust-src --toolchain nightly` failed");
-            return Ok(true);
+            println!(
+                "`rustup component add miri rust-src --toolchain nightly` failed (leave Miri out: --without-miri)"
+            );
+            return Ok(false);
         }
     }
     for (package, tests) in MIRI {

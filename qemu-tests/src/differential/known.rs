@@ -1,9 +1,11 @@
 //! The differences between the models and QEMU that are known, each for one kind of input.
 //!
-//! A difference that is not here fails the test, and so does a row that no case uses.
+//! A difference that is not here fails the test, and so does a row that no case uses, or that only some of its inputs do.
 
 mod smmuv3;
 mod vtd;
+
+use std::collections::BTreeMap;
 
 pub(super) use smmuv3::SMMUV3;
 pub(super) use vtd::{FIRST, SECOND, VTD};
@@ -44,41 +46,37 @@ pub(super) struct Known {
     pub(super) section: &'static str,
 }
 
-/// A table of known differences, and how often each row was used.
+/// A table of known differences, and how often each row was used, by input.
 #[derive(Debug)]
 pub(super) struct Table {
-    rows: Vec<&'static Known>,
-    used: Vec<u64>,
+    rows: Vec<(&'static Known, BTreeMap<String, u64>)>,
 }
 
 impl Table {
     pub(super) fn new(parts: &'static [&'static [Known]]) -> Self {
-        let rows: Vec<&Known> = parts.iter().copied().flatten().collect();
-        let used = vec![0; rows.len()];
-        Self { rows, used }
+        Self { rows: parts.iter().copied().flatten().map(|row| (row, BTreeMap::new())).collect() }
     }
 
     /// Whether this pair of results is known.
     pub(super) fn outcome(&mut self, input: &str, model: Verdict, qemu: Verdict) -> bool {
-        let row = self.rows.iter().position(|row| {
+        let row = self.rows.iter_mut().find(|(row, _)| {
             matches!(row.difference, Difference::Outcome(a, b) if a.contains(&model) && b.contains(&qemu))
                 && row.covers(input)
         });
-        if let Some(row) = row {
-            self.used[row] += 1;
-        }
-        row.is_some()
+        let Some((_, used)) = row else { return false };
+        *used.entry(input.to_owned()).or_default() += 1;
+        true
     }
 
     /// Whether all these different bits of fault records are known.
     pub(super) fn fields(&mut self, input: &str, mut different: [u64; 4]) -> bool {
-        for (row, used) in self.rows.iter().zip(&mut self.used) {
+        for (row, used) in &mut self.rows {
             if let Difference::Field { word, bits } = row.difference
                 && row.covers(input)
                 && different[word] & bits != 0
             {
                 different[word] &= !bits;
-                *used += 1;
+                *used.entry(input.to_owned()).or_default() += 1;
             }
         }
         different == [0; 4]
@@ -86,12 +84,17 @@ impl Table {
 
     /// How often any row was used.
     pub(super) fn total(&self) -> u64 {
-        self.used.iter().sum()
+        self.rows.iter().flat_map(|(_, used)| used.values()).sum()
     }
 
-    /// The rows that nothing used.
-    pub(super) fn unused(&self) -> impl Iterator<Item = &'static Known> {
-        self.rows.iter().zip(&self.used).filter(|(_, used)| **used == 0).map(|(row, _)| *row)
+    /// The rows that nothing used, and the inputs that used none of theirs: each with the row, and the input if the row names
+    /// any.
+    pub(super) fn unused(&self) -> impl Iterator<Item = (&'static Known, Option<&'static str>)> {
+        self.rows.iter().flat_map(|(row, used)| {
+            let whole = (row.inputs.is_empty() && used.is_empty()).then_some((*row, None));
+            let inputs = row.inputs.iter().filter(|input| !used.contains_key(**input));
+            whole.into_iter().chain(inputs.map(|input| (*row, Some(*input))))
+        })
     }
 }
 
@@ -114,7 +117,7 @@ mod tests {
 
     const ROWS: &[Known] = &[
         Known {
-            inputs: &["a"],
+            inputs: &["a", "c"],
             difference: Difference::Outcome(&[Verdict::Lands], &[Verdict::Fault(4), Verdict::Silent]),
             qemu: "",
             architecture: "",
@@ -150,8 +153,11 @@ mod tests {
     #[test]
     fn rows_that_nothing_used_are_told() {
         let mut table = Table::new(&[ROWS]);
-        assert_eq!(table.unused().count(), 2);
+        let unused = |table: &Table| table.unused().map(|(_, input)| input).collect::<Vec<_>>();
+        assert_eq!(unused(&table), [Some("a"), Some("c"), None]);
         assert!(table.outcome("a", Verdict::Lands, Verdict::Silent));
-        assert_eq!(table.unused().count(), 1);
+        assert_eq!(unused(&table), [Some("c"), None]);
+        assert!(table.fields("a", [0, 0, 0, 1]));
+        assert_eq!(unused(&table), [Some("c")]);
     }
 }

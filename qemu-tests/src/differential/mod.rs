@@ -55,6 +55,8 @@ struct Subject {
     known: &'static [&'static [Known]],
     /// How many cases have each kind of input once.
     count: u64,
+    /// Seeds of what comes up once in thousands of cases.
+    rare: &'static [u64],
     case: fn(u64) -> Case,
     unit: fn(Arc<Ram>, Arc<Schedule>) -> Unit,
     driver: fn() -> Box<dyn Driver>,
@@ -66,6 +68,7 @@ static SUBJECTS: [Subject; 3] = [
         ram: 0x4000_0000..0x1_0000_0000,
         known: &[known::SMMUV3],
         count: smmuv3::COUNT,
+        rare: &[102_188, 104_869],
         case: smmuv3::case,
         unit: |ram, schedule| Unit::Smmu(Smmu::new(Config::qemu(), ram, schedule)),
         driver: || Box::<smmuv3::Smmuv3>::default(),
@@ -75,6 +78,7 @@ static SUBJECTS: [Subject; 3] = [
         ram: 0x1000_0000..0x8000_0000,
         known: &[known::VTD, known::FIRST],
         count: vtd::count(Stage::First),
+        rare: &[],
         case: |seed| vtd::case(Stage::First, seed),
         unit: |ram, schedule| Unit::Vtd(model::Vtd::new(model::Config::qemu_first_stage(), ram, schedule)),
         driver: || Box::<vtd::Vtd>::default(),
@@ -84,6 +88,7 @@ static SUBJECTS: [Subject; 3] = [
         ram: 0x1000_0000..0x8000_0000,
         known: &[known::VTD, known::SECOND],
         count: vtd::count(Stage::Second),
+        rare: &[],
         case: |seed| vtd::case(Stage::Second, seed),
         unit: |ram, schedule| Unit::Vtd(model::Vtd::new(model::Config::qemu_second_stage(), ram, schedule)),
         driver: || Box::<vtd::Vtd>::default(),
@@ -277,9 +282,13 @@ pub fn run(
     let subject = SUBJECTS.iter().find(|subject| subject.name == machine);
     let subject = subject.with_context(|| format!("no differential test of {machine}"))?;
     let mut bench = Bench::start(subject, workspace, tools, profiles)?;
-    let count = amount.cases.unwrap_or(3 * subject.count);
+    let count = amount.cases.unwrap_or(10 * subject.count);
     let mut problems = Vec::new();
     let mut cases: Vec<Case> = (amount.seed..amount.seed + count).map(subject.case).collect();
+    if amount == Amount::default() {
+        cases.extend(subject.rare.iter().copied().map(subject.case));
+    }
+    let tried = cases.len();
     cases.sort_by_key(|case| case.order);
     for case in cases {
         let text = case.to_string();
@@ -292,9 +301,15 @@ pub fn run(
         }
     }
     if amount == Amount::default() {
-        problems.extend(bench.known.unused().map(|row| format!("no case used the row {row}")));
+        problems.extend(bench.known.unused().map(|(row, input)| match input {
+            Some(input) => format!("no case with {input:?} used the row {row}"),
+            None => format!("no case used the row {row}"),
+        }));
+        if bench.accesses < count {
+            problems.push(format!("{} accesses in {count} cases say too little", bench.accesses));
+        }
     }
     let remark =
-        format!("{count} cases, {} accesses, {} known differences", bench.accesses, bench.known.total());
+        format!("{tried} cases, {} accesses, {} known differences", bench.accesses, bench.known.total());
     Ok((problems, remark))
 }

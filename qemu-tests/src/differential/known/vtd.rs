@@ -98,11 +98,7 @@ pub(in super::super) const VTD: &[Known] = &[
         section: "6.5.3.3",
     },
     Known {
-        inputs: &[
-            "pass-through, input out of range",
-            "PASID entry to pass-through, by PASID",
-            "PASID entry to pass-through, nothing invalidated",
-        ],
+        inputs: &["pass-through, input out of range"],
         difference: Outcome(&[Fault(0x83)], &[Silent]),
         qemu: "With pass-through any address goes through; nothing is there.",
         architecture: "An address beyond the host's width is a fault.",
@@ -112,6 +108,16 @@ pub(in super::super) const VTD: &[Known] = &[
 
 /// With first-stage tables.
 pub(in super::super) const FIRST: &[Known] = &[
+    Known {
+        inputs: &[
+            "PASID entry to pass-through, by PASID",
+            "PASID entry to pass-through, nothing invalidated",
+        ],
+        difference: Outcome(&[Fault(0x83)], &[Silent]),
+        qemu: "With pass-through any address goes through; nothing is there.",
+        architecture: "An address beyond the host's width is a fault.",
+        section: "3.10",
+    },
     Known {
         inputs: &["AW smaller than the address"],
         difference: Outcome(GOOD, &[Fault(0x80)]),
