@@ -57,7 +57,9 @@ const MIRI: [(&str, &[&str]); 3] = [
 /// What comes after the random operations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
+    /// What Miri can run.
     Miri,
+    /// Nothing more.
     Nothing,
 }
 
