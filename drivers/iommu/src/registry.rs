@@ -253,15 +253,7 @@ impl<H: Hal> Iommu<H> {
     pub fn handle_interrupt(&self, unit: UnitId) {
         self.hal.critical(|| {
             let Some(hardware) = self.unit(unit) else { return };
-            hardware.handle_interrupt(&mut |event| {
-                if self.event(unit, event).is_some() {
-                    self.complain(
-                        unit,
-                        "a page request of a device that may make none was not answered",
-                        None,
-                    );
-                }
-            });
+            hardware.handle_interrupt(&mut |event| self.event(unit, event));
         });
     }
 

@@ -404,10 +404,9 @@ pub trait Unit: Any + Send + Sync {
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent));
 
     /// Lets [`handle_interrupt`](Self::handle_interrupt) report page requests, or leave them in the hardware and say
-    /// [`Unread`](UnitEvent::Unread): from the next one on, also when it is called by `report`. Drains go on.
+    /// [`Unread`](UnitEvent::Unread): from the next one on, also when it is called by `report`. Drains stop there.
     ///
-    /// A unit whose hardware takes page requests only of those that may make them keeps this body: the common layer has
-    /// room for theirs.
+    /// A unit without page requests keeps this body.
     fn set_page_request_flow(&self, flow: PageRequestFlow) {
         let _ = flow;
     }
@@ -424,6 +423,11 @@ pub trait Unit: Any + Send + Sync {
     /// Reports everything that the endpoints' page requests up to now have left in the hardware: when it returns, each
     /// was reported here or by [`handle_interrupt`](Self::handle_interrupt), or answered by the hardware. The caller
     /// made sure that the device asks no more. Not for interrupt handlers: it waits.
+    ///
+    /// `report` is called with interrupts masked, while nobody else reads the queues: it does not wait, and calls nothing
+    /// of the unit but [`set_page_request_flow`](Self::set_page_request_flow). Only when it is told
+    /// [`Unread`](UnitEvent::Unread) nothing is held, and it may call the unit: requests that are held are not read until
+    /// it lets them flow, and the drain fails if it never does.
     fn drain_page_requests(
         &self,
         endpoints: &[EndpointId],

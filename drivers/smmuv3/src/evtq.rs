@@ -219,6 +219,21 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
         });
     }
 
+    /// How far the unit has written: the position behind its last record.
+    pub(crate) fn written<M: Mmio>(&self, block: &RegisterBlock<H, M>) -> u64 {
+        block.hal.critical(|| {
+            let mut consumer = self.consumer.lock();
+            self.look(block, &mut consumer);
+            barrier::after_completion();
+            consumer.produced
+        })
+    }
+
+    /// Whether all records before a position were taken.
+    pub(crate) fn is_read_to<M: Mmio>(&self, block: &RegisterBlock<H, M>, end: u64) -> bool {
+        block.hal.critical(|| self.consumer.lock().position >= end)
+    }
+
     /// Reads the next record, which is there.
     fn take(&self, consumer: &mut Consumer) -> [u64; WORDS] {
         let record = self.ring.read(consumer.position);

@@ -35,19 +35,29 @@ enum Left {
 impl<H: Hal, M: Mmio> Port<H, M> {
     /// Reports what the queues hold. Page requests that are held stay there.
     pub(crate) fn read_queues(&self, report: &mut dyn FnMut(UnitEvent)) {
-        self.read(report, || self.held.load(Ordering::Acquire));
+        if self.read(report) == Left::Some {
+            report(UnitEvent::Unread);
+        }
+    }
+
+    fn read(&self, report: &mut dyn FnMut(UnitEvent)) -> Left {
+        self.in_turn(|| {
+            let events = self.read_events(report);
+            let requests = self.read_page_requests(report);
+            if events == Left::Some || requests == Left::Some {
+                return Left::Some;
+            }
+            Left::Nothing
+        })
     }
 
     /// One CPU at a time: who gets the turn finds no record on its way, read by somebody else and not reported.
-    fn read(&self, report: &mut dyn FnMut(UnitEvent), held: impl Fn() -> bool) {
+    /// Interrupts wait for it, so nothing is waited for here.
+    fn in_turn<T>(&self, act: impl FnOnce() -> T) -> T {
         self.hal().critical(|| {
             let _turn = self.reading.lock();
-            let events = self.read_events(report);
-            let requests = self.read_page_requests(report, held);
-            if events == Left::Some || requests == Left::Some {
-                report(UnitEvent::Unread);
-            }
-        });
+            act()
+        })
     }
 
     /// Has page requests stay in their queue, or not.
@@ -113,10 +123,10 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 
     /// Reports what the PRI queue holds, up to a queueful: what devices send on even then, beyond their credits, waits
     /// there, and the unit answers what finds no room (8.1).
-    fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent), held: impl Fn() -> bool) -> Left {
+    fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) -> Left {
         let Some(requests) = &self.page_requests else { return Left::Nothing };
         for _ in 0..=requests.size().entries() {
-            if held() {
+            if self.held.load(Ordering::Acquire) {
                 return Left::Some;
             }
             match requests.next(&self.block, |_| ()) {
@@ -180,16 +190,35 @@ impl<H: Hal, M: Mmio> Port<H, M> {
 
     /// Carries a drain out. A device's answer to its invalidation pushes the page requests ahead of it. Of a stream that
     /// stalls the configuration is invalidated: with the sync that follows, the events of the stalls before it are there,
-    /// and those that found no room never come (4.7.3). A sync alone would not do. By then all is in the queues, so that
-    /// a queueful of each is all of it; for what found the queue full there, the unit has answered.
+    /// and those that found no room never come (4.7.3). A sync alone would not do. By then all is in the queues; for what
+    /// found the queue full there, the unit has answered.
+    ///
+    /// Where the reading stops, `report` may make room. A turn takes a record at least, or finds that another CPU took
+    /// one: there are no more turns than records.
     pub(crate) fn drain(
         &self,
         commands: &[Command],
         report: &mut dyn FnMut(UnitEvent),
     ) -> Result<(), SyncError> {
         self.execute(commands)?;
-        self.read(report, || false);
-        Ok(())
+        let requests = self.page_requests.as_ref();
+        let events_end = self.events.written(&self.block);
+        let requests_end = requests.map(|queue| (queue, queue.written(&self.block)));
+        let turns = self.events.size().entries() + requests.map_or(0, |queue| queue.size().entries());
+        for _ in 0..turns {
+            if self.read(report) == Left::Nothing {
+                return Ok(());
+            }
+            report(UnitEvent::Unread);
+            let all_read = self.in_turn(|| {
+                self.events.is_read_to(&self.block, events_end)
+                    && requests_end.is_none_or(|(queue, end)| queue.is_read_to(&self.block, end))
+            });
+            if all_read {
+                return Ok(());
+            }
+        }
+        Err(SyncError::Faulted)
     }
 }
 

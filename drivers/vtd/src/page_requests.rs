@@ -10,11 +10,11 @@ use crate::spec::page_requests::{
 use crate::spec::registers::{EventControl, PECTL, PQA, PQH, PQT, PRS};
 use crate::unit::Inner;
 use crate::{dma::Words, tables::reachable_frames};
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use portcullis_hal::{Access, EndpointId, FrameOrder, Hal, Iova, Mmio, Pasid, SyncError, barrier};
 use portcullis_iommu::{
-    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse, Privilege,
-    Requests, UnitEvent,
+    Answered, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestFlow, PageRequestKind, PageResponse,
+    Privilege, Requests, UnitEvent,
 };
 use spin::Mutex;
 
@@ -40,6 +40,8 @@ pub(crate) struct PageRequests<H: Hal> {
     reader: Mutex<Reader>,
     /// Held while page requests are drained: the token that the hardware writes in the end.
     draining: Mutex<u32>,
+    /// Requests stay where they are.
+    held: AtomicBool,
     pub(crate) counters: Counters,
 }
 
@@ -47,6 +49,15 @@ pub(crate) struct PageRequests<H: Hal> {
 struct Reader {
     /// The slot of the next record.
     head: usize,
+    /// The records behind it, of which no status bit tells any more.
+    left: Left,
+}
+
+/// Whether records are known to be in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Nothing,
+    Some,
 }
 
 /// What has come and gone since start-up.
@@ -57,11 +68,15 @@ pub(crate) struct Counters {
     pub(crate) overflows: AtomicU64,
 }
 
-/// Whether requests found the queue full.
+/// How the reading of the queue ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Overflow {
-    None,
-    Seen,
+enum Read {
+    /// All that was there was reported.
+    All,
+    /// The same, and others had found the queue full.
+    Overflow,
+    /// The rest is [held](PageRequestFlow::Held).
+    Part,
 }
 
 impl<H: Hal> PageRequests<H> {
@@ -75,8 +90,9 @@ impl<H: Hal> PageRequests<H> {
         Ok(Some(Self {
             records,
             pqs: order.get(),
-            reader: Mutex::new(Reader { head: 0 }),
+            reader: Mutex::new(Reader { head: 0, left: Left::Nothing }),
             draining: Mutex::new(0),
+            held: AtomicBool::new(false),
             counters: Counters::default(),
         }))
     }
@@ -123,16 +139,25 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
     /// A record is an event only if neither PPR nor PRO is set when it arrives (7.5). So PPR is cleared before the tail is
     /// read: what arrives later is an event of its own. While PRO is set nothing arrives; it is cleared when there is room.
     pub(crate) fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) {
-        let _overflow = self.read_queue(report);
+        if self.read_queue(report) == Read::Part {
+            report(UnitEvent::Unread);
+        }
     }
 
-    fn read_queue(&self, report: &mut dyn FnMut(UnitEvent)) -> Overflow {
-        let Some(requests) = &self.page_requests else { return Overflow::None };
+    /// Has requests stay in the queue, or not.
+    pub(crate) fn set_page_request_flow(&self, flow: PageRequestFlow) {
+        if let Some(requests) = &self.page_requests {
+            requests.held.store(flow == PageRequestFlow::Held, Ordering::Release);
+        }
+    }
+
+    fn read_queue(&self, report: &mut dyn FnMut(UnitEvent)) -> Read {
+        let Some(requests) = &self.page_requests else { return Read::All };
         let status = || PageRequestStatus::from_bits(self.registers.read32(PRS));
         self.hal().critical(|| {
             let mut reader = requests.reader.lock();
-            if status() == PageRequestStatus::new() {
-                return Overflow::None;
+            if reader.left == Left::Nothing && status() == PageRequestStatus::new() {
+                return Read::All;
             }
             let pending = PageRequestStatus::new().with_ppr(true);
             self.registers.write32(PRS, pending.into_bits());
@@ -140,7 +165,7 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             let tail = requests.slot(self.registers.read64(PQT) as usize / PAGE_REQUEST_BYTES);
             // The records are in memory before the tail says so.
             barrier::after_completion();
-            while reader.head != tail {
+            while reader.head != tail && !requests.held.load(Ordering::Acquire) {
                 let record = requests.take(reader.head);
                 reader.head = requests.slot(reader.head + 1);
                 requests.counters.requests.fetch_add(1, Ordering::Relaxed);
@@ -148,13 +173,18 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             }
             barrier::before_doorbell();
             self.registers.write64(PQH, (reader.head * PAGE_REQUEST_BYTES) as u64);
+            reader.left = if reader.head == tail { Left::Nothing } else { Left::Some };
+            // There is no room yet: what comes is refused by the hardware still.
+            if reader.left == Left::Some {
+                return Read::Part;
+            }
             if !overflow {
-                return Overflow::None;
+                return Read::All;
             }
             self.registers.write32(PRS, pending.with_pro(true).into_bits());
             requests.counters.overflows.fetch_add(1, Ordering::Relaxed);
             report(UnitEvent::PageRequestOverflow);
-            Overflow::Seen
+            Read::Overflow
         })
     }
 
@@ -240,12 +270,25 @@ impl<H: Hal, M: Mmio + 'static> Inner<H, M> {
             let mut batch = batch;
             batch.push(self.queue.drain(*token));
             let result = self.run(batch.descriptors().iter().copied());
-            let overflow = self.read_queue(report);
+            let read = self.read_in_turns(report)?;
             match result {
                 // An error of somebody else's may have dropped the wait that drains.
-                Ok(()) if self.queue.drained() == *token && overflow == Overflow::None => return Ok(()),
+                Ok(()) if self.queue.drained() == *token && read == Read::All => return Ok(()),
                 Err(SyncError::Faulted) if !self.is_faulted() => {}
                 result => result?,
+            }
+        }
+        Err(SyncError::Faulted)
+    }
+
+    /// Reads the queue. Where requests are held, `report` may let them flow; then a turn takes one at least, or another
+    /// CPU has: there are no more turns than slots.
+    fn read_in_turns(&self, report: &mut dyn FnMut(UnitEvent)) -> Result<Read, SyncError> {
+        let slots = self.page_requests.as_ref().map_or(0, |requests| requests.records.len() / WORDS);
+        for _ in 0..=slots {
+            match self.read_queue(report) {
+                Read::Part => report(UnitEvent::Unread),
+                read => return Ok(read),
             }
         }
         Err(SyncError::Faulted)

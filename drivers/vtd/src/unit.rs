@@ -21,8 +21,8 @@ use portcullis_hal::{
     Arc, EndpointId, Hal, Mmio, MsiMessage, OutOfMemory, Pasid, SyncError, TableRoot, unsize_arc,
 };
 use portcullis_iommu::{
-    AttachError, Domain, DomainError, DomainSpec, IdPool, Missing, PageAnswer, Permissions, Transition, Unit,
-    UnitEvent, UnitInfo, UnitStats,
+    AttachError, Domain, DomainError, DomainSpec, IdPool, Missing, PageAnswer, PageRequestFlow, Permissions,
+    Transition, Unit, UnitEvent, UnitInfo, UnitStats,
 };
 use spin::{Mutex, Once};
 
@@ -276,6 +276,10 @@ impl<H: Hal, M: Mmio + 'static> Unit for Driver<H, M> {
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
         self.inner.drain_faults(report);
         self.inner.read_page_requests(report);
+    }
+
+    fn set_page_request_flow(&self, flow: PageRequestFlow) {
+        self.inner.set_page_request_flow(flow);
     }
 
     fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {

@@ -3,7 +3,7 @@
 use super::incoming::{Taken, Whose, refusal};
 use super::queue::{Next, PageQueue, TURN};
 use super::{Handled, PageFaultHandler, PageFaultStats, PageRights};
-use crate::{Device, Iommu, PageAnswer, PageRequest, PageRequestFlow, PageResponse, Unit, UnitEvent, UnitId};
+use crate::{Device, Iommu, PageAnswer, PageRequest, PageRequestFlow, PageResponse, UnitEvent, UnitId};
 use core::sync::atomic::Ordering;
 use portcullis_hal::{Arc, Hal, OutOfMemory, Pasid, SyncError};
 use thiserror::Error;
@@ -83,14 +83,16 @@ impl<H: Hal> Iommu<H> {
 
     /// Leaves the refusal of a stray request to a thread, if there is a place for it. Each unit that is not held finds one
     /// more: it reports one request at a time. Interrupts are masked.
-    fn keep_stray(&self, unit: UnitId, answer: PageAnswer) -> Option<PageAnswer> {
-        let Some(free) = self.strays.lock().push(unit, answer) else { return Some(answer) };
+    fn keep_stray(&self, unit: UnitId, answer: PageAnswer) {
+        let Some(free) = self.strays.lock().push(unit, answer) else {
+            let what = "a page request of a device that may make none was not answered";
+            return self.complain(unit, what, None);
+        };
         if free < self.unit_count()
             && let Some(unit) = self.unit(unit)
         {
             unit.set_page_request_flow(PageRequestFlow::Held);
         }
-        None
     }
 
     /// Incomplete groups of all devices behind a unit stay so. Interrupts are masked.
@@ -189,8 +191,10 @@ impl<H: Hal> Iommu<H> {
     fn refuse_strays(&self) {
         for _ in 0..STRAYS {
             let Some((unit, answer)) = self.hal.critical(|| self.strays.lock().pop()) else { return };
-            if let Some(unit) = self.unit(unit) {
-                refuse_stray(&*unit, answer);
+            if let Some(unit) = self.unit(unit)
+                && let Err(error) = unit.answer(&[answer])
+            {
+                log::error!("the refusal of a page request was not delivered: {error}");
             }
         }
     }
@@ -234,35 +238,29 @@ impl<H: Hal> Iommu<H> {
         let id = device.unit();
         let unit = self.unit(id).ok_or(SyncError::Faulted)?;
         let drained = unit.drain_page_requests(device.endpoints(), &mut |event| {
-            let stray = self.hal.critical(|| match event {
-                UnitEvent::PageRequest(request) => self.take_page_request(id, request),
-                event => self.event(id, event),
-            });
-            if let Some(answer) = stray {
-                refuse_stray(&*unit, answer);
+            self.hal.critical(|| self.event(id, event));
+            // Here alone the unit may be called, and waited for.
+            if event == UnitEvent::Unread {
+                self.refuse_strays();
+                unit.set_page_request_flow(PageRequestFlow::Open);
             }
         });
+        self.refuse_strays();
         queue.refuse_all(&self.hal, whose);
         drained
     }
 
-    /// What a unit tells. Returned is an answer for which there is no place. Interrupts are masked.
-    pub(crate) fn event(&self, unit: UnitId, event: UnitEvent) -> Option<PageAnswer> {
+    /// What a unit tells. Interrupts are masked.
+    pub(crate) fn event(&self, unit: UnitId, event: UnitEvent) {
         match event {
             UnitEvent::PageRequest(request) => {
-                let stray = self.take_page_request(unit, request)?;
-                return self.keep_stray(unit, stray);
+                if let Some(answer) = self.take_page_request(unit, request) {
+                    self.keep_stray(unit, answer);
+                }
             }
             UnitEvent::PageRequestOverflow => self.lose_page_requests(unit),
             other => self.take_event(unit, other),
         }
-        None
-    }
-}
-
-fn refuse_stray(unit: &dyn Unit, answer: PageAnswer) {
-    if let Err(error) = unit.answer(&[answer]) {
-        log::error!("the refusal of a page request was not delivered: {error}");
     }
 }
 

@@ -76,6 +76,8 @@ pub(crate) struct Wires {
     pub(crate) batches: Vec<usize>,
     /// What is in `events` stays there.
     paused: bool,
+    /// A drain reports a record: locks are held, and interrupts are masked.
+    reporting: bool,
     pub(crate) on_answer: Option<OnAnswer>,
     /// The call that fails.
     pub(crate) fails: &'static str,
@@ -193,6 +195,7 @@ impl Unit for FakeUnit {
     }
     fn answer(&self, answers: &[PageAnswer]) -> Result<(), SyncError> {
         let mut wires = self.wires();
+        assert!(!wires.reporting, "the hardware is waited for with its queue locked");
         wires.batches.push(answers.len());
         for answer in answers {
             let same = |asked: &PageAnswer| {
@@ -225,7 +228,17 @@ impl Unit for FakeUnit {
             let mut wires = self.wires();
             (std::mem::take(&mut wires.events), std::mem::take(&mut wires.held))
         };
-        events.into_iter().chain(held).for_each(report);
+        for event in events.into_iter().chain(held) {
+            for _ in 0..10 {
+                if self.wires().paused {
+                    report(UnitEvent::Unread);
+                }
+            }
+            assert!(!self.wires().paused, "nobody lets requests flow again");
+            self.wires().reporting = true;
+            report(event);
+            self.wires().reporting = false;
+        }
         self.note(format!("drain {}", ids[0]))
     }
     fn stats(&self) -> UnitStats {

@@ -237,6 +237,11 @@ impl Board {
         wrong
     }
 
+    /// How often interrupts are masked, one in the other.
+    pub(crate) fn masked(&self) -> u32 {
+        self.masked.load(Ordering::SeqCst)
+    }
+
     /// How many probes were made.
     pub(crate) fn probed(&self) -> u64 {
         self.probed.load(Ordering::Relaxed)

@@ -283,6 +283,39 @@ fn a_drain_comes_to_its_end_though_others_flood_the_queue() {
     finish(&bench, &device);
 }
 
+/// Whoever is told that a drain stopped refuses what it brought, while others attach and interrupts come.
+#[test]
+fn a_drain_stops_where_requests_are_held_and_holds_nothing_meanwhile() {
+    let (bench, _domain, device) = bench();
+    let (driver, other) = (&bench.driver, bench.domain(Stage::Stage1));
+    (0..5).for_each(|_| _ = device.request_pages(&[read(7)]).unwrap());
+    let (mut asked, mut stops) = (Vec::new(), 0);
+    let drained = driver.drain_page_requests(&endpoint(SID), &mut |event| match event {
+        UnitEvent::Unread => {
+            stops += 1;
+            assert_eq!(bench.kernel.0.masked(), 0);
+            assert_eq!(events(&bench), [UnitEvent::Unread]);
+            driver.attach(&endpoint(OTHER), &other).unwrap();
+            driver.answer(&answers(&std::mem::take(&mut asked), PageResponse::Invalid)).unwrap();
+            driver.set_page_request_flow(PageRequestFlow::Open);
+        }
+        event => {
+            asked.push(request(event));
+            driver.set_page_request_flow(PageRequestFlow::Held);
+        }
+    });
+    assert_eq!((drained, stops), (Ok(()), 5));
+    assert_eq!((told(&device).len(), device.unanswered()), (5, 0));
+    // Nobody lets them flow.
+    driver.set_page_request_flow(PageRequestFlow::Held);
+    device.request_pages(&[read(7)]).unwrap();
+    let mut told_unread = |event| assert_eq!(event, UnitEvent::Unread);
+    assert_eq!(driver.drain_page_requests(&endpoint(SID), &mut told_unread), Err(SyncError::Faulted));
+    driver.set_page_request_flow(PageRequestFlow::Open);
+    assert_eq!(requests(&bench).len(), 1);
+    bench.check();
+}
+
 #[test]
 fn a_record_that_cannot_be_written_is_told() {
     let (bench, _domain, device) = bench();

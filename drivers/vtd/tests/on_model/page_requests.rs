@@ -5,8 +5,8 @@ use crate::rig::{IOVA, Rig, SID, device, done, endpoint, map, pasid, units};
 use crate::world::options;
 use portcullis_hal::{Access, Arc, EndpointId, Iova, MsiMessage, PhysAddr, SyncError};
 use portcullis_iommu::{
-    Answered, Domain, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestKind, PageResponse,
-    Permissions, Privilege, Requests, Stage, StallId, Unit, UnitEvent,
+    Answered, Domain, GroupIndex, InGroup, PageAnswer, PageRequest, PageRequestFlow, PageRequestKind,
+    PageResponse, Permissions, Privilege, Requests, Stage, StallId, Unit, UnitEvent,
 };
 use portcullis_model::core::{Memory, Mode, Prng, ResponseCode};
 use portcullis_model::device::{Attempt, Device, Job, points as habits};
@@ -364,6 +364,54 @@ fn a_drain_through_an_overflow_is_repeated_until_nothing_is_left() {
     assert_eq!(told(&device), [(group, ResponseCode::Success)]);
     assert_eq!(events(&rig), []);
     finish(rig, &device);
+}
+
+#[test]
+fn requests_that_are_held_stay_and_a_drain_stops_there_and_holds_nothing() {
+    let (rig, device) = rig(Config::full());
+    let driver = &rig.driver;
+    let ask = |count: usize| (0..count).for_each(|_| _ = device.request_pages(&[job(7)]).expect("credit"));
+    ask(130);
+    driver.set_page_request_flow(PageRequestFlow::Held);
+    assert_eq!(events(&rig), [UnitEvent::Unread]);
+    driver.set_page_request_flow(PageRequestFlow::Open);
+    let mut all = Vec::new();
+    driver.handle_interrupt(&mut |event| {
+        driver.set_page_request_flow(PageRequestFlow::Held);
+        all.push(event);
+    });
+    assert!(matches!(all[..], [UnitEvent::PageRequest(_), UnitEvent::Unread]), "{all:?}");
+    driver.set_page_request_flow(PageRequestFlow::Open);
+    // No status bit tells of them any more.
+    let mut rest = events(&rig);
+    assert_eq!(rest.pop(), Some(UnitEvent::PageRequestOverflow));
+    let mut asked: Vec<_> = rest.into_iter().chain([all[0]]).map(request).collect();
+    assert_eq!((asked.len(), told(&device).len()), (127, 3));
+
+    ask(5);
+    let mut stops = 0;
+    let drained = driver.drain_page_requests(&endpoint(SID), &mut |event| match event {
+        UnitEvent::Unread => {
+            stops += 1;
+            assert_eq!(events(&rig), [UnitEvent::Unread]);
+            driver.answer(&answers(&std::mem::take(&mut asked), PageResponse::Invalid)).expect("an answer");
+            driver.set_page_request_flow(PageRequestFlow::Open);
+        }
+        event => {
+            asked.push(request(event));
+            driver.set_page_request_flow(PageRequestFlow::Held);
+        }
+    });
+    assert_eq!((drained, stops), (Ok(()), 4), "behind the last one there is nothing");
+    driver.answer(&answers(&asked, PageResponse::Invalid)).expect("an answer");
+    assert_eq!((told(&device).len(), device.unanswered()), (132, 0));
+    // Nobody lets them flow.
+    ask(1);
+    let mut told_unread = |event| assert_eq!(event, UnitEvent::Unread);
+    assert_eq!(driver.drain_page_requests(&endpoint(SID), &mut told_unread), Err(SyncError::Faulted));
+    driver.set_page_request_flow(PageRequestFlow::Open);
+    assert_eq!(requests(&rig).len(), 1);
+    rig.finish();
 }
 
 #[test]
