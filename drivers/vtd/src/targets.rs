@@ -445,9 +445,9 @@ impl<H: Hal, M: Mmio + 'static> List<H, M> {
         sender.flight.finish()
     }
 
-    /// What the only unit has to forget with its devices, if there is but one and this is not much.
+    /// What the unit that is in use has to forget with its devices, if there is but one and this is not much.
     fn few(&self, range: Option<IovaRange>, changed: Changed) -> Option<(&Inner<H, M>, Batch<FEW>)> {
-        let unit = &self.targets.first()?.unit;
+        let unit = &self.targets.iter().find(|target| target.is_in_use())?.unit;
         let mut batch = Batch::new();
         for target in self.targets.iter().filter(|target| target.is_in_use()) {
             let exactly = range.and_then(|range| target.exactly(range, changed));

@@ -1,7 +1,9 @@
 //! PASIDs, permissions and device TLBs, step by step on the model.
 
 use crate::rig::{IOVA, Rig, SID, device, done, endpoint, fault, pasid, permissions, units, unmap};
-use portcullis_hal::{Arc, EndpointId, Gather, Iova, IovaRange, host};
+use portcullis_hal::{
+    Arc, Attributes, EndpointId, FrameOrder, Frames, Gather, Iova, IovaRange, Mapped, SyncError, host,
+};
 use portcullis_iommu::{
     AttachError, Domain, DomainSpec, Missing, Permissions, Requests, Stage, Transition, Unit,
 };
@@ -476,4 +478,32 @@ fn a_device_that_does_not_answer_costs_its_memory_and_nothing_else() {
     unmap(&two);
     assert!(rig.driver.stats().queue_errors > 0);
     rig.finish();
+}
+
+#[test]
+fn a_domain_that_nobody_uses_any_more_needs_no_unit() {
+    for config in units() {
+        let rig = Rig::new(config);
+        let (left, other) = (rig.domain(Stage::Stage1, 0x1_0000), rig.domain(Stage::Stage1, 0x2_0000));
+        rig.permit(SID, 0, Requests::TRANSLATION);
+        rig.driver.attach(&endpoint(SID), &left).expect("an attachment");
+        let device = device(&rig, SID, 0);
+        assert_eq!(device.access(Job::write(IOVA), Mode::Any).output(), Some(0x1_0000));
+        rig.driver.detach(&endpoint(SID)).expect("an answer");
+        let before = rig.driver.stats();
+        unmap(&left);
+        assert_eq!(rig.driver.stats(), before, "nothing is asked of the unit");
+
+        rig.driver.attach(&endpoint(SID + 1), &other).expect("an attachment");
+        let memory = Frames::zeroed(&rig.bench.host, FrameOrder::SINGLE).expect("memory");
+        let mapped = Mapped::map(&left, Iova::new(IOVA), memory, Attributes::READ_WRITE).expect("room");
+        rig.bench.schedule.odds(portcullis_model::vtd::points::QUEUE_PAUSE, 1, 1);
+        let mut gather = Gather::new();
+        let range = IovaRange::new(Iova::new(IOVA), 0x1000).expect("a range");
+        assert_eq!(host::unmap(&*other, range, &mut gather), Ok(0x1000));
+        let error = other.sync(&mut gather).map(drop);
+        assert!(matches!(error, Err(SyncError::Timeout(_))), "{error:?}");
+        assert!(mapped.unmap().is_ok(), "the unit that is out of order knows nothing of it");
+        rig.finish();
+    }
 }
