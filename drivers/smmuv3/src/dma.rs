@@ -224,12 +224,11 @@ unsafe impl<H: Hal, M: Mmio + 'static> IoSpace for SmmuDomain<H, M> {
     fn sync(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
         gather.claim(self.key())?;
         match self.invalidate_at_once(gather) {
-            // SAFETY: as below.
-            Attempt::Confirmed if gather.has_tables() => unsafe { self.finish_with_tables(gather) },
             // SAFETY: `invalidate_at_once` confirms this after each unit completed the invalidations of what the gather
-            // recorded, in its TLB and then in those of the devices that its entries allow translation requests. The
-            // frames come from the page table, which allocates from this `hal`.
-            Attempt::Confirmed => Ok(unsafe { gather.finish(self.hal()) }),
+            // recorded, in its TLB and then in those of the devices that its entries allow translation requests.
+            Attempt::Confirmed if gather.has_tables() => unsafe { self.finish_with_tables(gather) },
+            // SAFETY: as above, and there are no tables.
+            Attempt::Confirmed => Ok(unsafe { gather.finish_leaves() }),
             // The rest in functions of their own, each of which the last thing here is to call: so this one keeps all in
             // registers, and saves none.
             Attempt::Begun(target, Tried::Sent(pair)) => self.sync_sent(gather, target, pair),

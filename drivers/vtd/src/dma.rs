@@ -164,7 +164,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     #[inline(never)]
     fn sync_everything(&self, gather: &mut Gather) -> Result<SyncProof, SyncError> {
         let result = self.invalidate(gather);
-        // SAFETY: `invalidate` returns after all units confirmed the invalidation of the recorded range, with the walk
+        // SAFETY: `invalidate` returns `Ok` after all units confirmed the invalidation of the recorded range, with the walk
         // caches if tables were cut off, and then in the device TLBs of the endpoints that may ask for translations.
         unsafe { self.end_sync(gather, result) }
     }
@@ -180,7 +180,8 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     ) -> Result<SyncProof, SyncError> {
         let result = unit.submit_on(unsubmitted).and_then(|ticket| unit.wait(ticket));
         drop(unit);
-        // SAFETY: the descriptor is all that the gather takes, and the hardware carried it out, or refused to.
+        // SAFETY: the descriptor is all that the gather takes. With `Ok` the hardware has carried it out; that it refused
+        // to, or did not answer, is the error.
         unsafe { self.end_sync(gather, result) }
     }
 
@@ -205,7 +206,7 @@ impl<H: Hal, M: Mmio + 'static> PagingDomain<H, M> {
     ///
     /// # Safety
     ///
-    /// If the result is not an error, no unit and no device TLB holds anything that the gather recorded.
+    /// With `Ok`, no unit and no device TLB holds anything that the gather recorded.
     unsafe fn end_sync(
         &self,
         gather: &mut Gather,
