@@ -146,6 +146,9 @@ impl AddressSpace {
 
     /// Ends the address space: devices lose their access, user code faults at its next instruction, and all memory goes
     /// back. The tables stay until nobody knows the space any more.
+    ///
+    /// Of several callers one ends it. The others get [`MmError::Ended`] at once, also while devices still have their
+    /// access: that those are cut off, only the first one's return says.
     pub(crate) fn end(&self) -> Result<usize, MmError> {
         let mut state = self.state.lock();
         state.running()?;
