@@ -69,7 +69,8 @@ fn isolate(registers: MmioRegion, nic: RequesterId) -> Result<(), Box<dyn core::
     // From its first register write on the unit aborts all DMA; after `enable` it translates, and nobody is attached.
     let smmu = Setup::new(Kernel, registers, Options::default())?.enable()?;
     let unit = IOMMU.add_unit(smmu.unit()?)?;
-    // The unit's interrupt handler calls `IOMMU.handle_interrupt(unit)`; when it stands, the unit may use it.
+    // The unit's interrupt handler calls `IOMMU.handle_interrupt(unit)`, and wakes a thread that calls
+    // `IOMMU.handle_page_faults()` if that leaves more to do; when both stand, the unit may use its interrupt.
     smmu.enable_interrupts(Interrupts::Wired)?;
 
     let nic = IOMMU.add_device(DeviceDescription {

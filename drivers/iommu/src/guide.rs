@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | the unit is brought up by its driver | `Setup::new`, `enable` of `portcullis-smmuv3`, `-vtd` or `-virtio-iommu` | devices may master the bus |
 //! | it is registered | [`Iommu::add_unit`] | its interrupt is unmasked |
-//! | its interrupt is routed | your handler calls [`Iommu::handle_interrupt`] | anything is attached; where there is no interrupt, a timer calls it |
+//! | its interrupt is routed | your handler calls [`Iommu::handle_interrupt`], and wakes a thread for what that leaves | anything is attached; where there is no interrupt, a timer calls it |
 //! | devices are registered | [`Iommu::add_device`], with all that firmware reserves for them | their drivers start |
 //! | a domain is made and attached | [`Iommu::new_domain`], [`Iommu::attach`] | the driver hands addresses to the device |
 //! | a device's PASIDs, page requests and ATS go on | [`Iommu::enable`] or [`Iommu::enable_feature`] | [`Iommu::attach_pasid`], [`Iommu::bind`] |
@@ -78,7 +78,7 @@
 //!
 //! ```
 //! use portcullis_hal::{Arc, Hal, OutOfMemory, unsize_arc};
-//! use portcullis_iommu::{Device, Fault, FaultHandler, Iommu, UnitId};
+//! use portcullis_iommu::{Device, Fault, FaultHandler, Iommu, PageFaultWork, UnitId};
 //! use std::sync::atomic::{AtomicU32, Ordering};
 //!
 //! /// Counts what a device was refused. Its driver looks, and resets the device when it is too much.
@@ -97,8 +97,15 @@
 //! }
 //!
 //! /// The kernel's interrupt handler for a unit.
-//! fn interrupt<H: Hal>(iommu: &Iommu<H>, unit: UnitId) {
-//!     iommu.handle_interrupt(unit);
+//! fn interrupt<H: Hal>(iommu: &Iommu<H>, unit: UnitId, wake: impl FnOnce()) {
+//!     if iommu.handle_interrupt(unit) == PageFaultWork::More {
+//!         wake();
+//!     }
+//! }
+//!
+//! /// The thread that it wakes, on a machine without page faults too: no interrupt tells of faults beyond a queueful.
+//! fn go_on<H: Hal>(iommu: &Iommu<H>) {
+//!     while iommu.handle_page_faults() == PageFaultWork::More {}
 //! }
 //!
 //! /// What a thread finds later: a line for each fault.

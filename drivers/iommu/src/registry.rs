@@ -5,7 +5,7 @@ use crate::namespace::PasidNamespace;
 use crate::sva::Entry;
 use crate::{
     AttachError, Device, DeviceDescription, DeviceId, Domain, DomainError, DomainKind, DomainSpec, Fault,
-    FaultHandler, FaultLog, ReservedKind, Transition, Unit, UnitEvent, UnitId,
+    FaultHandler, FaultLog, PageFaultWork, ReservedKind, Transition, Unit, UnitEvent, UnitId,
 };
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -250,11 +250,21 @@ impl<H: Hal> Iommu<H> {
 
     /// Reads what a unit has queued for software, logs faults and tells their owners, and queues page requests for
     /// [`handle_page_faults`](Self::handle_page_faults). For interrupt handlers; it never waits for hardware.
-    pub fn handle_interrupt(&self, unit: UnitId) {
+    ///
+    /// If there is [more](PageFaultWork::More) to do, a thread has to call that, whether devices use page faults or not:
+    /// where faults came faster than they could be read, no interrupt tells of the rest.
+    pub fn handle_interrupt(&self, unit: UnitId) -> PageFaultWork {
         self.hal.critical(|| {
-            let Some(hardware) = self.unit(unit) else { return };
-            hardware.handle_interrupt(&mut |event| self.event(unit, event));
-        });
+            let mut work = PageFaultWork::Done;
+            let Some(hardware) = self.unit(unit) else { return work };
+            hardware.handle_interrupt(&mut |event| {
+                if let UnitEvent::PageRequest(_) | UnitEvent::Unread = event {
+                    work = PageFaultWork::More;
+                }
+                self.event(unit, event);
+            });
+            work
+        })
     }
 
     /// Takes note of what is no page request. Interrupts are masked.

@@ -92,7 +92,7 @@ fn complaints_are_logged_once_in_a_tenth_of_a_second_and_counted_meanwhile() {
                 other => rig.unit().wires().events.push(*other),
             }
         }
-        iommu.handle_interrupt(UnitId(0));
+        let _more = iommu.handle_interrupt(UnitId(0));
         assert_eq!(iommu.handle_page_faults(), PageFaultWork::Done);
         std::mem::take(&mut *LINES.0.lock().unwrap())
     };

@@ -54,7 +54,7 @@ fn every_group_has_one_answer_and_devices_that_may_not_ask_no_handler() {
         rig.unit().ask(request(&device, process, page, last(group)));
     }
     rig.unit().ask(request(&device, Some(pasid(6)), 0x1, last(3)));
-    rig.iommu.handle_interrupt(UnitId(0));
+    assert_eq!(rig.iommu.handle_interrupt(UnitId(0)), PageFaultWork::More);
     serve(&rig.iommu);
     let expected = [0x6, 0x8, 0x7, 0x9].map(|page| (page << 12, Access::READ));
     assert_eq!(*FETCHED.lock().unwrap(), expected);

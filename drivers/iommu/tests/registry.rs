@@ -114,7 +114,14 @@ impl Unit for FakeUnit {
     }
 
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent)) {
-        self.events.lock().unwrap().drain(..).for_each(report);
+        let mut events = self.events.lock().unwrap();
+        while !events.is_empty() {
+            let event = events.remove(0);
+            report(event);
+            if event == UnitEvent::Unread {
+                break;
+            }
+        }
     }
 
     fn stats(&self) -> UnitStats {
@@ -324,7 +331,31 @@ fn faults_find_their_owner_and_the_log() {
     let device = rig.device(8, 1, vec![]).unwrap();
     let handler = Arc::try_new(Handler(Mutex::default())).unwrap();
     rig.iommu.set_fault_handler(&device, Some(unsize_arc!(handler.clone() => dyn FaultHandler)));
-    let record = |endpoint| FaultRecord {
+    let events = [fault(8), UnitEvent::Overflow, fault(9)];
+    rig.unit.events.lock().unwrap().extend(events);
+    assert_eq!(rig.iommu.handle_interrupt(UnitId(0)), PageFaultWork::Done);
+    let told = handler.0.lock().unwrap().clone();
+    assert_eq!(told.iter().map(|fault| fault.device).collect::<Vec<_>>(), [Some(device.id())]);
+    let logged: Vec<_> = core::iter::from_fn(|| rig.iommu.next_fault()).map(|fault| fault.device).collect();
+    assert_eq!(logged, [Some(device.id()), None]);
+    assert_eq!(rig.iommu.overflows(), 1);
+}
+
+#[test]
+fn faults_beyond_what_an_interrupt_may_read_are_reported_without_another_one() {
+    let rig = Rig::new();
+    let events = [fault(8), UnitEvent::Unread, fault(9), UnitEvent::Unread, fault(10)];
+    rig.unit.events.lock().unwrap().extend(events);
+    assert_eq!(rig.iommu.handle_interrupt(UnitId(0)), PageFaultWork::More);
+    assert_eq!(core::iter::from_fn(|| rig.iommu.next_fault()).count(), 1);
+    assert!((0..5).any(|_| rig.iommu.handle_page_faults() == PageFaultWork::Done));
+    assert_eq!(core::iter::from_fn(|| rig.iommu.next_fault()).count(), 2);
+    assert_eq!(rig.iommu.handle_interrupt(UnitId(0)), PageFaultWork::Done);
+}
+
+/// A DMA of an endpoint that is attached to nothing.
+fn fault(endpoint: u32) -> UnitEvent {
+    UnitEvent::Fault(FaultRecord {
         endpoint: EndpointId::new(endpoint),
         pasid: None,
         address: None,
@@ -334,13 +365,5 @@ fn faults_find_their_owner_and_the_log() {
         code: 2,
         name: "C_BAD_STREAMID",
         raw: [0; 4],
-    };
-    let events = [UnitEvent::Fault(record(8)), UnitEvent::Overflow, UnitEvent::Fault(record(9))];
-    rig.unit.events.lock().unwrap().extend(events);
-    rig.iommu.handle_interrupt(UnitId(0));
-    let told = handler.0.lock().unwrap().clone();
-    assert_eq!(told.iter().map(|fault| fault.device).collect::<Vec<_>>(), [Some(device.id())]);
-    let logged: Vec<_> = core::iter::from_fn(|| rig.iommu.next_fault()).map(|fault| fault.device).collect();
-    assert_eq!(logged, [Some(device.id()), None]);
-    assert_eq!(rig.iommu.overflows(), 1);
+    })
 }

@@ -186,7 +186,7 @@ pub(super) fn serve(state: &mut State, arguments: &[&str]) -> Result<Next, Strin
     let answers = || meter.unit().stats().answers;
     let before = answers();
     let (time, events, work) = meter.measure(|| {
-        iommu.handle_interrupt(device.unit());
+        let _more = iommu.handle_interrupt(device.unit());
         iommu.handle_page_faults()
     });
     if let Some(mask) = state.held.take() {

@@ -31,7 +31,7 @@ struct Announce {
 
 impl ExitHandler for Announce {
     fn exit(&self, device: &Device, pasid: Option<Pasid>) {
-        self.iommu.handle_interrupt(device.unit());
+        let _more = self.iommu.handle_interrupt(device.unit());
         for _ in 0..ROUNDS {
             if self.iommu.handle_page_faults() == PageFaultWork::Done {
                 break;

@@ -63,6 +63,7 @@ pub(crate) fn clock() -> Clock<fn() -> u64> {
 /// Takes all faults out of the log, so that the next one is the one to come.
 pub(crate) fn drain_faults(iommu: &KernelIommu) {
     machine::service_polled_units();
+    let _more = iommu.handle_page_faults();
     while iommu.next_fault().is_some() {}
 }
 
@@ -73,6 +74,7 @@ pub(crate) fn await_fault(iommu: &KernelIommu, device: &Device) -> Result<Fault,
     let start = hal.now_ns();
     loop {
         machine::service_polled_units();
+        let _more = iommu.handle_page_faults();
         while let Some(fault) = iommu.next_fault() {
             if fault.device == Some(device.id()) {
                 report::text(format_args!("  {fault}"));

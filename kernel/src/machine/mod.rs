@@ -117,7 +117,7 @@ pub(crate) fn poll(unit: UnitId) {
 pub(crate) fn service_polled_units() {
     let polled = POLLED.load(Ordering::Relaxed);
     for unit in (0..64).filter(|unit| polled >> unit & 1 != 0) {
-        IOMMU.handle_interrupt(UnitId(unit));
+        let _more = IOMMU.handle_interrupt(UnitId(unit));
     }
 }
 

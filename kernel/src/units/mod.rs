@@ -223,7 +223,8 @@ fn connect(line: Interrupt, unit: UnitId) -> Result<(), String> {
     connected.map_err(words)
 }
 
-/// The handler of every unit's interrupts.
+/// The handler of every unit's interrupts. There is one thread, and it looks after what is left by itself: the console
+/// while the user thinks, and jobs while they wait for faults.
 fn unit_interrupt(unit: usize) {
-    machine::iommu().handle_interrupt(UnitId(unit as u16));
+    let _more = machine::iommu().handle_interrupt(UnitId(unit as u16));
 }

@@ -102,7 +102,7 @@ impl FaultHandler for Handler {
 
 #[inline(never)]
 fn interrupts(id: UnitId) {
-    IOMMU.handle_interrupt(id);
+    debug(&IOMMU.handle_interrupt(id));
     if let Some(fault) = IOMMU.next_fault() {
         show(&fault);
         debug(&fault);

@@ -159,7 +159,7 @@ fn page_faults(iommu: &Iommu<Kernel>, device: &Device, pasid: Pasid) {
     let Ok(keeper) = Arc::try_new(Keeper(Mutex::new(None))) else { return };
     let handler = unsize_arc!(keeper.clone() => dyn PageFaultHandler);
     told(iommu.set_page_fault_handler(device, Some(pasid), handler, black_box(PageRights::all())));
-    iommu.handle_interrupt(device.unit());
+    let _more = iommu.handle_interrupt(device.unit());
     debug(&iommu.handle_page_faults());
     let late = keeper.0.lock().take();
     if let Some(group) = late {

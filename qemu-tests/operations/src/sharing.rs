@@ -75,7 +75,7 @@ impl<'a, H: Hal, C: Fn() -> u64> Sharing<'a, H, C> {
             ask(pasid);
             let before = answers();
             let work = samples.of(&self.meter, || {
-                self.iommu.handle_interrupt(self.device.unit());
+                let _more = self.iommu.handle_interrupt(self.device.unit());
                 self.iommu.handle_page_faults()
             });
             if work != PageFaultWork::Done || answers() != before + 1 {

@@ -11,13 +11,13 @@ use thiserror::Error;
 /// How often each device has its turn in one call at most.
 const ROUNDS: usize = 16;
 
-/// Whether there is more to do.
+/// Whether there is more to do for [`handle_page_faults`](Iommu::handle_page_faults).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use]
 pub enum PageFaultWork {
     /// Every request so far was given to its handler.
     Done,
-    /// Requests are left: devices go on asking, or handlers owe so many answers that no more were given to them, or a
+    /// Requests are left: an interrupt brought them, devices go on asking, or handlers owe so many answers that no more were given to them, or a
     /// unit has more in its queue than one interrupt may take.
     More,
 }
@@ -115,7 +115,8 @@ impl<H: Hal> Iommu<H> {
         if self.unread.swap(false, Ordering::AcqRel) {
             self.for_each_unit(|id, unit| {
                 unit.set_page_request_flow(PageRequestFlow::Open);
-                self.handle_interrupt(id);
+                // What that leaves is noted.
+                let (PageFaultWork::Done | PageFaultWork::More) = self.handle_interrupt(id);
             });
             self.refuse_strays();
         }

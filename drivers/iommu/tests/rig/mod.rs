@@ -333,7 +333,7 @@ impl Rig {
 
     pub(crate) fn interrupt(&self) {
         for unit in 0..self.units.len() {
-            self.iommu.handle_interrupt(UnitId(unit as u16));
+            let _more = self.iommu.handle_interrupt(UnitId(unit as u16));
         }
     }
 

@@ -256,7 +256,7 @@ fn attached(bed: &Bed) -> Result<(), Failed> {
 fn page_faults(bed: &Bed) -> Result<(), Failed> {
     let pasid = pasid()?;
     exempt(|| bed.board.ask(pasid, 3));
-    bed.iommu.handle_interrupt(UnitId(0));
+    let _more = bed.iommu.handle_interrupt(UnitId(0));
     let work = bed.iommu.handle_page_faults();
     match exempt(|| bed.board.unanswered()) {
         0 if work == PageFaultWork::Done => Ok(()),

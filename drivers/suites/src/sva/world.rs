@@ -172,7 +172,7 @@ impl<'a, M: Machine> World<'a, M> {
             88..=90 => self.pin(),
             91..=93 => {
                 self.counts.add("interrupt");
-                self.machine.iommu().handle_interrupt(UnitId(0));
+                let _more = self.machine.iommu().handle_interrupt(UnitId(0));
             }
             _ => self.serve(),
         }
@@ -464,7 +464,7 @@ impl<'a, M: Machine> World<'a, M> {
     fn serve(&mut self) {
         self.ended.clear();
         for _ in 0..4 {
-            self.machine.iommu().handle_interrupt(UnitId(0));
+            let _more = self.machine.iommu().handle_interrupt(UnitId(0));
             let mut rounds = 0;
             while self.machine.iommu().handle_page_faults() == PageFaultWork::More && rounds < 50 {
                 rounds += 1;

@@ -86,7 +86,7 @@ impl Machine {
             Function { device, model, requests, pasid_bits: BITS, credits: CREDITS }
         });
         let handled = iommu.clone();
-        let handler: Handler = Arc::new(move || handled.handle_interrupt(UnitId(0)));
+        let handler: Handler = Arc::new(move || _ = handled.handle_interrupt(UnitId(0)));
         lock(&kernel.0.handlers).push(Some(handler));
         Self { kernel, unit, iommu, functions }
     }
