@@ -397,8 +397,8 @@ pub trait Unit: Any + Send + Sync {
         Ok(Vec::new())
     }
 
-    /// Reads what the hardware has queued for software: all of it up to a queueful, and if more is there then, says
-    /// [`Unread`](UnitEvent::Unread). Never waits for the hardware.
+    /// Reads what the hardware has queued for software: all of it up to a queueful, or to the most that is read of a long
+    /// queue at once; if more is there then, says [`Unread`](UnitEvent::Unread). Never waits for the hardware.
     ///
     /// Each [`PageRequest`](UnitEvent::PageRequest) that wants an answer is to be [answered](Self::answer) once.
     fn handle_interrupt(&self, report: &mut dyn FnMut(UnitEvent));

@@ -78,24 +78,6 @@ pub(crate) enum Found<const WORDS: usize> {
     Overflow,
 }
 
-/// Whether records were lost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Lost {
-    None,
-    Some,
-}
-
-/// What was given up of a queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Skipped<const WORDS: usize> {
-    /// Nothing: the queue is empty.
-    Nothing,
-    /// All that was there.
-    All,
-    /// What was there before this record, which is taken.
-    UpTo([u64; WORDS], Lost),
-}
-
 impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
     /// A queue whose indices are in the registers `produced` and `consumed`.
     pub(crate) fn new(ring: Ring<H, WORDS>, [produced, consumed]: [Register; 2]) -> Self {
@@ -153,46 +135,6 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
                 self.release(block, &consumer);
             }
             Some(Found::Record(record))
-        })
-    }
-
-    /// Gives up records that are queued, for a unit that writes them faster than they can be reported, up to the first
-    /// one that `wanted` picks.
-    ///
-    /// The unit interrupts when a record is written to an empty queue (IHI 0070, 3.18), so what counts is that the
-    /// queue is seen empty after it was told so: by [`Skipped::Nothing`].
-    pub(crate) fn skip<M: Mmio>(
-        &self,
-        block: &RegisterBlock<H, M>,
-        wanted: impl Fn(&[u64; WORDS]) -> bool,
-        note: impl FnOnce(&[u64; WORDS]),
-    ) -> Skipped<WORDS> {
-        block.hal.critical(|| {
-            let mut consumer = self.consumer.lock();
-            let first = consumer.position;
-            let prod = self.look(block, &mut consumer);
-            if first == consumer.produced && prod.overflow() == consumer.acknowledged {
-                return Skipped::Nothing;
-            }
-            barrier::after_completion();
-            let mut lost = if prod.overflow() == consumer.acknowledged { Lost::None } else { Lost::Some };
-            consumer.acknowledged = prod.overflow();
-            let mut found = None;
-            while found.is_none() && consumer.position != consumer.produced {
-                let record = self.take(&mut consumer);
-                match wanted(&record) {
-                    true => found = Some(record),
-                    false => lost = Lost::Some,
-                }
-            }
-            self.release(block, &consumer);
-            match found {
-                Some(record) => {
-                    note(&record);
-                    Skipped::UpTo(record, lost)
-                }
-                None => Skipped::All,
-            }
         })
     }
 
@@ -324,10 +266,5 @@ mod tests {
             assert_eq!([(); 4].map(|()| next()), expected.map(Some));
             assert_eq!(next(), None);
         }
-        // Those that are given up, too.
-        registers.0[0].store(0, Ordering::SeqCst);
-        queue.amend(&block, |record| record[0] == 1, || ());
-        let skipped = queue.skip(&block, |record| record[0] == 0x101, |_| ());
-        assert_eq!(skipped, Skipped::UpTo([0x101; 4], Lost::Some));
     }
 }

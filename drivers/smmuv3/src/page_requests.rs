@@ -2,10 +2,11 @@
 
 use crate::attach::{Attachments, stream};
 use crate::command::{Command, PageAction, StallAction};
-use crate::evtq::{Found, Lost, Skipped};
+use crate::evtq::Found;
 use crate::fault;
 use crate::port::{Health, Port, count};
 use crate::record::{self, translates};
+use crate::ring::RingSize;
 use crate::spec::event::{EVENT_WORDS, Event0, Event1};
 use crate::spec::pri::{PAGE_REQUEST_WORDS, PageRequest0, PageRequest1};
 use crate::stalls::{self, Stall, stall};
@@ -19,8 +20,9 @@ use portcullis_iommu::{
 /// How many commands are submitted together.
 const TOGETHER: usize = stalls::ANSWERING;
 
-/// How often the unit may be ahead once more while records are given up. Each time takes two accesses to registers.
-const SKIPS: usize = 64;
+/// How many records of a queue are read at once, with interrupts masked: whatever devices do, and however long the queue
+/// is, that ends.
+const AT_ONCE: u64 = 256;
 
 /// How often an answer is given to a unit that refuses it.
 const ATTEMPTS: usize = 4;
@@ -65,45 +67,20 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         self.held.store(flow == PageRequestFlow::Held, Ordering::Release);
     }
 
-    /// Reports what the event queue holds: all of it up to a queueful, and beyond that no more than its stalls, each of
-    /// which has to be answered. A device that faults without end takes the CPU for a bounded time.
+    /// Reports what the event queue holds.
     fn read_events(&self, report: &mut dyn FnMut(UnitEvent)) -> Left {
-        for _ in 0..self.events.size().entries() {
+        for _ in 0..at_once(self.events.size()) {
             let mut stalled = None;
             match self.events.next(&self.block, |raw| stalled = self.stalls.note(raw)) {
                 Some(Found::Record(raw)) => report(self.event(raw, stalled)),
-                Some(Found::Overflow) => self.report_lost_events(report),
+                Some(Found::Overflow) => {
+                    count(&self.counters.overflows);
+                    report(UnitEvent::Overflow);
+                }
                 None => return Left::Nothing,
             }
         }
-        let mut left = Left::Some;
-        let mut lost = Lost::None;
-        for _ in 0..SKIPS + self.stalls.most() {
-            let mut stalled = None;
-            let note = |raw: &_| stalled = self.stalls.note(raw);
-            match self.events.skip(&self.block, |raw| stall(raw).is_some(), note) {
-                Skipped::Nothing => {
-                    left = Left::Nothing;
-                    break;
-                }
-                Skipped::All => lost = Lost::Some,
-                Skipped::UpTo(raw, before) => {
-                    if before == Lost::Some {
-                        lost = Lost::Some;
-                    }
-                    report(self.event(raw, stalled));
-                }
-            }
-        }
-        if lost == Lost::Some {
-            self.report_lost_events(report);
-        }
-        left
-    }
-
-    fn report_lost_events(&self, report: &mut dyn FnMut(UnitEvent)) {
-        count(&self.counters.overflows);
-        report(UnitEvent::Overflow);
+        Left::Some
     }
 
     /// An event record in the terms of all back ends. One of a stall that found no place is a fault: nobody can answer
@@ -121,11 +98,11 @@ impl<H: Hal, M: Mmio> Port<H, M> {
         }
     }
 
-    /// Reports what the PRI queue holds, up to a queueful: what devices send on even then, beyond their credits, waits
-    /// there, and the unit answers what finds no room (8.1).
+    /// Reports what the PRI queue holds: what devices send on meanwhile, beyond their credits, waits there, and the unit
+    /// answers what finds no room (8.1).
     fn read_page_requests(&self, report: &mut dyn FnMut(UnitEvent)) -> Left {
         let Some(requests) = &self.page_requests else { return Left::Nothing };
-        for _ in 0..=requests.size().entries() {
+        for _ in 0..at_once(requests.size()) {
             if self.held.load(Ordering::Acquire) {
                 return Left::Some;
             }
@@ -272,6 +249,11 @@ impl<H: Hal, M: Mmio + 'static> Attachments<H, M> {
         };
         Few::of(Command::sync(), endpoints.iter().flat_map(commands))
     }
+}
+
+/// How often a look is taken into a queue of this size: it finds each record, that some were lost, and that it is empty.
+fn at_once(size: RingSize) -> u64 {
+    size.entries().saturating_add(2).min(AT_ONCE)
 }
 
 /// How many endpoints are drained together.

@@ -102,7 +102,6 @@ impl Table {
 
 /// Those that were reported and not answered.
 pub(crate) struct Stalls {
-    most: usize,
     /// Taken with interrupts masked.
     table: Mutex<Table>,
 }
@@ -119,12 +118,7 @@ impl Stalls {
         for place in (0..count).rev() {
             list::push_reserved(&mut free, place).map_err(|_| OutOfMemory)?;
         }
-        Ok(Self { most: most.into(), table: Mutex::new(Table { places, free, next: 1 }) })
-    }
-
-    /// How many there are at most.
-    pub(crate) fn most(&self) -> usize {
-        self.most
+        Ok(Self { table: Mutex::new(Table { places, free, next: 1 }) })
     }
 
     /// Gives a place to the stall that an event is about, if it is about one. A unit that holds more than it says finds

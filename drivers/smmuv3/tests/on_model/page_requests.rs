@@ -227,7 +227,7 @@ fn a_flood_takes_a_queueful_for_each_call_and_every_request_gets_its_answer() {
             UnitEvent::Unread => more = true,
             event => assert_eq!(event, UnitEvent::PageRequestOverflow),
         });
-        assert!(asked.len() <= 9);
+        assert!(asked.len() <= 10);
         bench.driver.answer(&answers(&asked, PageResponse::Success)).unwrap();
         told(&device);
         turns += 1;
@@ -236,7 +236,31 @@ fn a_flood_takes_a_queueful_for_each_call_and_every_request_gets_its_answer() {
         }
     }
     assert_eq!((left, device.unanswered()), (0, 0), "after {turns} turns");
-    assert!(turns >= 400 / 9);
+    assert!(turns >= 400 / 10);
+    finish(&bench, &device);
+}
+
+#[test]
+fn a_long_queue_is_read_in_parts_by_interrupts_and_to_its_end_by_a_drain() {
+    let bench = Bench::with_page_requests(Config { oas: 44, ..Config::full() }, 10);
+    let device = asking(&bench, SID, &bench.domain(Stage::Stage1));
+    let ask = |count: usize| (0..count).for_each(|_| _ = device.request_pages(&[read(7)]).unwrap());
+    ask(400);
+    let mut part = events(&bench);
+    assert_eq!(part.pop(), Some(UnitEvent::Unread));
+    let part: Vec<_> = part.into_iter().map(request).collect();
+    assert_eq!(part.len(), 256);
+    bench.driver.answer(&answers(&part, PageResponse::Success)).unwrap();
+    assert_eq!(told(&device).len(), 256);
+    ask(300);
+    let mut rest = Vec::new();
+    let drained = bench.driver.drain_page_requests(&endpoint(SID), &mut |event| match event {
+        UnitEvent::Unread => {}
+        event => rest.push(request(event)),
+    });
+    assert_eq!((drained, rest.len()), (Ok(()), 444));
+    bench.driver.answer(&answers(&rest, PageResponse::Invalid)).unwrap();
+    assert_eq!((told(&device).len(), device.unanswered()), (444, 0));
     finish(&bench, &device);
 }
 
@@ -634,21 +658,27 @@ fn stalls_among_faults_without_end_are_all_reported() {
         }
     };
     more(size);
-    let (mut reported, mut turns) = (Vec::new(), 0);
-    bench.driver.handle_interrupt(&mut |event| {
-        if let UnitEvent::PageRequest(request) = event {
-            reported.push(request);
-        }
-        turns += 1;
-        if turns < 4 * size {
-            bench.unit.model.dma(Request::read(SID, ADDRESS).with_pasid(7), Mode::Any);
-            stalled += 1;
-            more(3);
-        }
-    });
-    bench.driver.answer(&answers(&reported, PageResponse::Invalid)).unwrap();
-    let left = requests(&bench);
-    bench.driver.answer(&answers(&left, PageResponse::Invalid)).unwrap();
+    let (mut turns, mut unread) = (0, true);
+    while unread {
+        let mut reported = Vec::new();
+        unread = false;
+        bench.driver.handle_interrupt(&mut |event| {
+            match event {
+                UnitEvent::PageRequest(request) => reported.push(request),
+                UnitEvent::Unread => unread = true,
+                _ => {}
+            }
+            turns += 1;
+            if turns < 4 * size {
+                bench.unit.model.dma(Request::read(SID, ADDRESS).with_pasid(7), Mode::Any);
+                stalled += 1;
+                more(3);
+            }
+        });
+        assert!(reported.len() <= size + 2);
+        bench.driver.answer(&answers(&reported, PageResponse::Invalid)).unwrap();
+    }
+    assert!(stalled >= 4 * size - 1);
     assert_eq!(bench.unit.model.stalled(), (0, 0), "of {stalled}");
     bench.check();
 }

@@ -24,9 +24,16 @@ pub(crate) struct Told {
 /// What a unit tells its interrupt handler.
 pub(crate) type Inbox = Arc<Mutex<Told>>;
 
-/// Handles a unit's interrupts.
+/// Handles a unit's interrupts, and what they leave.
 pub(crate) fn handle(driver: &Driver, model: &Smmu, inbox: &Inbox) {
-    driver.handle_interrupt(&mut |event| tell(model, inbox, event));
+    let mut unread = true;
+    while unread {
+        unread = false;
+        driver.handle_interrupt(&mut |event| {
+            unread |= event == UnitEvent::Unread;
+            tell(model, inbox, event);
+        });
+    }
 }
 
 /// Takes what a unit tells.
@@ -35,7 +42,7 @@ pub(crate) fn tell(model: &Smmu, inbox: &Inbox, event: UnitEvent) {
     let stall = |request: &PageRequest| matches!(request.kind, PageRequestKind::Stall(_));
     let lost = match &event {
         UnitEvent::Overflow => {
-            // Those that the unit had no room for, and those that the handler gave up, being late.
+            // Those that the unit had no room for.
             let records = model.coverage().table().into_iter().filter(|(class, ..)| *class == "event");
             let all: u64 = records.map(|(.., count)| count).sum();
             all + model.coverage().of("error", "EVENTQ_ABT_ERR") - told.faults

@@ -416,7 +416,7 @@ impl World {
                         unit.lost = true;
                         let again = if unit.losses.0 == losses { unit.losses.1 + 1 } else { 1 };
                         unit.losses = (losses, again);
-                        // A full queue, a failed write and what a late handler gave up are told apart, and each once.
+                        // A full queue and a failed write are told apart, and each once.
                         if again > 3 || losses == 0 {
                             return Err(format!(
                                 "unit {at} reports a loss again where nothing more was lost"

@@ -45,7 +45,7 @@ const PAGE_REQUESTS: [(&str, u64); 3] =
     [("overflow", 20), ("refused as unknown", 400), ("requests dropped", 400)];
 const STALLS: [(&str, u64); 9] = [
     ("answered after it went through", 10),
-    ("fault held back", 4),
+    ("fault held back", 1),
     ("on its way to the event queue", 200),
     ("retried", 100),
     ("suppressed", 100),
