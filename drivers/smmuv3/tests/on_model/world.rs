@@ -417,7 +417,7 @@ impl World {
                         let again = if unit.losses.0 == losses { unit.losses.1 + 1 } else { 1 };
                         unit.losses = (losses, again);
                         // A full queue and a failed write are told apart, and each once.
-                        if again > 3 || losses == 0 {
+                        if again > 2 || losses == 0 {
                             return Err(format!(
                                 "unit {at} reports a loss again where nothing more was lost"
                             ));
