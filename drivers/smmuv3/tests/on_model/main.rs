@@ -20,6 +20,7 @@ mod run;
 mod setups;
 mod sizes;
 mod space;
+mod stalls;
 mod substreams;
 mod sva;
 mod world;
